@@ -1,0 +1,60 @@
+"""Box formats and overlaps. All functions broadcast over leading axes and carry gradients.
+
+Pairwise overlaps come from broadcasting: `iou(a[:, None], b[None])` is [N, M], `iou(a, b)` paired.
+IoU and GIoU do not change when each axis is scaled, so boxes in [0, 1] and boxes in pixels agree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Keeps 0 / 0 of two empty boxes finite. Far below the area of any real box in units of its image.
+_EPSILON = 1e-12
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Centre and size to corners: [..., 4] -> [..., 4]."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([center - 0.5 * size, center + 0.5 * size], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Corners to centre and size: [..., 4] -> [..., 4]."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([0.5 * (low + high), high - low], dim=-1)
+
+
+def area(boxes_xyxy: Tensor) -> Tensor:
+    """Areas [...] of corner boxes [..., 4]; negative sides count as zero."""
+    return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def intersection(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """Overlap areas [...] of corner boxes that broadcast against each other."""
+    low = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
+    high = torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
+    return (high - low).clamp(min=0).prod(dim=-1)
+
+
+def iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """Intersection over union [...] of corner boxes that broadcast against each other."""
+    return _iou_and_union(first_xyxy, second_xyxy)[0]
+
+
+def giou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """Generalised IoU [...] in [-1, 1] of corner boxes that broadcast against each other.
+
+    Reference: Rezatofighi et al., CVPR 2019, algorithm 1.
+    """
+    overlap, union = _iou_and_union(first_xyxy, second_xyxy)
+    low = torch.minimum(first_xyxy[..., :2], second_xyxy[..., :2])
+    high = torch.maximum(first_xyxy[..., 2:], second_xyxy[..., 2:])
+    hull = (high - low).clamp(min=0).prod(dim=-1).clamp(min=_EPSILON)
+    return overlap - (hull - union) / hull
+
+
+def _iou_and_union(first_xyxy: Tensor, second_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    shared = intersection(first_xyxy, second_xyxy)
+    union = (area(first_xyxy) + area(second_xyxy) - shared).clamp(min=_EPSILON)
+    return shared / union, union

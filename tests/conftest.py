@@ -1,0 +1,26 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ASSETS = Path(__file__).parent / "assets"
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Folder of the small reference files."""
+    return ASSETS
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real images (bccd, coco_mini, coco_fake100), or skip."""
+    folder = Path(os.environ.get("DETRELAY_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs real images: no folder {folder} (set DETRELAY_DATA)")
+    return folder
