@@ -1,4 +1,4 @@
-"""Loss terms. Each is called with (prediction, targets, assignment, normalisers) and gives a scalar.
+"""Loss terms: each takes (prediction, targets, assignment, normalisers) and gives a scalar.
 
 A term is a small frozen object with a `name`, the last part of its loss key, and a `weight`, by
 which the criterion multiplies it in the total. A head with an output of its own adds a term.
