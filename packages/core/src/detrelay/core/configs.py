@@ -1,0 +1,407 @@
+"""Training facts of a run: typed recipes from TOML files and `key=value` overrides.
+
+What changes weights or inference stands in the model's own config; a recipe holds the rest (data,
+assigner, losses, schedule) and the values handed to that config. Precedence: the defaults below,
+then the recipe file, then the overrides. The defaults are StageInteractor's published ResNet-50
+schedule of 12 epochs. Only the standard library is imported, so a command line can use this module
+and still answer `--help` at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+MixedPrecision = Literal["no", "bf16", "fp16"]
+_Value = TypeVar("_Value")
+_COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
+
+
+class RecipeError(ValueError):
+    """A recipe or an override is malformed; the message names the source and the key."""
+
+
+def _bounded(default: _Value, low: float, high: float = math.inf) -> _Value:
+    """A numeric field that must lie in [low, high]; every entry of a tuple must."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class AssignerSettings:
+    """Which queries answer which objects in training; leaves no trace in the model.
+
+    Attributes:
+        name: entry of the assigner table; None for the head's own default.
+        options: keyword arguments of that assigner, such as `iou_threshold`.
+    """
+
+    name: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images, annotations and augmentation. Paths are relative to the working directory.
+
+    Attributes:
+        train_annotations: COCO json to train on; None for drawn shapes.
+        train_images: folder of its images; None for the json's own surroundings.
+        val_annotations: COCO json to evaluate on; named exactly when the training one is.
+        val_images: folder of its images; None for the json's own surroundings.
+        num_train: drawn images to train on (drawn shapes only).
+        num_val: drawn images to evaluate on (drawn shapes only).
+        image_size: side of a drawn image, pixels (drawn shapes only).
+        strict: refuse annotations that would otherwise be repaired or dropped with a count.
+        num_workers: loader processes per training process; 0 loads in the training process.
+        flip_probability: chance of a horizontal flip; 0.5 in DETR and its children.
+        short_sides: short sides to choose from in training, pixels; one value is a fixed size.
+        max_size: limit of the long side in training, pixels.
+        crop: DETR's scheme: half of the images are resized, cropped and resized again.
+        crop_short_sides: short sides to choose from before a crop, pixels (DETR).
+        crop_range: least and greatest side of a crop, pixels (DETR).
+        color_jitter: strength of random brightness, contrast and saturation; 0 in the papers.
+        eval_short_side: short side in evaluation, pixels.
+        eval_max_size: limit of the long side in evaluation, pixels.
+    """
+
+    train_annotations: str | None = None
+    train_images: str | None = None
+    val_annotations: str | None = None
+    val_images: str | None = None
+    num_train: int = _bounded(2000, 1)
+    num_val: int = _bounded(200, 1)
+    image_size: int = _bounded(160, 32)
+    strict: bool = False
+    num_workers: int = _bounded(2, 0)
+    flip_probability: float = _bounded(0.5, 0, 1)
+    short_sides: tuple[int, ...] = _bounded((_COCO_SHORT_SIDE,), 1)
+    max_size: int = _bounded(_COCO_LONG_SIDE, 1)
+    crop: bool = False
+    crop_short_sides: tuple[int, ...] = _bounded((400, 500, 600), 1)
+    crop_range: tuple[int, int] = _bounded((384, 600), 1)
+    color_jitter: float = _bounded(0.0, 0, 1)
+    eval_short_side: int = _bounded(_COCO_SHORT_SIDE, 1)
+    eval_max_size: int = _bounded(_COCO_LONG_SIDE, 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Schedule, optimiser and bookkeeping. Sources: StageInteractor's released configs.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per process and step; the published total is 16, as 8 processes of 2.
+        learning_rate: of AdamW, at full height after the warm-up.
+        weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
+        lr_multipliers: factor on the learning rate of parameters whose name holds the key.
+        no_decay: parameters whose name holds one of these strings are not decayed.
+        clip_norm: limit of the L2 norm of all gradients together; 0 for no limit.
+        warmup_steps: steps over which the rate climbs linearly.
+        warmup_factor: fraction of the learning rate at step 0.
+        milestones: epochs after which the rate drops.
+        gamma: factor of each drop.
+        mixed_precision: autocast type of the model; losses are float32 in any case.
+        backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
+        keep_checkpoints: newest checkpoints that stay on disk.
+        log_every: steps between lines of the log.
+        max_detections: boxes per image that count in evaluation (COCO: 100).
+        seed: of weights, order and augmentation.
+    """
+
+    epochs: int = _bounded(12, 1)
+    batch_size: int = _bounded(2, 1)
+    learning_rate: float = _bounded(2.5e-5, 0)
+    weight_decay: float = _bounded(1e-4, 0)
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
+    no_decay: tuple[str, ...] = ()
+    clip_norm: float = _bounded(1.0, 0)
+    warmup_steps: int = _bounded(500, 0)
+    warmup_factor: float = _bounded(0.001, 0, 1)
+    milestones: tuple[int, ...] = _bounded((8, 11), 1)
+    gamma: float = _bounded(0.1, 0, 1)
+    mixed_precision: MixedPrecision = "no"
+    backbone_weights: str = "imagenet"
+    evaluate_every: int = _bounded(1, 1)
+    checkpoint_every: int = _bounded(1000, 1)
+    keep_checkpoints: int = _bounded(2, 1)
+    log_every: int = _bounded(50, 1)
+    max_detections: int = _bounded(100, 1)
+    seed: int = _bounded(0, 0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run, apart from weights to start from.
+
+    Attributes:
+        head: entry of the head table.
+        model: fields of the head's config that differ from its defaults.
+        assigner: the training targets.
+        loss: fields of the head's published loss numbers that differ from them.
+        data: images and augmentation.
+        train: schedule and bookkeeping.
+    """
+
+    head: str = "stageinteractor"
+    model: dict[str, Any] = field(default_factory=dict)
+    assigner: AssignerSettings = field(default_factory=AssignerSettings)
+    loss: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> Recipe:
+        """Check and convert nested values.
+
+        Args:
+            values: tables as TOML or JSON gives them; what is missing keeps its default.
+            source: where they come from, for messages.
+
+        Raises:
+            RecipeError: unknown key, wrong type or value out of range.
+        """
+        recipe: Recipe = _convert_table(cls, values, "", source)
+        _check_relations(recipe, source)
+        return recipe
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Nested plain values, as JSON holds them."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def to_toml(self) -> str:
+        """The resolved recipe as a file that reads back equal; unset values are left out."""
+        return "\n".join(_toml_lines(self.to_mapping(), "")) + "\n"
+
+
+def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Resolve defaults, a recipe file and overrides, in this order.
+
+    Args:
+        path: TOML file; None for the defaults.
+        overrides: "dotted.key=value" strings; values are written as in TOML, plain words may
+            stand without quotes.
+
+    Raises:
+        RecipeError: the file cannot be read or parsed, or a key or value is refused.
+    """
+    recipe = Recipe() if path is None else Recipe.from_mapping(_read_toml(path), str(path))
+    return override(recipe, overrides)
+
+
+def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """A recipe with "dotted.key=value" strings applied in order.
+
+    Raises:
+        RecipeError: an assignment is malformed, its key unknown or its value refused.
+    """
+    for assignment in assignments:
+        values = recipe.to_mapping()
+        key, equals, text = assignment.partition("=")
+        source = f"--set {assignment}"
+        if not equals or not key:
+            raise RecipeError(f"{source}: expected key=value, such as train.epochs=12")
+        _assign(values, key.strip(), _parse_value(text.strip()), source)
+        recipe = _convert_table(Recipe, values, "", source)
+    _check_relations(recipe, "--set")
+    return recipe
+
+
+def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both values (None where absent)."""
+    before, after = _flatten(first.to_mapping()), _flatten(second.to_mapping())
+    keys = [*before, *(key for key in after if key not in before)]
+    return {
+        key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)
+    }
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Half a sentence that refuses a name and suggests the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+    return f"unknown {kind} {name}; {hint}"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror or error})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file ({error})") from error
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Put `value` at a dotted key; inside a free table the rest of the key is one name."""
+    hint: Any = Recipe
+    rest = key
+    while is_dataclass(hint):
+        name, dot, rest = rest.partition(".")
+        hints = get_type_hints(hint)
+        if name not in hints:
+            raise RecipeError(f"{source}: {_unknown_key(key)}")
+        if not dot:
+            values[name] = value
+            return
+        hint, values = hints[name], values[name]
+    if get_origin(hint) is not dict:
+        raise RecipeError(f"{source}: {_unknown_key(key)}")
+    values[rest] = value
+
+
+def _unknown_key(key: str) -> str:
+    known = _dotted_names(Recipe, "")
+    same_ending = [name for name in known if name.endswith(f".{key}")]
+    if same_ending:
+        return f"unknown key {key}; did you mean {same_ending[0]}?"
+    return unknown_name("key", key, known)
+
+
+def _dotted_names(table: Any, prefix: str) -> list[str]:
+    names = []
+    for name, hint in get_type_hints(table).items():
+        names += _dotted_names(hint, f"{prefix}{name}.") if is_dataclass(hint) else [prefix + name]
+    return names
+
+
+def _convert_table(table: Any, values: Any, prefix: str, source: str) -> Any:
+    if not isinstance(values, Mapping):
+        key = prefix.rstrip(".")
+        raise RecipeError(f"{source}: {key} must be a table, found {_show(values)}")
+    hints = get_type_hints(table)
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            known = [prefix + known_name for known_name in hints]
+            raise RecipeError(f"{source}: {unknown_name('key', prefix + name, known)}")
+        if is_dataclass(hints[name]):
+            arguments[name] = _convert_table(hints[name], value, f"{prefix}{name}.", source)
+        else:
+            arguments[name] = _convert(hints[name], value, prefix + name, source)
+    for item in fields(table):
+        if item.metadata and item.name in arguments:
+            _check_range(arguments[item.name], item.metadata, prefix + item.name, source)
+    return table(**arguments)
+
+
+def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
+    """One value in its declared type; integers serve as floats, nothing else is bent."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        inner = next(item for item in arguments if item is not type(None))
+        return None if value is None else _convert(inner, value, key, source)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        choices = " or ".join(map(repr, arguments))
+        raise RecipeError(f"{source}: {key} must be {choices}, found {_show(value)}")
+    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        endless = arguments[-1] is Ellipsis
+        if not endless and len(value) != len(arguments):
+            raise RecipeError(
+                f"{source}: {key} must hold {len(arguments)} values, found {_show(value)}"
+            )
+        return tuple(_convert(arguments[0], entry, key, source) for entry in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {
+            name: _convert(arguments[1], entry, f"{key}.{name}", source)
+            for name, entry in value.items()
+        }
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint in (str, bool, int) and type(value) is hint:
+        return value
+    raise RecipeError(f"{source}: {key} must be {_type_name(hint)}, found {_show(value)}")
+
+
+def _type_name(hint: Any) -> str:
+    names = {str: "string", bool: "boolean", int: "integer", float: "number"}
+    if get_origin(hint) is tuple:
+        return f"a list of {names[get_args(hint)[0]]}s"
+    return f"of type {names.get(hint, 'table')}"
+
+
+def _show(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"
+
+
+def _check_range(value: Any, bounds: Mapping[str, float], key: str, source: str) -> None:
+    for entry in value if isinstance(value, tuple) else (value,):
+        if not bounds["low"] <= entry <= bounds["high"]:
+            limit = f"at least {bounds['low']}"
+            if math.isfinite(bounds["high"]):
+                limit = f"between {bounds['low']} and {bounds['high']}"
+            raise RecipeError(f"{source}: {key} must be {limit}, found {entry}")
+
+
+def _check_relations(recipe: Recipe, source: str) -> None:
+    """Refuse values that are fine alone and wrong together."""
+    data, milestones = recipe.data, recipe.train.milestones
+    if (data.train_annotations is None) != (data.val_annotations is None):
+        raise RecipeError(
+            f"{source}: data.train_annotations and data.val_annotations must be named together"
+        )
+    if not data.short_sides:
+        raise RecipeError(f"{source}: data.short_sides must hold at least one value")
+    if data.crop and not data.crop_short_sides:
+        raise RecipeError(f"{source}: data.crop_short_sides must hold at least one value")
+    if data.crop_range[0] > data.crop_range[1]:
+        raise RecipeError(f"{source}: data.crop_range must be [least, greatest]")
+    if list(milestones) != sorted(set(milestones)):
+        raise RecipeError(f"{source}: train.milestones must increase, found {list(milestones)}")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _toml_lines(values: Mapping[str, Any], table: str) -> list[str]:
+    lines = [
+        f"{_toml_key(name)} = {_toml_value(value)}"
+        for name, value in values.items()
+        if value is not None and not isinstance(value, Mapping)
+    ]
+    if table and lines:
+        lines = ["", f"[{table}]", *lines]
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            dotted = f"{table}.{_toml_key(name)}" if table else _toml_key(name)
+            lines += _toml_lines(value, dotted)
+    return lines
+
+
+def _toml_key(name: str) -> str:
+    plain = name.replace("_", "").replace("-", "")
+    return name if plain.isascii() and plain.isalnum() else json.dumps(name)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return json.dumps(value)
