@@ -1,0 +1,197 @@
+"""From images to the model's pixels, and from its outputs back to boxes in the image.
+
+Beside the image processors of transformers this one differs in three ways: boxes are in units of
+the unpadded image, so a target never depends on the images it shares a batch with; padding goes
+to a multiple of a number; one query may give several detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detrelay.core.data.coco import Sample
+from detrelay.core.data.collate import padded_size
+from detrelay.core.data.transforms import resized_shape
+
+
+class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options of the processor beyond those of every image processor.
+
+    Attributes:
+        pad_size_divisor: what height and width of a batch are a multiple of, pixels.
+    """
+
+    pad_size_divisor: int
+
+
+class _DetectorOutput(Protocol):
+    """What a detector returns, as far as post-processing looks at it."""
+
+    logits: Tensor
+    pred_boxes: Tensor
+
+
+class DetrelayImageProcessor(TorchvisionBackend):
+    """Resizes, normalises and pads images; turns scores and boxes into detections.
+
+    Images may be PIL images, arrays, tensors, paths or addresses, alone or in lists; grey is
+    repeated, transparency is laid over white. The result holds `pixel_values` float
+    [B, 3, H, W] and `pixel_mask` int64 [B, H, W], 1 where a pixel is real.
+    """
+
+    valid_kwargs = DetrelayImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 800, "longest_edge": 1333}  # noqa: RUF012 - copied by the base
+    default_to_square = False
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_pad = True
+    pad_size_divisor = 32
+    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - never changed
+
+    def resize(
+        self,
+        image: Tensor,
+        size: SizeDict,
+        resample: Any = None,
+        antialias: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Resize images [..., 3, H, W]; `shortest_edge` and `longest_edge` bound the sides."""
+        if not size.shortest_edge:
+            return super().resize(image, size, resample, antialias, **kwargs)
+        height, width = image.shape[-2:]
+        shape = resized_shape(height, width, size.shortest_edge, size.longest_edge)
+        exact = SizeDict(height=shape[0], width=shape[1])
+        return super().resize(image, exact, resample, antialias, **kwargs)
+
+    def _preprocess(  # type: ignore[override]  # the base calls it with names only
+        self,
+        images: list[Tensor],
+        *,
+        do_pad: bool | None,
+        pad_size: SizeDict | None,
+        pad_size_divisor: int,
+        return_tensors: str | None,
+        disable_grouping: bool | None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Everything but padding is the base's; images are padded at the bottom and the right."""
+        features = super()._preprocess(
+            images,
+            do_pad=False,
+            pad_size=None,
+            disable_grouping=disable_grouping,
+            return_tensors=None,
+            **kwargs,
+        )
+        if do_pad:
+            resized = features["pixel_values"]
+            if pad_size is None:
+                height, width = padded_size(
+                    [(image.shape[-2], image.shape[-1]) for image in resized], pad_size_divisor
+                )
+                pad_size = SizeDict(height=height, width=width)
+            features["pixel_values"], features["pixel_mask"] = self.pad(
+                resized, pad_size=pad_size, return_mask=True, disable_grouping=disable_grouping
+            )
+        return BatchFeature(data=dict(features), tensor_type=return_tensors)
+
+    def encode(self, sample: Sample) -> dict[str, Any]:
+        """Normalise a sample that has its final size, and put its boxes in units of the image.
+
+        Returns:
+            `pixel_values` float32 [3, h, w]; `labels` with `class_labels` int64 [n], `boxes`
+            float32 [n, 4] cxcywh in [0, 1], `image_id` int64 [1], `orig_size` and `size`
+            int64 [2] (height, width).
+        """
+        height, width = sample.image.shape[-2:]
+        pixel_values = self.rescale_and_normalize(
+            sample.image,
+            self.do_rescale,
+            self.rescale_factor,
+            self.do_normalize,
+            self.image_mean,
+            self.image_std,
+        )
+        scale = sample.boxes_xyxy.new_tensor([width, height, width, height])
+        labels = {
+            "class_labels": sample.class_labels,
+            "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / scale),
+            "image_id": torch.tensor([sample.image_id]),
+            "orig_size": torch.tensor(sample.original_size),
+            "size": torch.tensor([height, width]),
+        }
+        return {"pixel_values": pixel_values, "labels": labels}
+
+    def post_process_object_detection(
+        self,
+        outputs: _DetectorOutput,
+        threshold: float = 0.5,
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        top_k: int = 100,
+    ) -> list[dict[str, Tensor]]:
+        """Turn scores and boxes into detections, best first.
+
+        The `top_k` best of all query and class pairs are kept: a query may answer with several
+        classes, and nothing is suppressed. Boxes are not clipped to the image.
+
+        Args:
+            outputs: `logits` [B, Q, K] before the sigmoid, `pred_boxes` [B, Q, 4] cxcywh in
+                [0, 1].
+            threshold: detections score above this.
+            target_sizes: (height, width) of each image, pixels, [B, 2]; None leaves boxes in
+                [0, 1].
+            top_k: most detections of an image.
+
+        Returns:
+            One mapping an image: `scores` float [n], `labels` int64 [n], `boxes` float [n, 4]
+            xyxy.
+
+        Raises:
+            FloatingPointError: a score or a box is NaN or infinite.
+            ValueError: `target_sizes` and the batch differ in length.
+        """
+        logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
+        boxes = cxcywh_to_xyxy(outputs.pred_boxes.to(logits.dtype))
+        if not (logits.isfinite().all() and boxes.isfinite().all()):
+            raise FloatingPointError("the model's scores or boxes are not finite")
+        if target_sizes is not None:
+            sizes = torch.as_tensor(target_sizes, dtype=boxes.dtype, device=boxes.device)
+            if sizes.shape != (len(logits), 2):
+                raise ValueError(
+                    f"target_sizes must hold a (height, width) for each of {len(logits)} images, "
+                    f"found shape {list(sizes.shape)}"
+                )
+            boxes = boxes * sizes.flip(1).repeat(1, 2)[:, None]
+        num_classes = logits.shape[-1]
+        # Stable, so that equal scores rank alike on every device
+        scores, order = logits.sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
+        results = []
+        for image, (image_scores, pairs) in enumerate(
+            zip(scores[:, :top_k], order[:, :top_k], strict=True)
+        ):
+            good = image_scores > threshold
+            kept = pairs[good]
+            results.append(
+                {
+                    "scores": image_scores[good],
+                    "labels": kept % num_classes,
+                    "boxes": boxes[image, kept // num_classes],
+                }
+            )
+        return results
