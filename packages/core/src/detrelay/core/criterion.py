@@ -8,9 +8,10 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
 from detrelay.core.losses import LossTerm, Normalizers, class_targets
 from detrelay.core.structures import Assignment, StageGroup, StagePrediction, Targets
-from torch import Tensor
 
 
 class Assigner(Protocol):

@@ -11,9 +11,10 @@ from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from detrelay.core.boxes import cxcywh_to_xyxy, giou
 from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
-from torch import Tensor
 
 BoxFormat = Literal["xyxy", "cxcywh"]
 

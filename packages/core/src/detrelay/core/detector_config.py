@@ -1,0 +1,88 @@
+"""What every detector's configuration shares."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Keys that transformers itself writes into or reads from config.json without a typed field.
+_LIBRARY_KEYS = frozenset(
+    {
+        "num_labels",
+        "attn_implementation",
+        "experts_implementation",
+        "output_attentions",
+        "torch_dtype",
+        "name_or_path",
+        "model_type",
+        "auto_map",
+        "quantization_config",
+        "per_layer_config",
+    }
+)
+_COCO_CLASSES = 80
+
+
+@strict
+class DetectorConfig(PreTrainedConfig):
+    """Configuration that all heads share. Holds only what changes weights or inference.
+
+    Unknown keys are refused with the nearest known name: transformers would keep a misspelled
+    option as a silent attribute.
+
+    Attributes:
+        backbone_name: a ResNet of torchvision.
+        backbone_norm: "frozen" (statistics and affine fixed), "eval" (statistics fixed, affine
+            trained) or "train" (ordinary batch norm, for training from random weights).
+        backbone_frozen_stages: how many residual stages are fixed, the stem with them; 0 trains
+            all of it.
+        category_ids: the data set's own id of each class index, restored when results are written;
+            None where they are not known.
+
+    Raises:
+        ValueError: an unknown key, a gap in `id2label`, or a value out of range.
+    """
+
+    model_type = "detrelay_detector"
+
+    backbone_name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone_norm: Literal["frozen", "eval", "train"] = "eval"
+    backbone_frozen_stages: int = 1
+    category_ids: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {field.name for field in fields(self)}
+        for key in kwargs:
+            if key not in _LIBRARY_KEYS and not key.startswith("_"):
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {sorted(known)}"
+                raise ValueError(f"{type(self).__name__} has no option {key!r}; {hint}")
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", _COCO_CLASSES)
+        super().__post_init__(**kwargs)
+        labels = sorted(int(index) for index in self.id2label or {})
+        if labels != list(range(len(labels))):
+            raise ValueError(f"id2label must name the classes 0..{len(labels) - 1}; found {labels}")
+        if self.category_ids is not None and len(self.category_ids) != len(labels):
+            raise ValueError(
+                f"category_ids must hold one id a class ({len(labels)}); "
+                f"found {len(self.category_ids)}"
+            )
+
+    def validate_architecture(self) -> None:
+        """Refuse values that no model can be built from."""
+        if not 0 <= self.backbone_frozen_stages <= 4:
+            raise ValueError(
+                f"backbone_frozen_stages must lie in 0..4; found {self.backbone_frozen_stages}"
+            )
+
+
+def require_positive(config: PreTrainedConfig, *names: str) -> None:
+    """Refuse a config in which one of the named integers is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1; found {getattr(config, name)}")

@@ -1,0 +1,74 @@
+"""Published checkpoint keys and ours, one table a head."""
+
+from __future__ import annotations
+
+import re
+
+# Official StageInteractor names below `roi_head.bbox_head.{stage}.`, in order of precedence.
+_STAGEINTERACTOR_STAGE = (
+    (r"iof_tau$", "attention.overlap_scale"),
+    (r"attention\.attn\.(in_proj_weight|in_proj_bias)$", r"attention.\1"),
+    (r"attention\.attn\.out_proj\.", "attention.out_proj."),
+    (r"attention_norm\.", "attention_norm."),
+    (r"feat_extractor\.gen_one_d\.0\.", "points.base."),
+    (r"feat_extractor\.gen_double_d\.0\.", "points.inner."),
+    (r"dynamic_conv\.parameter_generator\.", "mixing.generator."),
+    (r"dynamic_conv\.mix_bias\.", "mixing.bias_generator."),
+    (r"dynamic_conv\.axis_atten_list\.(\d+)\.", r"mixing.adapters.\1.axis."),
+    (r"dynamic_conv\.subbox_local_list\.(\d+)\.", r"mixing.adapters.\1.pattern."),
+    (r"dynamic_conv\.M_score_list\.", "mixing.channel_gates."),
+    (r"dynamic_conv\.M_score_list_mix_bias\.", "mixing.channel_biases."),
+    (r"dynamic_conv\.S_score_list\.", "mixing.pattern_gate."),
+    (r"dynamic_conv\.S_score_list2\.", "mixing.point_gate."),
+    (r"dynamic_conv\.Wv\.", "mixing.out_proj."),
+    (r"dynamic_conv\.Wv_layer_norm\.", "mixing.norm."),
+    (r"ffn\.layers\.0\.0\.", "ffn_in."),
+    (r"ffn\.layers\.1\.", "ffn_out."),
+    (r"ffn_norm\.", "ffn_norm."),
+    (r"cls_fcs\.0\.", "classify.hidden."),
+    (r"cls_fcs\.1\.", "classify.norm."),
+    (r"fc_cls\.", "classify.out."),
+    (r"reg_fcs\.0\.", "refine.hidden."),
+    (r"reg_fcs\.1\.", "refine.norm."),
+    (r"fc_reg\.", "refine.out."),
+)
+
+# Entries of official checkpoints that no number depends on, with the reason.
+STAGEINTERACTOR_DEAD = {
+    r"\.dynamic_conv\.subbox_score_list\.": "softmax over one element: always 1, gradient 0",
+    r"\.iou_snyc_statistics\.": "statistics of a norm that is never called",
+    r"^rpn_head\.init_proposal_bboxes$": "constant: every query starts as the whole image",
+    r"^backbone\.fc\.": "classifier of the ImageNet network",
+}
+
+
+def stageinteractor_name(official: str) -> str | None:
+    """Our parameter name for a key of an official StageInteractor checkpoint with a ResNet.
+
+    Args:
+        official: key in the checkpoint's `state_dict`.
+
+    Returns:
+        None for a dead entry (see `STAGEINTERACTOR_DEAD`).
+
+    Raises:
+        ValueError: the key is neither known nor known to be dead.
+
+    Reference:
+        MCG-NJU/StageInteractor, released checkpoints.
+    """
+    if any(re.search(pattern, official) for pattern in STAGEINTERACTOR_DEAD):
+        return None
+    if official.startswith("backbone."):
+        return official
+    if official == "rpn_head.init_content_features.weight":
+        return "head.content.weight"
+    if match := re.match(r"neck\.lateral_convs\.(\d+)\.conv\.(.+)$", official):
+        return f"neck.convs.{match[1]}.{match[2]}"
+    if official.startswith("neck.gn_out."):
+        return official.replace("neck.gn_out.", "neck.norm.")
+    if match := re.match(r"roi_head\.bbox_head\.(\d+)\.(.+)$", official):
+        for pattern, name in _STAGEINTERACTOR_STAGE:
+            if re.match(pattern, match[2]):
+                return f"head.stages.{match[1]}." + re.sub(rf"^{pattern}", name, match[2])
+    raise ValueError(f"{official}: not a key of an official StageInteractor checkpoint")
