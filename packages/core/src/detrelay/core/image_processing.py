@@ -20,7 +20,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 
 from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrelay.core.data.coco import Sample
-from detrelay.core.data.collate import padded_size
+from detrelay.core.data.collate import EncodedSample, padded_size
 from detrelay.core.data.transforms import resized_shape
 
 
@@ -111,14 +111,8 @@ class DetrelayImageProcessor(TorchvisionBackend):
             )
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
 
-    def encode(self, sample: Sample) -> dict[str, Any]:
-        """Normalise a sample that has its final size, and put its boxes in units of the image.
-
-        Returns:
-            `pixel_values` float32 [3, h, w]; `labels` with `class_labels` int64 [n], `boxes`
-            float32 [n, 4] cxcywh in [0, 1], `image_id` int64 [1], `orig_size` and `size`
-            int64 [2] (height, width).
-        """
+    def encode(self, sample: Sample) -> EncodedSample:
+        """Normalise a sample that has its final size, and put its boxes in units of the image."""
         height, width = sample.image.shape[-2:]
         pixel_values = self.rescale_and_normalize(
             sample.image,

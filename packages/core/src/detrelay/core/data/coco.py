@@ -6,6 +6,7 @@ What a file says is checked once, when the data set is made; every complaint is 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,8 +88,9 @@ class DataReport:
         parts = [
             f"{self.images} images ({self.images_without_boxes} without boxes)",
             f"{self.boxes} boxes",
-            f"{self.crowd_boxes} crowd boxes kept for evaluation only",
         ]
+        if self.crowd_boxes:
+            parts.append(f"{self.crowd_boxes} crowd boxes kept for evaluation only")
         parts += [f"{count} boxes dropped: {why}" for why, count in self.dropped_boxes.items()]
         if self.clipped_boxes:
             parts.append(f"{self.clipped_boxes} boxes clipped to their image")
@@ -178,7 +180,7 @@ class CocoDataset(Dataset[Sample]):
             )
 
     def _has(self, name: str) -> bool:
-        return (self._folder / name).is_file()
+        return os.path.isfile(self._folder / name)  # unlike Path.is_file, takes any odd name
 
     def _fill_boxes(self, strict: bool) -> None:
         """Sort the boxes by image, clip them, and leave out what cannot be learned."""
@@ -236,7 +238,7 @@ class CocoDataset(Dataset[Sample]):
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             content = json.load(file)
     except FileNotFoundError:
         raise DataError(f"no annotation file {path}; expected a COCO detection json") from None
@@ -380,7 +382,7 @@ def _decode(path: Path, height: int, width: int, annotations: Path) -> Tensor:
             found = upright.size
     except UnidentifiedImageError:
         raise DataError(f"{path} is no image in a known format, or it is damaged") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what Pillow's readers raise on damaged files has no common base
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"cannot decode image {path}: {reason}") from error
     if pixels is None:

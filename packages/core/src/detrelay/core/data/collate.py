@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+
+class EncodedSample(TypedDict):
+    """One image as the model takes it.
+
+    Attributes:
+        pixel_values: float32 [3, h, w], normalised.
+        labels: `class_labels` int64 [n], `boxes` float32 [n, 4] cxcywh in [0, 1] of the unpadded
+            image, `image_id` int64 [1], `orig_size` and `size` int64 [2] (height, width) of the
+            image as stored and as encoded, pixels.
+    """
+
+    pixel_values: Tensor
+    labels: dict[str, Tensor]
+
+
+class Batch(TypedDict):
+    """Images padded to one size.
+
+    Attributes:
+        pixel_values: float32 [B, 3, H, W], zero where padded.
+        pixel_mask: int64 [B, H, W], 1 where a pixel is real.
+        labels: one mapping an image, as in `EncodedSample`.
+    """
+
+    pixel_values: Tensor
+    pixel_mask: Tensor
+    labels: list[dict[str, Tensor]]
 
 
 def padded_size(sizes: Iterable[tuple[int, int]], divisor: int) -> tuple[int, int]:
@@ -15,7 +43,12 @@ def padded_size(sizes: Iterable[tuple[int, int]], divisor: int) -> tuple[int, in
     Args:
         sizes: (height, width) of each image, pixels.
         divisor: what both sides must be a multiple of, pixels; 1 pads to the largest image only.
+
+    Raises:
+        ValueError: `divisor` is below 1.
     """
+    if divisor < 1:
+        raise ValueError(f"the size divisor must be at least 1 pixel, found {divisor}")
     heights, widths = zip(*sizes, strict=True)
     return (
         -(-max(heights) // divisor) * divisor,
@@ -23,20 +56,16 @@ def padded_size(sizes: Iterable[tuple[int, int]], divisor: int) -> tuple[int, in
     )
 
 
-def collate(items: Sequence[Mapping[str, Any]], *, divisor: int = 32) -> dict[str, Any]:
+def collate(items: Sequence[EncodedSample], *, divisor: int = 32) -> Batch:
     """Pad images at the bottom and the right to one size; labels stay as they are.
 
     Boxes are in units of the unpadded image, so no label depends on the rest of the batch.
 
     Args:
-        items: one mapping an image with `pixel_values` float [3, h, w] and `labels`.
+        items: at least one image.
         divisor: what height and width of the batch must be a multiple of, pixels.
-
-    Returns:
-        `pixel_values` [B, 3, H, W], zero where padded; `pixel_mask` int64 [B, H, W], 1 where a
-        pixel is real; `labels`, a list of B.
     """
-    images: list[Tensor] = [item["pixel_values"] for item in items]
+    images = [item["pixel_values"] for item in items]
     height, width = padded_size([(image.shape[-2], image.shape[-1]) for image in images], divisor)
     pixel_values = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
 from detrelay.core.data.coco import Sample
+from detrelay.core.data.collate import EncodedSample
 
 Transform = Callable[[Sample], Sample]
 
@@ -122,11 +123,11 @@ def build_eval_transform(short_side: int, max_size: int) -> Transform:
 class SampleEncoder(Protocol):
     """What turns a transformed sample into the model's input: the image processor."""
 
-    def encode(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, h, w] and `labels` of one sample."""
+    def encode(self, sample: Sample) -> EncodedSample:
+        """The sample as the model takes it; its size stays."""
 
 
-class DetectionDataset(Dataset[dict[str, Any]]):
+class DetectionDataset(Dataset[EncodedSample]):
     """Transformed and encoded samples, by visit.
 
     A visit v >= 0 says both which image and which time: image v % n in epoch v // n, where n is
@@ -151,14 +152,8 @@ class DetectionDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]  # torch's Dataset declares no length
 
-    def __getitem__(self, visit: int) -> dict[str, Any]:
-        """Encode the sample of a visit.
-
-        Returns:
-            `pixel_values` float32 [3, h, w], normalised; `labels` with `class_labels` int64 [n],
-            `boxes` float32 [n, 4] cxcywh in [0, 1], `image_id` int64 [1], `orig_size` and `size`
-            int64 [2] (height, width).
-        """
+    def __getitem__(self, visit: int) -> EncodedSample:
+        """Encode the sample of a visit (0 or above)."""
         sample = self.samples[visit % len(self)]
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reset the generators of the accelerators as well

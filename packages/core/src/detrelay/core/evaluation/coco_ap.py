@@ -19,7 +19,7 @@ from torch import Tensor
 
 from detrelay.core.data.coco import DataError
 
-_FEWEST_DETECTIONS = 100
+_LIMITS = (1, 10, 100)
 _IOU_50, _IOU_75 = 0, 5
 _AREAS = ("all", "small", "medium", "large")
 
@@ -68,30 +68,31 @@ def evaluate_coco(
     """Score detections against a COCO ground truth.
 
     Detections of equal score rank by their order. The limit on detections counts, as in
-    pycocotools, those of one category in one image. With more than 100, AP, AP by category and
-    AR_1, AR_10, AR_100 are unchanged; AP50, AP75 and all figures by area look at
-    `max_detections`, and AR_<max_detections> is added: the figures that the stock evaluator
-    prints when its three limits are raised to (100, 300, 1000), as published for detectors with
-    300 queries.
+    pycocotools, those of one category in one image. With a limit above 100, AP, AP by category
+    and AR_1, AR_10, AR_100 stay as they are; AP50, AP75 and all figures by area look at
+    `max_detections`, and AR_<max_detections> is added. These are the figures that the stock
+    evaluator prints when its three limits are raised to (100, 300, 1000), as done for published
+    detectors with 300 queries.
 
     Args:
         ground_truth: `images`, `annotations` (crowds marked by `iscrowd`) and `categories`.
         detections: rows with `image_id`, `category_id`, `bbox` [x, y, width, height] in pixels
             and `score`.
-        max_detections: at least 100.
+        max_detections: most detections of a category in an image that are looked at.
 
     Raises:
         DataError: a detection names an unknown image or category or holds a number that is not
             finite, or two categories share a name.
-        ValueError: `max_detections` is below 100.
+        ValueError: `max_detections` is below 1.
     """
-    if max_detections < _FEWEST_DETECTIONS:
-        raise ValueError(f"max_detections must be at least 100, found {max_detections}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be at least 1, found {max_detections}")
     names = {category["id"]: str(category["name"]) for category in ground_truth["categories"]}
     if len(set(names.values())) < len(names):
         raise DataError("two categories of the ground truth share a name; names must differ")
     _check_detections(detections, {image["id"] for image in ground_truth["images"]}, set(names))
-    limits = sorted({1, 10, 100, max_detections})
+    recall_limits = sorted({*_LIMITS, max(_LIMITS[-1], max_detections)})
+    limits = sorted({min(limit, max_detections) for limit in recall_limits})
     with redirect_stdout(io.StringIO()):
         evaluator = COCOeval(
             _index(ground_truth, _truth_rows(ground_truth["annotations"])),
@@ -103,7 +104,7 @@ def evaluate_coco(
         evaluator.accumulate()
     precision = evaluator.eval["precision"]  # [IoU, recall, category, area, limit]
     recall = evaluator.eval["recall"]  # [IoU, category, area, limit]
-    at_100 = limits.index(100)
+    at_100 = limits.index(min(100, max_detections))
     stats = {
         "AP": _mean(precision[..., 0, at_100]),
         "AP50": _mean(precision[_IOU_50, ..., 0, -1]),
@@ -111,7 +112,8 @@ def evaluate_coco(
     }
     for area, label in enumerate(_AREAS[1:], start=1):
         stats[f"AP_{label}"] = _mean(precision[..., area, -1])
-    for column, limit in enumerate(limits):
+    for limit in recall_limits:
+        column = limits.index(min(limit, max_detections))
         stats[f"AR_{limit}"] = _mean(recall[..., 0, column])
     for area, label in enumerate(_AREAS[1:], start=1):
         stats[f"AR_{label}"] = _mean(recall[..., area, -1])
@@ -132,12 +134,20 @@ def detections_from_results(
             pixels of the original image.
         image_ids: original image id of each result.
         category_ids: original category id by class index.
+
+    Raises:
+        DataError: a label has no category.
     """
     rows = []
     for result, image_id in zip(results, image_ids, strict=True):
         low, high = result["boxes"].reshape(-1, 2, 2).unbind(1)
         boxes = torch.cat([low, high - low], dim=1).tolist()
         scores, labels = result["scores"].tolist(), result["labels"].tolist()
+        if labels and max(labels) >= len(category_ids):
+            raise DataError(
+                f"the model found class index {max(labels)} in image {image_id}, but the data set "
+                f"has {len(category_ids)} categories (indices from 0)"
+            )
         for score, label, box in zip(scores, labels, boxes, strict=True):
             rows.append(
                 {
