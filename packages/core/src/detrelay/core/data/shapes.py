@@ -319,8 +319,8 @@ def _paint(
 
 
 def _flat(points: _Points) -> list[float]:
-    """Corners as Pillow takes them: it counts from pixel centres, boxes count from edges."""
-    return [float(value) for value in (points - 0.5).reshape(-1)]
+    """Corners as Pillow takes them."""
+    return [float(value) for value in points.reshape(-1)]
 
 
 def _rgb(color: NDArray[np.float64]) -> tuple[int, int, int]:

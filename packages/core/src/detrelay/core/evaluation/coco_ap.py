@@ -93,15 +93,7 @@ def evaluate_coco(
     _check_detections(detections, {image["id"] for image in ground_truth["images"]}, set(names))
     recall_limits = sorted({*_LIMITS, max(_LIMITS[-1], max_detections)})
     limits = sorted({min(limit, max_detections) for limit in recall_limits})
-    with redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(
-            _index(ground_truth, _truth_rows(ground_truth["annotations"])),
-            _index(ground_truth, _detection_rows(detections)),
-            iouType="bbox",
-        )
-        evaluator.params.maxDets = limits
-        evaluator.evaluate()
-        evaluator.accumulate()
+    evaluator = _run(ground_truth, detections, limits)
     precision = evaluator.eval["precision"]  # [IoU, recall, category, area, limit]
     recall = evaluator.eval["recall"]  # [IoU, category, area, limit]
     at_100 = limits.index(min(100, max_detections))
@@ -158,6 +150,22 @@ def detections_from_results(
                 }
             )
     return rows
+
+
+def _run(
+    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], limits: list[int]
+) -> COCOeval:
+    """Let pycocotools match and accumulate, without its printing."""
+    with redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(
+            _index(ground_truth, _truth_rows(ground_truth["annotations"])),
+            _index(ground_truth, _detection_rows(detections)),
+            iouType="bbox",
+        )
+        evaluator.params.maxDets = limits
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator
 
 
 def _check_detections(

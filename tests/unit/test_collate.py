@@ -1,0 +1,40 @@
+"""Padding a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detrelay.core.data.collate import EncodedSample, collate, padded_size
+
+
+def encoded(height: int, width: int) -> EncodedSample:
+    return {
+        "pixel_values": torch.rand(3, height, width) + 1,
+        "labels": {"class_labels": torch.tensor([height]), "boxes": torch.rand(1, 4)},
+    }
+
+
+def test_sizes_round_up_to_the_divisor() -> None:
+    assert padded_size([(33, 64), (20, 65)], 32) == (64, 96)
+    assert padded_size([(33, 64)], 1) == (33, 64)
+    with pytest.raises(ValueError, match="at least 1 pixel, found 0"):
+        padded_size([(33, 64)], 0)
+
+
+def test_images_stand_top_left_and_the_mask_says_where() -> None:
+    items = [encoded(20, 33), encoded(31, 8)]
+    batch = collate(items, divisor=16)
+    assert batch["pixel_values"].shape == (2, 3, 32, 48)
+    assert batch["pixel_mask"].dtype == torch.int64
+    for row, (item, (height, width)) in enumerate(zip(items, [(20, 33), (31, 8)], strict=True)):
+        image, mask = batch["pixel_values"][row], batch["pixel_mask"][row]
+        assert torch.equal(image[:, :height, :width], item["pixel_values"])
+        assert mask[:height, :width].all()
+        assert mask.sum() == height * width
+        assert (image[:, mask == 0] == 0).all()
+        assert batch["labels"][row] is item["labels"]
+
+
+def test_divisor_is_32_by_default() -> None:
+    assert collate([encoded(33, 20)])["pixel_values"].shape == (1, 3, 64, 32)

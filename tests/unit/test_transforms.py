@@ -1,0 +1,263 @@
+"""Augmentation of image and boxes together, and visits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from detrelay.core.data.coco import Sample
+from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.data.transforms import (
+    AugmentationConfig,
+    DetectionDataset,
+    VisitSampler,
+    build_eval_transform,
+    build_train_transform,
+    resized_shape,
+)
+from detrelay.core.image_processing import DetrelayImageProcessor
+from factories_data import make_sample
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "max_size", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1066)),  # 1066.67 is cut
+        ((640, 480), 800, 1333, (1066, 800)),
+        ((500, 500), 800, 1333, (800, 800)),
+        ((300, 1000), 800, 1333, (400, 1333)),  # round(399.9), then cut
+        ((427, 1001), 800, 1333, (569, 1333)),  # round(568.6), 1333.88 is cut
+        ((480, 640), 480, 1333, (480, 640)),
+        ((480, 640), 800, None, (800, 1066)),
+        ((1, 1000), 800, 100, (1, 1000)),
+    ],
+)
+def test_resize_rule(
+    size: tuple[int, int], short_side: int, max_size: int | None, expected: tuple[int, int]
+) -> None:
+    assert resized_shape(*size, short_side, max_size) == expected
+
+
+def test_eval_transform_scales_boxes_with_the_image() -> None:
+    sample = make_sample(60, 80)
+    resized = build_eval_transform(90, 1000)(sample)
+    assert resized.image.shape == (3, 90, 120)
+    assert resized.image.dtype == torch.uint8
+    torch.testing.assert_close(resized.boxes_xyxy, sample.boxes_xyxy * 1.5)
+    assert type(resized.boxes_xyxy) is torch.Tensor
+    assert type(resized.image) is torch.Tensor
+    assert resized.original_size == (60, 80)
+    assert resized.class_labels.tolist() == [0, 1]
+
+
+def test_flip_mirrors_image_and_boxes() -> None:
+    sample = make_sample(60, 80)
+    flip = build_train_transform(AugmentationConfig(flip_probability=1, short_sides=(60,)))
+    flipped = flip(sample)
+    assert torch.equal(flipped.image, sample.image.flip(-1))
+    assert flipped.boxes_xyxy.tolist() == [[50, 20, 70, 50], [1, 5, 40, 45]]
+    never = build_train_transform(AugmentationConfig(flip_probability=0, short_sides=(60,)))
+    assert torch.equal(never(sample).image, sample.image)
+
+
+def marked_sample() -> Sample:
+    """A black image with two bright boxes, so that pixels tell where boxes are."""
+    sample = make_sample(100, 140, [[20, 30, 60, 80], [90, 10, 130, 50]])
+    image = torch.zeros_like(sample.image)
+    for left, top, right, bottom in sample.boxes_xyxy.int().tolist():
+        image[:, top:bottom, left:right] = 255
+    return Sample(image, sample.boxes_xyxy, sample.class_labels, 7, (100, 140))
+
+
+CROP = AugmentationConfig(
+    short_sides=(80, 96, 120),
+    max_size=200,
+    crop=True,
+    crop_short_sides=(90, 110),
+    crop_range=(40, 80),
+)
+
+
+def test_boxes_follow_the_pixels_through_crops() -> None:
+    transform = build_train_transform(CROP)
+    torch.manual_seed(0)
+    fewer = 0
+    for _ in range(60):
+        result = transform(marked_sample())
+        height, width = result.image.shape[-2:]
+        expected = torch.zeros(height, width)
+        for left, top, right, bottom in result.boxes_xyxy.round().int().tolist():
+            assert 0 <= left <= right <= width
+            assert 0 <= top <= bottom <= height
+            expected[top:bottom, left:right] = 1
+        bright = (result.image[0] > 127).float()
+        # a pixel of slack along the edges of two boxes
+        assert (bright - expected).abs().sum() <= 4 * (height + width)
+        sizes = result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2]
+        assert (sizes > 0).all()
+        assert len(result.class_labels) == len(result.boxes_xyxy)
+        fewer += len(result.class_labels) < 2
+    assert 0 < fewer < 60
+
+
+def test_crop_sizes_stay_in_range_and_in_the_image() -> None:
+    shapes = set()
+    config = AugmentationConfig(
+        short_sides=(80,), max_size=1000, crop=True, crop_short_sides=(60,), crop_range=(50, 90)
+    )
+    torch.manual_seed(0)
+    for _ in range(200):
+        height, width = build_train_transform(config)(make_sample(60, 60)).image.shape[-2:]
+        assert min(height, width) == 80
+        shapes.add((height, width))
+    # windows of 50 to 60 pixels: the aspect lies within 6 / 5, the long side within 96
+    assert len(shapes) > 10
+    assert max(map(max, shapes)) in range(90, 97)
+
+
+def test_crop_of_an_image_below_the_range_keeps_it() -> None:
+    config = AugmentationConfig(
+        flip_probability=0,
+        short_sides=(60,),
+        crop=True,
+        crop_short_sides=(60,),
+        crop_range=(100, 200),
+    )
+    sample = make_sample(60, 80)
+    assert torch.equal(build_train_transform(config)(sample).image, sample.image)
+
+
+def test_color_jitter_changes_colours_only() -> None:
+    sample = make_sample(60, 80)
+    jitter = build_train_transform(AugmentationConfig(0, (60,), color_jitter=0.4))
+    changed = jitter(sample)
+    assert not torch.equal(changed.image, sample.image)
+    assert changed.image.dtype == torch.uint8
+    assert torch.equal(changed.boxes_xyxy, sample.boxes_xyxy)
+
+
+def test_short_sides_are_all_drawn() -> None:
+    transform = build_train_transform(AugmentationConfig(short_sides=(48, 60, 72)))
+    torch.manual_seed(0)
+    drawn = {transform(make_sample(60, 80)).image.shape[-2] for _ in range(40)}
+    assert drawn == {48, 60, 72}
+
+
+def test_images_without_boxes_pass() -> None:
+    torch.manual_seed(0)
+    for _ in range(10):
+        result = build_train_transform(CROP)(make_sample(60, 80, []))
+        assert result.boxes_xyxy.shape == (0, 4)
+        assert result.class_labels.shape == (0,)
+
+
+def test_the_input_is_left_alone() -> None:
+    sample, same = marked_sample(), marked_sample()
+    for _ in range(5):
+        build_train_transform(CROP)(sample)
+    assert torch.equal(sample.image, same.image)
+    assert torch.equal(sample.boxes_xyxy, same.boxes_xyxy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flip_probability", 1.5),
+        ("color_jitter", -0.1),
+        ("short_sides", ()),
+        ("crop_short_sides", (0,)),
+        ("max_size", 10),
+        ("crop_range", (60, 50)),
+    ],
+)
+def test_impossible_settings_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        AugmentationConfig(**{name: value})
+
+
+def make_visits(seed: int = 0, num_images: int = 4) -> DetectionDataset:
+    return DetectionDataset(
+        ShapesDataset(num_images, image_size=64),
+        build_train_transform(
+            AugmentationConfig(
+                short_sides=(48, 56, 64),
+                max_size=96,
+                crop=True,
+                crop_short_sides=(48, 64),
+                crop_range=(32, 48),
+                color_jitter=0.2,
+            )
+        ),
+        DetrelayImageProcessor(),
+        seed=seed,
+    )
+
+
+def test_a_visit_names_image_and_time() -> None:
+    data = make_visits()
+    assert len(data) == 4
+    assert [int(data[visit]["labels"]["image_id"]) for visit in range(9)] == [
+        *[1, 2, 3, 4],
+        *[1, 2, 3, 4],
+        1,
+    ]
+    other_times = [data[2 + 4 * epoch]["pixel_values"] for epoch in range(4)]
+    assert len({(*image.shape, float(image.sum())) for image in other_times}) == 4
+
+
+def test_a_visit_follows_from_seed_and_number_alone() -> None:
+    wanted = make_visits()[6]
+    torch.manual_seed(99)
+    data = make_visits()
+    for visit in (3, 1, 2**40, 6):
+        found = data[visit]
+    assert torch.equal(found["pixel_values"], wanted["pixel_values"])
+    assert torch.equal(found["labels"]["boxes"], wanted["labels"]["boxes"])
+    other = make_visits(seed=1)[6]["pixel_values"]
+    assert other.shape != wanted["pixel_values"].shape or not torch.equal(
+        other, wanted["pixel_values"]
+    )
+
+
+def test_visits_leave_the_global_generator_alone() -> None:
+    data = make_visits()
+    before = torch.get_rng_state()
+    data[5]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_make_no_difference() -> None:
+    data = make_visits()
+    order = [5, 2, 7, 0]
+    loader = DataLoader(data, batch_size=None, sampler=order, num_workers=2)
+    for visit, loaded in zip(order, loader, strict=True):
+        assert torch.equal(loaded["pixel_values"], data[visit]["pixel_values"])
+
+
+def test_sampler_visits_each_image_once_an_epoch() -> None:
+    sampler = VisitSampler(50, seed=3)
+    assert len(sampler) == 50
+    sampler.set_epoch(2)
+    second = list(sampler)
+    assert sorted(second) == list(range(100, 150))
+    assert list(sampler) == second
+    sampler.set_epoch(3)
+    third = [visit % 50 for visit in sampler]
+    assert third != [visit % 50 for visit in second]
+    other = VisitSampler(50, seed=4)
+    other.set_epoch(2)
+    assert list(other) != second
+    torch.manual_seed(5)
+    again = VisitSampler(50, seed=3)
+    again.set_epoch(2)
+    assert list(again) == second
+
+
+def test_sampler_without_shuffling_keeps_the_order() -> None:
+    sampler = VisitSampler(3, seed=0, shuffle=False)
+    assert list(sampler) == [0, 1, 2]
+    sampler.set_epoch(1)
+    assert list(sampler) == [3, 4, 5]
