@@ -113,7 +113,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
         keep_checkpoints: newest checkpoints that stay on disk.
         log_every: steps between lines of the log.
-        max_detections: boxes per image that count in evaluation (COCO: 100).
+        max_detections: boxes per image that count in evaluation; 100 in COCO, no fewer.
         seed: of weights, order and augmentation.
     """
 
@@ -134,7 +134,7 @@ class TrainConfig:
     checkpoint_every: int = _bounded(1000, 1)
     keep_checkpoints: int = _bounded(2, 1)
     log_every: int = _bounded(50, 1)
-    max_detections: int = _bounded(100, 1)
+    max_detections: int = _bounded(100, 100)
     seed: int = _bounded(0, 0, 2**31 - 1)
 
 
@@ -365,6 +365,11 @@ def _check_relations(recipe: Recipe, source: str) -> None:
         raise RecipeError(f"{source}: data.short_sides must hold at least one value")
     if data.crop and not data.crop_short_sides:
         raise RecipeError(f"{source}: data.crop_short_sides must hold at least one value")
+    if data.max_size < max(data.short_sides):
+        raise RecipeError(
+            f"{source}: data.max_size ({data.max_size}) must be at least the largest of "
+            f"data.short_sides"
+        )
     if data.crop_range[0] > data.crop_range[1]:
         raise RecipeError(f"{source}: data.crop_range must be [least, greatest]")
     if list(milestones) != sorted(set(milestones)):

@@ -1,0 +1,27 @@
+"""What the command lines share: how they end when something is wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USER_ERROR = 2
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Leave the process with the code that `main` returns.
+
+    What the user can mend (ValueError: names, values, data; OSError: files) ends in one line on
+    stderr and code 2. Anything else is a fault of the program and keeps its traceback;
+    `python -X dev` shows it for user errors too.
+    """
+    try:
+        code = main()
+    except (ValueError, OSError) as error:
+        if sys.flags.dev_mode:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        code = USER_ERROR
+    sys.exit(code)

@@ -1,0 +1,161 @@
+"""Pictures: boxes on images, and the curves of a run."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import torch
+from matplotlib import font_manager
+from matplotlib import pyplot as plt
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv_functional
+from torchvision.utils import draw_bounding_boxes
+
+from detrelay.core.data.coco import CocoDataset
+from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.engine.logging import read_metrics
+from detrelay.core.engine.trainer import Evaluation
+
+_PICTURE_IMAGES = 4
+_PICTURE_THRESHOLD = 0.3
+# Labels on smaller images would hide the objects.
+_LEAST_SHORT_SIDE = 320
+_GOLDEN_RATIO = 0.618034
+
+
+def class_color(index: int) -> tuple[int, int, int]:
+    """Red, green and blue of a class: fixed by its index, neighbours far apart."""
+    hue = index * _GOLDEN_RATIO % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95 if index % 2 else 0.75)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_boxes(
+    image: Tensor, boxes_xyxy: Tensor, classes: Sequence[int], captions: Sequence[str]
+) -> Tensor:
+    """Boxes with captions on an image.
+
+    Args:
+        image: uint8 [3, H, W].
+        boxes_xyxy: float [n, 4], pixels; drawn as far as they lie inside.
+        classes: n class indices, which give the colours.
+        captions: n texts.
+
+    Returns:
+        uint8 [3, H', W'], enlarged where the image is small.
+    """
+    height, width = image.shape[-2:]
+    scale = max(1.0, _LEAST_SHORT_SIDE / min(height, width))
+    if scale > 1:
+        image = tv_functional.resize(image, [round(height * scale), round(width * scale)])
+    if len(boxes_xyxy) == 0:
+        return image
+    height, width = image.shape[-2:]
+    limit = torch.tensor([width - 1, height - 1, width - 1, height - 1])
+    boxes = torch.minimum((boxes_xyxy.float() * scale).clamp(min=0), limit)
+    unit = min(height, width)
+    colors = [class_color(index) for index in classes]
+    return draw_bounding_boxes(
+        image,
+        boxes,
+        labels=list(captions),
+        colors=colors,
+        width=max(2, unit // 240),
+        font=font_manager.findfont("DejaVu Sans"),
+        font_size=max(12, unit // 36),
+        label_colors="white",
+        label_background_colors=colors,
+        fill_labels=True,
+    )
+
+
+class Reporter:
+    """Redraws the curves and adds a picture after each evaluation.
+
+    Args:
+        output: folder of the run.
+        samples: the evaluated images.
+    """
+
+    def __init__(self, output: Path, samples: CocoDataset | ShapesDataset) -> None:
+        self.output = output
+        self.samples = samples
+
+    def __call__(self, evaluation: Evaluation) -> None:
+        """Write `pictures/epoch_N.png` and `curves.png`."""
+        pictures = self.output / "pictures"
+        pictures.mkdir(exist_ok=True)
+        draw_comparison(self.samples, evaluation, pictures / f"epoch_{evaluation.epoch}.png")
+        draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+
+
+def draw_comparison(
+    samples: CocoDataset | ShapesDataset, evaluation: Evaluation, target: Path
+) -> None:
+    """The truth and what was found, side by side, for the first held-out images."""
+    names = [category.name for category in samples.categories]
+    found = dict(zip(evaluation.image_ids, evaluation.results, strict=True))
+    count = min(_PICTURE_IMAGES, len(samples))
+    figure, axes = plt.subplots(count, 2, figsize=(10, 5 * count), squeeze=False)
+    for row in range(count):
+        sample = samples[row]
+        classes = sample.class_labels.tolist()
+        truth = draw_boxes(sample.image, sample.boxes_xyxy, classes, [names[c] for c in classes])
+        result = found[sample.image_id]
+        kept = result["scores"] > _PICTURE_THRESHOLD
+        classes, scores = result["labels"][kept].tolist(), result["scores"][kept].tolist()
+        captions = [f"{names[c]} {s:.2f}" for c, s in zip(classes, scores, strict=True)]
+        drawn = draw_boxes(sample.image, result["boxes"][kept], classes, captions)
+        titles = (
+            f"image {sample.image_id}: truth",
+            f"after epoch {evaluation.epoch}, scores above {_PICTURE_THRESHOLD}",
+        )
+        for axis, picture, title in zip(axes[row], (truth, drawn), titles, strict=True):
+            axis.imshow(picture.permute(1, 2, 0).numpy())
+            axis.set_title(title, fontsize=10)
+            axis.axis("off")
+    _save(figure, target)
+
+
+def draw_curves(metrics: Path, target: Path) -> None:
+    """Losses of the last decoder stage, the total, and AP over the steps."""
+    lines = read_metrics(metrics)
+    steps = [line for line in lines if line["kind"] == "train"]
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    figure, (losses, precision) = plt.subplots(1, 2, figsize=(12, 4.5))
+    if steps:
+        x = [line["step"] for line in steps]
+        last_stage = _last_stage_losses(list(steps[-1]["losses"]))
+        losses.plot(x, [line["loss"] for line in steps], color="black", label="total (weighted)")
+        for key in last_stage:
+            losses.plot(x, [line["losses"].get(key) for line in steps], label=key, linewidth=1)
+        losses.set_yscale("log")
+        losses.legend(fontsize=8)
+    for key in ("AP", "AP50", "AP75"):
+        x = [line["step"] for line in evaluations]
+        precision.plot(x, [100 * line[key] for line in evaluations], marker="o", ms=3, label=key)
+    precision.set_ylim(0, 100)
+    precision.legend(fontsize=8)
+    for axis, title in ((losses, "losses"), (precision, "AP on the held-out images, percent")):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    _save(figure, target)
+
+
+def _last_stage_losses(keys: Sequence[str]) -> list[str]:
+    decoder = [key for key in keys if key.startswith("decoder/")]
+    last = max(int(key.split("/")[1]) for key in decoder)
+    return [key for key in decoder if key.startswith(f"decoder/{last}/")]
+
+
+def _save(figure: plt.Figure, target: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,255 @@
+"""From a recipe, or a saved folder, to data, model and criterion."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from detrelay.assigners import build_assigners
+from detrelay.core.configs import DataConfig, Recipe, RecipeError, unknown_name
+from detrelay.core.criterion import Criterion
+from detrelay.core.data.coco import Category, CocoDataset, DataError
+from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.data.transforms import (
+    AugmentationConfig,
+    DetectionDataset,
+    build_eval_transform,
+    build_train_transform,
+)
+from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.engine.trainer import TrainingParts
+from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.core.losses import LossConfig
+from detrelay.heads import HEADS, HeadEntry
+
+AnyDataset = CocoDataset | ShapesDataset
+
+# The drawn images do not depend on the training seed, so runs with different seeds compare.
+_DRAWN_TRAIN_SEED, _DRAWN_VAL_SEED = 0, 1
+
+
+def head_entry(name: str) -> HeadEntry:
+    """The head of that name, or a `RecipeError` with the nearest one."""
+    if name not in HEADS:
+        raise RecipeError(unknown_name("head", name, HEADS))
+    return HEADS[name]
+
+
+def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
+    """Images to train on and to evaluate on, with the same categories.
+
+    Raises:
+        DataError: the data cannot be used, or the two files name different categories.
+    """
+    if data.train_annotations is None or data.val_annotations is None:
+        return (
+            ShapesDataset(data.num_train, image_size=data.image_size, seed=_DRAWN_TRAIN_SEED),
+            ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
+        )
+    train, val = (
+        CocoDataset(Path(file), None if images is None else Path(images), strict=data.strict)
+        for file, images in (
+            (data.train_annotations, data.train_images),
+            (data.val_annotations, data.val_images),
+        )
+    )
+    if train.categories != val.categories:
+        raise DataError(
+            f"{data.val_annotations}: must name the categories of {data.train_annotations} "
+            f"({_listed(train.categories)}), found {_listed(val.categories)}"
+        )
+    return train, val
+
+
+def build_parts(
+    recipe: Recipe, train: AnyDataset, val: AnyDataset, init: Path | None, *, fresh: bool
+) -> TrainingParts:
+    """Model, criterion and encoded data of a run.
+
+    Args:
+        recipe: what to build.
+        train: images to learn from.
+        val: images to evaluate on.
+        init: folder of a saved model whose weights to start from.
+        fresh: False where a checkpoint will fill the model, so nothing need be loaded now.
+    """
+    data = recipe.data
+    processor = DetrelayImageProcessor(
+        size={"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size}
+    )
+    augmentation = AugmentationConfig(
+        **{field.name: getattr(data, field.name) for field in fields(AugmentationConfig)}
+    )
+    return TrainingParts(
+        model=build_model(recipe, train.categories, init, fresh=fresh),
+        processor=processor,
+        criterion=build_criterion(recipe),
+        train_data=DetectionDataset(
+            train, build_train_transform(augmentation), processor, seed=recipe.train.seed
+        ),
+        val_data=eval_data(val, processor),
+        ground_truth=val.ground_truth,
+        category_ids=[category.id for category in train.categories],
+    )
+
+
+def eval_data(samples: AnyDataset, processor: DetrelayImageProcessor) -> DetectionDataset:
+    """Samples resized as the processor says and encoded, without any augmentation."""
+    transform = build_eval_transform(
+        processor.size["shortest_edge"], processor.size["longest_edge"]
+    )
+    return DetectionDataset(samples, transform, processor, seed=0)
+
+
+def build_model(
+    recipe: Recipe, categories: Sequence[Category], init: Path | None, *, fresh: bool
+) -> DetectorForObjectDetection:
+    """The recipe's model for these categories.
+
+    Raises:
+        RecipeError: the head refuses its settings, or `init` holds another architecture.
+    """
+    entry = head_entry(recipe.head)
+    try:
+        config = entry.config(
+            id2label={index: category.name for index, category in enumerate(categories)},
+            label2id={category.name: index for index, category in enumerate(categories)},
+            category_ids=[category.id for category in categories],
+            **recipe.model,
+        )
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise RecipeError(f"model settings of head {recipe.head}: {_one_line(error)}") from error
+    if fresh and init is not None:
+        return _from_saved(entry, config, init)
+    model = entry.model(config)
+    if fresh:
+        model.load_backbone_weights(recipe.train.backbone_weights)
+    return model
+
+
+def _from_saved(entry: HeadEntry, config: Any, init: Path) -> DetectorForObjectDetection:
+    """Weights of a saved model; only class scores may be new, for other categories."""
+    _check_model_folder(init)
+    saved = entry.config.from_pretrained(init)
+    model, report = entry.model.from_pretrained(
+        init, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    other_shape = {key: (old, new) for key, old, new in report["mismatched_keys"]}
+    strange = [*report["missing_keys"], *report["unexpected_keys"]]
+    strange += [
+        key
+        for key, (old, new) in other_shape.items()
+        if (old[0], new[0]) != (saved.num_labels, config.num_labels) or old[1:] != new[1:]
+    ]
+    if strange:
+        raise RecipeError(
+            f"--init {init}: its weights do not fit the model settings of the recipe; "
+            f"{len(strange)} are missing, unknown or of another shape, such as {strange[0]}"
+        )
+    if other_shape:
+        print(f"new class scores for {config.num_labels} categories: {', '.join(other_shape)}")
+    return model
+
+
+def build_criterion(recipe: Recipe) -> Criterion:
+    """The head's published losses with the recipe's changes, and its assigner."""
+    entry = head_entry(recipe.head)
+    losses = entry.model.loss_config
+    known = {field.name: type(getattr(losses, field.name)) for field in fields(LossConfig)}
+    changes = {}
+    for name, value in recipe.loss.items():
+        if name not in known:
+            raise RecipeError(unknown_name("key", f"loss.{name}", [f"loss.{key}" for key in known]))
+        number = known[name] is float and type(value) in (int, float)
+        if not number and type(value) is not known[name]:
+            expected = "a number" if known[name] is float else "a string"
+            raise RecipeError(f"loss.{name} must be {expected}, found {value!r}")
+        changes[name] = float(value) if number else value
+    losses = replace(losses, **changes)
+    if losses.l1_format not in ("xyxy", "cxcywh"):
+        raise RecipeError(f'loss.l1_format must be "xyxy" or "cxcywh", found {losses.l1_format!r}')
+    assigner = recipe.assigner.name or entry.assigner
+    try:
+        assigners = build_assigners(assigner, losses, recipe.assigner.options)
+    except TypeError as error:
+        raise RecipeError(f"options of assigner {assigner}: {_one_line(error)}") from error
+    return Criterion(losses.terms(), assigners)
+
+
+def load_saved(folder: Path) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
+    """A model folder as training writes it.
+
+    Raises:
+        ValueError: the folder is missing or does not hold a detector of this project.
+    """
+    _check_model_folder(folder)
+    try:
+        model = AutoModelForObjectDetection.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except Exception as error:
+        raise ValueError(f"{folder}: cannot be loaded as a model: {_one_line(error)}") from error
+    if not isinstance(model, DetectorForObjectDetection):
+        raise ValueError(
+            f"{folder}: holds a {type(model).__name__}; expected one of the heads "
+            f"{', '.join(sorted(HEADS))}"
+        )
+    return model, processor
+
+
+def _check_model_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder}: no saved model (it has no config.json); name a folder such as "
+            f"runs/stageinteractor-cross_stage/best"
+        )
+
+
+def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, Any]:
+    """What a reader of a saved model needs to make it again, for `training.json`."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "recipe": recipe.to_mapping(),
+        "init": None if init is None else str(init),
+        "command": command,
+        "device": device,
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+        },
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, marked where files differ from it; None outside of git."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _listed(categories: Sequence[Category]) -> str:
+    return ", ".join(f"{category.id} {category.name}" for category in categories)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,243 @@
+"""Train a detector.
+
+With no argument at all it trains a small model on drawn shapes, on whatever device there is:
+
+    accelerate launch apps/train.py --head stageinteractor
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from console import run
+from detrelay.core.configs import (
+    DataConfig,
+    Recipe,
+    RecipeError,
+    differences,
+    load_recipe,
+    override,
+    unknown_name,
+)
+
+# Everything that needs torch is imported when the run starts, so that --help answers at once.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from detrelay.core.engine.trainer import Evaluation, Trainer
+
+RECIPES = Path(__file__).parent / "recipes"
+_DRAWN_SHAPES_RECIPE = "shapes"
+_RUN_FILES = ("training.json", "metrics.jsonl", "checkpoints", "best", "last")
+_NOT_FINITE = 1
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a detector. Precedence: defaults, then the recipe, then the other options."""
+
+    recipe: str | None = None
+    """TOML file, or name of a file in apps/recipes. Without recipe and data: drawn shapes."""
+    head: str | None = None
+    """Decoder head, such as stageinteractor."""
+    assigner: str | None = None
+    """Training targets: cross_stage or hungarian."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
+    """Folder with train.json and val.json, or the two COCO files; images beside them."""
+    output: Path | None = None
+    """Folder of the run; runs/HEAD-ASSIGNER if not named."""
+    init: Path | None = None
+    """Folder of a saved model whose weights to start from."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
+    seed: int | None = None
+    """Of weights, order and augmentation."""
+    set: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
+        tyro.conf.arg(metavar="KEY=VALUE ..."),
+    ] = ()
+    """Recipe values, such as train.epochs=24 model.num_queries=300."""
+
+
+def resolve(arguments: Arguments) -> Recipe:
+    """The recipe of the run after every option."""
+    stored = arguments.output / "training.json" if arguments.output else None
+    if arguments.resume and arguments.recipe is None and stored and stored.is_file():
+        recipe = stored_recipe(stored)
+    else:
+        recipe = load_recipe(recipe_file(arguments))
+    if arguments.head is not None and arguments.head != recipe.head:
+        if recipe.model:
+            raise RecipeError(
+                f"--head {arguments.head}: the recipe {arguments.recipe or _DRAWN_SHAPES_RECIPE} "
+                f"holds model settings of head {recipe.head}; name a recipe of that head"
+            )
+        recipe = replace(recipe, head=arguments.head)
+    if arguments.assigner is not None and arguments.assigner != recipe.assigner.name:
+        recipe = override(recipe, ["assigner.options={}", f"assigner.name={arguments.assigner}"])
+    if arguments.data:
+        recipe = replace(recipe, data=named_data(recipe.data, arguments.data))
+    if arguments.seed is not None:
+        recipe = override(recipe, [f"train.seed={arguments.seed}"])
+    return override(recipe, [entry for group in arguments.set for entry in group])
+
+
+def recipe_file(arguments: Arguments) -> Path | None:
+    """The recipe to read; None for the bare defaults."""
+    name = arguments.recipe
+    if name is None:
+        return None if arguments.data else RECIPES / f"{_DRAWN_SHAPES_RECIPE}.toml"
+    if name.endswith(".toml"):
+        return Path(name)
+    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    if name not in known:
+        raise RecipeError(f"--recipe: {unknown_name('recipe', name, known)}")
+    return RECIPES / f"{name}.toml"
+
+
+def named_data(data: DataConfig, paths: tuple[Path, ...]) -> DataConfig:
+    """The data settings with the files that --data names."""
+    if len(paths) == 1 and paths[0].suffix != ".json":
+        paths = (paths[0] / "train.json", paths[0] / "val.json")
+    if len(paths) != 2:
+        raise RecipeError(
+            "--data: expected a folder with train.json and val.json, or two COCO json files "
+            f"(train, val), found {' '.join(map(str, paths))}"
+        )
+    return replace(
+        data,
+        train_annotations=str(paths[0]),
+        val_annotations=str(paths[1]),
+        train_images=None,
+        val_images=None,
+    )
+
+
+def stored_recipe(file: Path) -> Recipe:
+    """The recipe that a run wrote down when it began."""
+    try:
+        return Recipe.from_mapping(
+            json.loads(file.read_text(encoding="utf-8"))["recipe"], str(file)
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RecipeError(f"{file}: not the record of a run ({error})") from error
+
+
+def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
+    """Refuse to mix two runs in one folder."""
+    found = [name for name in _RUN_FILES if (output / name).exists()]
+    if not arguments.resume:
+        if found:
+            raise RecipeError(
+                f"{output} holds another run ({', '.join(found)}); go on with --resume, or name "
+                f"another --output"
+            )
+        return
+    if "training.json" not in found:
+        raise RecipeError(f"--resume: {output} holds no run (it has no training.json)")
+    if arguments.init is not None:
+        raise RecipeError("--resume goes on with the weights of the run; do without --init")
+    changed = differences(stored_recipe(output / "training.json"), recipe)
+    epochs = changed.get("train.epochs")
+    if epochs is not None and epochs[1] > epochs[0]:
+        del changed["train.epochs"]
+    if changed:
+        listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
+        raise RecipeError(
+            f"--resume: the recipe differs from that of the run in {output}: {listed}; only "
+            f"train.epochs may grow"
+        )
+
+
+def train(arguments: Arguments) -> int:
+    """Set up and run the training; the exit code."""
+    recipe = resolve(arguments)
+
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from detrelay.core.engine.trainer import TrainingInterrupted
+    from loading import head_entry
+
+    assigner = recipe.assigner.name or head_entry(recipe.head).assigner
+    output = arguments.output or Path("runs") / f"{recipe.head}-{assigner}"
+    if arguments.resume and arguments.output is None:
+        recipe = resolve(replace(arguments, output=output))
+    check_output(output, recipe, arguments)
+    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    set_seed(recipe.train.seed)
+    trainer = set_up(recipe, arguments, output, accelerator)
+    try:
+        last = trainer.fit(resume=arguments.resume)
+    except TrainingInterrupted as stop:
+        command = f"python {Path(__file__).name} --resume --output {shlex.quote(str(output))}"
+        accelerator.print(f"{stop}; resume with: {command}", flush=True)
+        return 128 + stop.signal_number
+    except FloatingPointError as error:
+        checkpoints = output / "checkpoints"
+        print(f"error: {error}; the last checkpoint is kept in {checkpoints}", file=sys.stderr)
+        return _NOT_FINITE
+    if accelerator.is_main_process:
+        conclude(last, output)
+    return 0
+
+
+def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Accelerator) -> Trainer:
+    """Data, model and trainer; the record of the run is written once all of it stands."""
+    from detrelay.core.engine.trainer import Trainer
+    from drawing import Reporter
+    from loading import build_datasets, build_parts, facts_of_run
+
+    accelerator.print(recipe.to_toml())
+    train_samples, val_samples = build_datasets(recipe.data)
+    accelerator.print(f"train: {train_samples.report.summary()}")
+    accelerator.print(f"val:   {val_samples.report.summary()}")
+    parts = build_parts(
+        recipe, train_samples, val_samples, arguments.init, fresh=not arguments.resume
+    )
+    count = sum(parameter.numel() for parameter in parts.model.parameters())
+    accelerator.print(
+        f"{recipe.head}: {count / 1e6:.1f} M parameters on {accelerator.device}, "
+        f"{accelerator.num_processes} process(es)"
+    )
+    record = facts_of_run(recipe, arguments.init, shlex.join(["apps/train.py", *sys.argv[1:]]))
+    if arguments.resume:
+        stored = json.loads((output / "training.json").read_text(encoding="utf-8"))
+        record["init"] = stored["init"]
+    trainer = Trainer(
+        accelerator,
+        parts,
+        recipe.train,
+        num_workers=recipe.data.num_workers,
+        output=output,
+        record=record,
+        on_evaluation=Reporter(output, val_samples),
+    )
+    accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return trainer
+
+
+def conclude(last: Evaluation, output: Path) -> None:
+    """The closing figures, on the screen and in results.json."""
+    best = json.loads((output / "best" / "training.json").read_text(encoding="utf-8"))["measured"]
+    results = {"epoch": last.epoch, "step": last.step, **last.scores.to_dict(), "best": best}
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nafter epoch {last.epoch} (percent)\n{last.scores.table()}\n")
+    print(f"results:    {output / 'results.json'}")
+    print(f"curves:     {output / 'curves.png'}")
+    print(f"picture:    {output / 'pictures' / f'epoch_{last.epoch}.png'}")
+    print(f"best model: {output / 'best'} (epoch {best['epoch']}, AP {best['stats']['AP']:.4f})")
+
+
+if __name__ == "__main__":
+    run(lambda: train(tyro.cli(Arguments)))

@@ -1,0 +1,218 @@
+"""Checkpoints that survive a kill at any moment, and folders that are replaced in one move."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+_MARKER = "complete.json"
+_NAME = re.compile(r"step_(\d{7,})")
+_PARTIAL = ".partial"
+
+
+class CheckpointError(ValueError):
+    """No checkpoint can be resumed from."""
+
+
+@dataclass
+class RunPosition:
+    """Where a run stands, between two steps.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: epoch that is being trained, from 0.
+        batch: batches of that epoch already seen by each process.
+        best_ap: highest AP evaluated before this position; -1 before the first.
+        best_step: step of that evaluation; -1 before the first.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_ap: float = -1.0
+    best_step: int = -1
+
+
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, position: RunPosition, keep: int
+) -> Path:
+    """Write the whole training state; to be called by every process.
+
+    The state goes into a sibling folder, gets a list of its files with their hashes, reaches the
+    disk, and only then takes its final name. Older checkpoints beyond `keep` are removed last.
+
+    Args:
+        accelerator: holds model, optimiser and scaler.
+        folder: the folder of all checkpoints.
+        position: stored with the state.
+        keep: how many of the newest stay.
+    """
+    target = folder / f"step_{position.step:07d}"
+    partial = folder / f".{target.name}{_PARTIAL}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _seal(partial, position)
+        replace_folder(partial, target)
+        _prune(folder, keep)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def load_newest_checkpoint(
+    accelerator: Accelerator, folder: Path, report: Callable[[str], None]
+) -> RunPosition | None:
+    """Restore the newest checkpoint that is whole; to be called by every process.
+
+    Args:
+        accelerator: holds the prepared model, optimiser and scaler to fill.
+        folder: the folder of all checkpoints.
+        report: told in one line about each damaged checkpoint that is passed over.
+
+    Returns:
+        The stored position, or None where no checkpoint was ever completed.
+
+    Raises:
+        CheckpointError: there are checkpoints and all are damaged; nothing is deleted.
+    """
+    candidates = checkpoints(folder)
+    for candidate in reversed(candidates):
+        problem = find_damage(candidate)
+        if problem is not None:
+            report(f"checkpoint {candidate} is damaged ({problem}); trying the one before")
+            continue
+        accelerator.load_state(str(candidate))
+        return RunPosition(**json.loads((candidate / _MARKER).read_text())["position"])
+    if candidates:
+        raise CheckpointError(
+            f"{folder}: all {len(candidates)} checkpoints are damaged; start again with another "
+            f"--output, or give --init a saved model folder"
+        )
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints under their final names, oldest first, damaged ones included."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint in a few words, None if it is whole."""
+    try:
+        content = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))
+        RunPosition(**content["position"])
+        for name, facts in content["files"].items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != facts["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
+            if _digest(path) != facts["sha256"]:
+                return f"{name} has changed"
+    except OSError as error:
+        return f"unreadable: {error.strerror or error}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{_MARKER} is not what was written"
+    return None
+
+
+def save_model(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    record: Mapping[str, Any],
+    target: Path,
+) -> None:
+    """Write a folder that `from_pretrained` loads, under its name only when it is whole.
+
+    Args:
+        model: the bare model, without wrappers.
+        processor: its image processor.
+        record: facts of the training, stored beside as `training.json`.
+        target: the folder; one of that name is replaced.
+    """
+    aside = target.with_name(f".{target.name}{_PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    replace_folder(aside, target)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Give a finished folder its name; an older folder of that name goes.
+
+    Both names lie in one folder. A kill leaves the old or the new folder, whole, under `target`
+    or, between the two moves, under the name that `recover_folder` knows.
+    """
+    recover_folder(target)
+    old = _old_name(target)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Finish a replacement that a kill has interrupted."""
+    old = _old_name(target)
+    if old.exists():
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+
+
+def _old_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _seal(folder: Path, position: RunPosition) -> None:
+    """List the files with size and hash, and bring all of it to the disk."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _sync(path)
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"size": path.stat().st_size, "sha256": _digest(path)}
+    marker = folder / _MARKER
+    marker.write_text(json.dumps({"position": asdict(position), "files": files}, indent=1))
+    _sync(marker)
+    _sync(folder)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    for leftover in folder.glob(".step_*"):  # of saves that a kill has interrupted
+        shutil.rmtree(leftover)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""A detector over a whole data set, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from detrelay.core.image_processing import DetrelayImageProcessor
+
+ImageResult = dict[str, Tensor]
+
+
+@torch.no_grad()
+def detect(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader[Any],
+    processor: DetrelayImageProcessor,
+    max_detections: int,
+    on_batch: Callable[[], None] | None = None,
+) -> tuple[list[int], list[ImageResult]]:
+    """Detect in every image once; to be called by every process.
+
+    Args:
+        accelerator: gathers the results of all processes.
+        model: prepared by the accelerator.
+        loader: prepared by the accelerator, fresh (not one whose first batches are skipped).
+        processor: turns outputs into boxes in pixels of the original image.
+        max_detections: boxes per image, best scores first.
+        on_batch: called after each batch; may raise to stop.
+
+    Returns:
+        Image ids, and for each `scores` [n], `labels` [n] and `boxes` [n, 4] xyxy in pixels, on
+        the CPU; the same on every process.
+    """
+    was_training = model.training
+    model.eval()
+    image_ids: list[int] = []
+    results: list[ImageResult] = []
+    try:
+        for batch in loader:
+            output = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
+            sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
+            found = processor.post_process_object_detection(output, 0.0, sizes, max_detections)
+            ids = torch.cat([label["image_id"] for label in batch["labels"]]).tolist()
+            rows = [
+                (image_id, {key: value.cpu() for key, value in result.items()})
+                for image_id, result in zip(ids, found, strict=True)
+            ]
+            for image_id, result in accelerator.gather_for_metrics(rows, use_gather_object=True):
+                image_ids.append(image_id)
+                results.append(result)
+            if on_batch is not None:
+                on_batch()
+    finally:
+        model.train(was_training)
+    return image_ids, results

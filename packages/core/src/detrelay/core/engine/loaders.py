@@ -1,0 +1,48 @@
+"""Loaders whose order and augmentation depend on the recipe's seed alone."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+
+from detrelay.core.data.collate import collate
+from detrelay.core.data.transforms import DetectionDataset, VisitSampler
+
+
+def make_loader(
+    data: DetectionDataset,
+    sampler: VisitSampler,
+    batch_size: int,
+    *,
+    num_workers: int = 0,
+    drop_last: bool = False,
+) -> DataLoader[dict[str, Any]]:
+    """A loader that leaves the global random state alone.
+
+    Args:
+        data: indexed by visit.
+        sampler: gives the visits of an epoch.
+        batch_size: images per process.
+        num_workers: loader processes; 0 loads in the calling process.
+        drop_last: leave out a last batch that is not full.
+    """
+    return DataLoader(
+        data,
+        batch_sampler=BatchSampler(sampler, batch_size, drop_last),
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # the default draws worker seeds from the global state
+    )
+
+
+def _outlive_signals(worker: int) -> None:
+    # A stop signal often reaches the whole process group. The workers must go on until the
+    # training process has finished its step; it then ends them itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

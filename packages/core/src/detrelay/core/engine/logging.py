@@ -1,0 +1,142 @@
+"""The record of a run: lines of JSON on disk, progress on the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class MetricsLog:
+    """A file of JSON lines, one a logged step or evaluation, in the order of the steps.
+
+    Every line has a `kind` ("train" or "evaluation") and a `step`.
+
+    Args:
+        path: the file; made when the first line comes.
+        enabled: False on processes that must not write.
+    """
+
+    def __init__(self, path: Path, enabled: bool = True) -> None:
+        self.path = path
+        self.enabled = enabled
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line; numbers that JSON cannot hold become null."""
+        if not self.enabled:
+            return
+        line = {"kind": kind, "step": step}
+        line |= {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop what a run resumed at `step` will write again.
+
+        A checkpoint is taken before the evaluation of its step, so evaluations of that step go
+        too. A line cut short by a kill goes with them.
+        """
+        if not self.enabled or not self.path.exists():
+            return
+        kept = [
+            json.dumps(line) + "\n"
+            for line in read_metrics(self.path)
+            if line["step"] < step or (line["step"] == step and line["kind"] == "train")
+        ]
+        aside = self.path.with_name(self.path.name + ".partial")
+        aside.write_text("".join(kept), encoding="utf-8")
+        aside.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut short is left out.
+
+    Raises:
+        ValueError: a line other than the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    texts = path.read_text(encoding="utf-8").splitlines()
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if number < len(texts):
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    return lines
+
+
+class Progress:
+    """Progress with time left: a bar on a terminal, a line every so often elsewhere.
+
+    Args:
+        total: steps of the whole run.
+        done: steps that a resumed run has behind it.
+        enabled: False on all but the main process.
+    """
+
+    def __init__(self, total: int, done: int, enabled: bool = True) -> None:
+        self.total = total
+        self.done = self._first = done
+        self.enabled = enabled
+        self._started = time.perf_counter()
+        on_terminal = enabled and sys.stderr.isatty()
+        self._bar = (
+            tqdm(total=total, initial=done, desc="train", unit="step", dynamic_ncols=True)
+            if on_terminal
+            else None
+        )
+
+    def advance(self) -> None:
+        """Count one step."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Show the figures of a step: beside the bar, or as a line of their own."""
+        shown = {key: f"{value:.3g}" for key, value in values.items()}
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+        elif self.enabled:
+            figures = "  ".join(f"{key} {value}" for key, value in shown.items())
+            left = _clock(self.seconds_left())
+            line = f"step {self.done}/{self.total}  epoch {epoch}  {figures}  time left {left}"
+            print(line, flush=True)
+
+    def message(self, text: str) -> None:
+        """A line that does not tear the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        elif self.enabled:
+            print(text, flush=True)
+
+    def seconds_left(self) -> float:
+        """Time left at the speed since the start, evaluations and checkpoints included."""
+        new = self.done - self._first
+        if new == 0:
+            return math.inf
+        return (time.perf_counter() - self._started) / new * (self.total - self.done)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
