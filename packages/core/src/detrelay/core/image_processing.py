@@ -63,6 +63,11 @@ class DetrelayImageProcessor(TorchvisionBackend):
     pad_size_divisor = 32
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - never changed
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open paths and addresses; grey arrays [H, W], which the base refuses, get a channel."""
+        images = super().fetch_images(image_url_or_urls)
+        return images[None] if getattr(images, "ndim", None) == 2 else images
+
     def resize(
         self,
         image: Tensor,
