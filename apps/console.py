@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,6 +19,9 @@ def run(main: Callable[[], int]) -> NoReturn:
     """
     try:
         code = main()
+    except BrokenPipeError:  # the reader of stdout has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise

@@ -45,7 +45,7 @@ def draw_boxes(
         image: uint8 [3, H, W].
         boxes_xyxy: float [n, 4], pixels; drawn as far as they lie inside.
         classes: n class indices, which give the colours.
-        captions: n texts.
+        captions: n texts; the first ones are drawn on top.
 
     Returns:
         uint8 [3, H', W'], enlarged where the image is small.
@@ -60,11 +60,11 @@ def draw_boxes(
     limit = torch.tensor([width - 1, height - 1, width - 1, height - 1])
     boxes = torch.minimum((boxes_xyxy.float() * scale).clamp(min=0), limit)
     unit = min(height, width)
-    colors = [class_color(index) for index in classes]
+    colors = [class_color(index) for index in reversed(classes)]
     return draw_bounding_boxes(
         image,
-        boxes,
-        labels=list(captions),
+        boxes.flip(0),
+        labels=list(reversed(captions)),
         colors=colors,
         width=max(2, unit // 240),
         font=font_manager.findfont("DejaVu Sans"),
@@ -157,5 +157,5 @@ def _last_stage_losses(keys: Sequence[str]) -> list[str]:
 
 def _save(figure: plt.Figure, target: Path) -> None:
     figure.tight_layout()
-    figure.savefig(target, dpi=110)
+    figure.savefig(target, dpi=90)
     plt.close(figure)

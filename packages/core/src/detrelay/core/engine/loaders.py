@@ -19,7 +19,7 @@ def make_loader(
     *,
     num_workers: int = 0,
     drop_last: bool = False,
-) -> DataLoader[dict[str, Any]]:
+) -> DataLoader[Any]:
     """A loader that leaves the global random state alone.
 
     Args:
