@@ -129,12 +129,13 @@ class StageState:
     Attributes:
         queries: [B, Q, C].
         boxes: [B, Q, 4], x, y, log2 sqrt(w h), log2(h / w); pixels, at least float32.
-        bank: the filters of earlier stages.
+        banks: the filters of earlier stages, one bank for each block of groups that is mixed
+            at a time.
     """
 
     queries: Tensor
     boxes: Tensor
-    bank: FilterBank
+    banks: tuple[FilterBank, ...]
 
 
 def sizes_of(boxes: Tensor) -> Tensor:
@@ -259,10 +260,8 @@ class StageInteractorStage(nn.Module):
         queries = state.queries + code
         queries = self.attention_norm(queries + self.attention(queries, boxes))
         sampled = self._sample(queries, boxes, values, shapes, scene)
-        flat, channel, spatial = self.mixing(
-            sampled.flatten(0, 1), queries.flatten(0, 1), state.bank
-        )
-        queries = flat.view_as(queries)
+        mixed, banks = self.mixing(sampled.flatten(0, 1), queries.flatten(0, 1), state.banks)
+        queries = mixed.view_as(queries)
         queries = self.ffn_norm(queries + self.ffn_out(self.ffn_in(queries).relu()))
         step = self.refine(queries).to(boxes.dtype)
         boxes = torch.cat(
@@ -272,8 +271,8 @@ class StageInteractorStage(nn.Module):
             logits=self.classify(queries),
             boxes=torch.cat([boxes[..., :2], sizes_of(boxes)], dim=-1) / scene.image_whwh,
         )
-        bank = state.bank.append(channel, spatial) if self.feeds_bank else state.bank
-        return prediction, StageState(queries, boxes.detach(), bank)
+        banks = banks if self.feeds_bank else state.banks
+        return prediction, StageState(queries, boxes.detach(), banks)
 
     def _sample(
         self,
@@ -358,7 +357,8 @@ class StageInteractorHead(nn.Module):
         return StageState(
             queries=content.expand(batch, -1, -1),
             boxes=boxes.expand(-1, count, -1),
-            bank=FilterBank(),
+            # one group at a time fits a CPU's cache; a GPU wants few large kernels
+            banks=(FilterBank(),) * (self.num_groups if whwh.device.type == "cpu" else 1),
         )
 
 

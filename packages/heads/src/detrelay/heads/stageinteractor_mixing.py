@@ -2,11 +2,15 @@
 
 Letters: R = B * Q rows (image and query), G groups, D = C / G channels a group, N = P * K sampled
 points (P base points times a pattern of K), O output patterns, J reused filters.
+
+Groups never meet before the last projection, so they may be mixed block by block; g groups make one
+block. On a CPU one group at a time keeps the filters and features of all queries in the cache.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +24,11 @@ Adapter = Literal["full", "channel", "none"]
 
 @dataclass(frozen=True, slots=True)
 class FilterBank:
-    """Dynamic filters that earlier stages hand on.
+    """Dynamic filters of one block of groups that earlier stages hand on.
 
     Attributes:
-        channel: channel filters [R, G, D, D] (input, output channel), oldest first.
-        spatial: spatial filters [R, G, O, N] of the newest stage; None before there is one.
+        channel: channel filters [R, g, D, D] (input, output channel), oldest first.
+        spatial: spatial filters [R, g, O, N] of the newest stage; None before there is one.
     """
 
     channel: tuple[Tensor, ...] = ()
@@ -78,7 +82,7 @@ class MixingShape:
 
 
 class StaticAdapter(nn.Module):
-    """Carries own-mixed features over to one reused filter, by fixed weights.
+    """Carries own-mixed features over to one reused filter, by static weights.
 
     "full" mixes, for each pattern point, all base points and channels, and for each base point the
     whole pattern and all channels; "channel" has two D x D linears instead; "none" passes the
@@ -118,7 +122,8 @@ class StaticAdapter(nn.Module):
         turned = (*lead, shape.pattern, shape.base_points, shape.width)
         by_axis = self.axis(features.view(grid).transpose(2, 3).flatten(3)).view(turned)
         by_pattern = self.pattern(features.view(*lead, shape.base_points, -1))
-        return carried + by_pattern.view_as(carried) + by_axis.transpose(2, 3).flatten(2, 3)
+        # linears keep no output for their gradient, so their results may be added to in place
+        return by_pattern.view(grid).add_(by_axis.transpose(2, 3)).flatten(2, 3).add_(carried)
 
 
 class DynamicMixing(nn.Module):
@@ -136,24 +141,22 @@ class DynamicMixing(nn.Module):
     def __init__(self, shape: MixingShape) -> None:
         super().__init__()
         self.shape = shape
-        groups, width, reused = shape.groups, shape.width, shape.reused
+        dim, groups, width, reused = shape.dim, shape.groups, shape.width, shape.reused
         self.channel_size = width * width
         self.generator = nn.Linear(
-            shape.dim, groups * (self.channel_size + shape.own_patterns * shape.points)
+            dim, groups * (self.channel_size + shape.own_patterns * shape.points)
         )
         self.bias_generator = (
-            nn.Linear(shape.dim, groups * (width + shape.out_points)) if shape.has_bias else None
+            nn.Linear(dim, groups * (width + shape.out_points)) if shape.has_bias else None
         )
         self.adapters = nn.ModuleList(StaticAdapter(shape) for _ in range(reused))
-        self.channel_gates = nn.Linear(shape.dim, 2 * shape.dim * reused) if reused else None
-        self.channel_biases = nn.Linear(shape.dim, shape.dim * reused) if reused else None
-        reuse_spatial = shape.reuse_spatial
-        self.pattern_gate = (
-            nn.Linear(shape.dim, groups * shape.own_patterns) if reuse_spatial else None
-        )
-        self.point_gate = nn.Linear(shape.dim, groups * shape.points) if reuse_spatial else None
-        self.out_proj = nn.Linear(groups * shape.out_points * width, shape.dim)
-        self.norm = nn.LayerNorm(shape.dim)
+        self.channel_gates = nn.Linear(dim, 2 * dim * reused) if reused else None
+        self.channel_biases = nn.Linear(dim, dim * reused) if reused else None
+        blend = shape.reuse_spatial
+        self.pattern_gate = nn.Linear(dim, groups * shape.own_patterns) if blend else None
+        self.point_gate = nn.Linear(dim, groups * shape.points) if blend else None
+        self.out_proj = nn.Linear(groups * shape.out_points * width, dim)
+        self.norm = nn.LayerNorm(dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -171,51 +174,88 @@ class DynamicMixing(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, sampled: Tensor, queries: Tensor, bank: FilterBank
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, sampled: Tensor, queries: Tensor, banks: Sequence[FilterBank]
+    ) -> tuple[Tensor, tuple[FilterBank, ...]]:
         """Mix the features of every query into it.
 
         Args:
             sampled: [R, G, N, D].
             queries: [R, C].
-            bank: the filters of earlier stages.
+            banks: the filters of earlier stages, one bank a block of groups.
 
         Returns:
-            Queries [R, C] after mixing, and the filters for the bank: channel [R, G, D, D],
-            spatial [R, G, O, N].
+            Queries [R, C] after mixing, and the banks with this stage's filters.
         """
+        count = len(banks)
+        mixed = self.out_proj.bias
+        weights = self.out_proj.weight.chunk(count, dim=1)
+        grown = []
+        for features, weight, bank, dynamic in zip(
+            sampled.chunk(count, dim=1), weights, banks, self._generate(queries, count), strict=True
+        ):
+            patterns, grown_bank = self._mix_block(features, dynamic, bank)
+            mixed = torch.addmm(mixed, patterns.flatten(1), weight.t())
+            grown.append(grown_bank)
+        return self.norm(queries + mixed), tuple(grown)
+
+    def _generate(self, queries: Tensor, count: int) -> Iterator[_Dynamic]:
+        """Everything that is generated from the queries, block by block."""
+        modules = {
+            "filters": self.generator,
+            "biases": self.bias_generator,
+            "channel_gates": self.channel_gates,
+            "channel_biases": self.channel_biases,
+            "pattern_gate": self.pattern_gate,
+            "point_gate": self.point_gate,
+        }
+        # chunks and not slices: the gradient of a slice is as large as the whole parameter
+        chunks = {
+            name: list(zip(module.weight.chunk(count), module.bias.chunk(count), strict=True))
+            for name, module in modules.items()
+            if module is not None
+        }
+        groups = self.shape.groups // count
+        for block in range(count):
+            yield _Dynamic(
+                **{
+                    name: F.linear(queries, *pieces[block]).unflatten(-1, (groups, -1))
+                    for name, pieces in chunks.items()
+                }
+            )
+
+    def _mix_block(
+        self, sampled: Tensor, dynamic: _Dynamic, bank: FilterBank
+    ) -> tuple[Tensor, FilterBank]:
+        """Mix one block of groups: [R, g, N, D] to patterns [R, g, O, D]."""
         shape = self.shape
-        rows, groups = sampled.shape[:2]
-        generated = self.generator(queries).view(rows, groups, -1)
-        channel = generated[..., : self.channel_size].unflatten(-1, (shape.width, shape.width))
-        own_spatial = generated[..., self.channel_size :].unflatten(-1, (-1, shape.points))
-        channel_bias, spatial_bias = self._biases(queries)
+        channel = dynamic.filters[..., : self.channel_size].unflatten(-1, (-1, shape.width))
+        spatial = dynamic.filters[..., self.channel_size :].unflatten(-1, (-1, shape.points))
+        channel_bias = pattern_bias = None
+        if dynamic.biases is not None:
+            channel_bias = dynamic.biases[..., None, : shape.width]
+            pattern_bias = dynamic.biases[..., shape.width :, None]
         mixed = _norm_relu(_product(sampled, channel, channel_bias))
         if shape.reused:
-            mixed = self._reuse(sampled, mixed, channel, queries, bank)
-        spatial = self._blend_spatial(own_spatial, queries, bank)
-        patterns = _norm_relu(_product(spatial, mixed, spatial_bias))  # [R, G, O, D]
-        queries = self.norm(queries + self.out_proj(patterns.flatten(1)))
-        return queries, channel, spatial
-
-    def _biases(self, queries: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Channel bias [R, G, 1, D] and pattern bias [R, G, O, 1]."""
-        if self.bias_generator is None:
-            return None, None
-        biases = self.bias_generator(queries).unflatten(-1, (self.shape.groups, -1))
-        channel, pattern = biases.split([self.shape.width, self.shape.out_points], dim=-1)
-        return channel.unsqueeze(2), pattern.unsqueeze(3)
+            mixed = self._reuse(sampled, mixed, channel, dynamic, bank)
+        if shape.reuse_spatial:
+            spatial = _blend_spatial(spatial, dynamic, bank)
+        patterns = _norm_relu(_product(spatial, mixed, pattern_bias))
+        return patterns, bank.append(channel, spatial)
 
     def _reuse(
-        self, sampled: Tensor, mixed: Tensor, channel: Tensor, queries: Tensor, bank: FilterBank
+        self,
+        sampled: Tensor,
+        mixed: Tensor,
+        channel: Tensor,
+        dynamic: _Dynamic,
+        bank: FilterBank,
     ) -> Tensor:
         """Apply the newest J filters of the bank in turn, each blended with the own filter."""
-        assert self.channel_gates is not None
-        assert self.channel_biases is not None
-        reused = self.shape.reused
-        shape = (self.shape.groups, self.shape.width, 2, reused)
-        gates = self.channel_gates(queries).sigmoid().unflatten(-1, shape)
-        biases = self.channel_biases(queries).unflatten(-1, (self.shape.groups, reused, 1, -1))
+        assert dynamic.channel_gates is not None
+        assert dynamic.channel_biases is not None
+        width, reused = self.shape.width, self.shape.reused
+        gates = dynamic.channel_gates.sigmoid().unflatten(-1, (width, 2, reused))
+        biases = dynamic.channel_biases.unflatten(-1, (reused, 1, width))
         carried = sampled
         for index, (adapter, earlier) in enumerate(
             zip(self.adapters, bank.channel[-reused:], strict=True)
@@ -227,27 +267,38 @@ class DynamicMixing(nn.Module):
             mixed = _norm_relu(_product(carried, blended, biases[:, :, index]))
         return mixed
 
-    def _blend_spatial(self, own: Tensor, queries: Tensor, bank: FilterBank) -> Tensor:
-        """Spatial filters [R, G, O, N]: own ones, and with reuse own ones blended with earlier."""
-        if self.pattern_gate is None or self.point_gate is None:
-            return own
-        assert bank.spatial is not None
-        earlier = bank.spatial[:, :, : own.shape[2]]
-        groups = self.shape.groups
-        by_pattern = self.pattern_gate(queries).sigmoid().unflatten(-1, (groups, -1, 1))
-        by_point = self.point_gate(queries).sigmoid().unflatten(-1, (groups, 1, -1))
-        return torch.cat([own, torch.lerp(own, earlier, by_pattern * by_point)], dim=2)
+
+@dataclass(frozen=True, slots=True)
+class _Dynamic:
+    """What the queries generate for one block of groups, each [R, g, -1]."""
+
+    filters: Tensor
+    biases: Tensor | None = None
+    channel_gates: Tensor | None = None
+    channel_biases: Tensor | None = None
+    pattern_gate: Tensor | None = None
+    point_gate: Tensor | None = None
+
+
+def _blend_spatial(own: Tensor, dynamic: _Dynamic, bank: FilterBank) -> Tensor:
+    """Own spatial filters and the same blended with earlier ones: [R, g, O / 2, N] -> [., O, N]."""
+    assert dynamic.pattern_gate is not None
+    assert dynamic.point_gate is not None
+    assert bank.spatial is not None
+    gate = dynamic.pattern_gate.sigmoid().unsqueeze(-1) * dynamic.point_gate.sigmoid().unsqueeze(-2)
+    earlier = bank.spatial[:, :, : own.shape[2]]
+    return torch.cat([own, torch.lerp(own, earlier, gate)], dim=2)
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """Batched matrix product [R, G, ., .] plus a bias that broadcasts."""
     product = left @ right
-    return product if bias is None else product + bias
+    return product if bias is None else product.add_(bias)
 
 
 def _norm_relu(x: Tensor) -> Tensor:
     """LayerNorm over points (or patterns) and channels together, without affine; then ReLU."""
-    return F.layer_norm(x, x.shape[-2:]).relu()
+    return F.layer_norm(x, x.shape[-2:]).relu_()
 
 
 def uniform_offsets(*shape: int, bound: float) -> Tensor:

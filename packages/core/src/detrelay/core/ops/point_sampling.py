@@ -20,12 +20,7 @@ def flatten_levels(levels: Sequence[Tensor]) -> tuple[Tensor, tuple[tuple[int, i
         (H_l, W_l).
     """
     shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
-    # one image and level at a time: a 2-d transpose has a blocked copy, a 3-d one has not
-    rows = [
-        torch.cat([level[b].flatten(1).t().contiguous() for level in levels])
-        for b in range(levels[0].shape[0])
-    ]
-    return torch.stack(rows), shapes
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes
 
 
 def sample_points(
