@@ -34,7 +34,7 @@ COCO: dict[str, Any] = {
         },
         {"id": 3, "image_id": 11, "category_id": 90, "bbox": [30, 20, 10, 10], "iscrowd": 0},
     ],
-    "categories": [{"id": 90, "name": "wheel"}, {"id": 3, "name": "door"}],
+    "categories": [{"id": 90, "name": "door"}, {"id": 3, "name": "wheel"}],
 }
 
 

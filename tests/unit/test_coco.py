@@ -28,7 +28,7 @@ def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
 
 def test_samples_hold_pixels_boxes_and_contiguous_classes(tmp_path: Path) -> None:
     data = CocoDataset(write_coco(tmp_path))
-    assert data.categories == (Category(3, "door"), Category(90, "wheel"))
+    assert data.categories == (Category(3, "wheel"), Category(90, "door"))
     assert data.image_ids == [11, 5, 8]
     assert len(data) == 3
 
@@ -115,7 +115,7 @@ def put(part: str, row: int, key: str, value: Any) -> Callable[[Content], object
         (put("images", 1, "id", 11), ["images", "'id'", "more than once: 11"]),
         (put("annotations", 1, "id", 1), ["annotations", "'id'", "more than once: 1"]),
         (put("categories", 1, "id", 90), ["categories", "'id'", "more than once: 90"]),
-        (put("categories", 1, "name", "wheel"), ["categories", "'name'", "'wheel'"]),
+        (put("categories", 1, "name", "door"), ["categories", "'name'", "'door'"]),
         (put("annotations", 1, "image_id", 77), ["annotation 2", "image_id 77"]),
         (put("annotations", 1, "category_id", 4), ["annotation 2", "category_id 4"]),
         (put("annotations", 1, "bbox", [1, 2, 3]), ["annotation 2", "four finite", "[1, 2, 3]"]),
@@ -160,6 +160,14 @@ def test_missing_json_is_refused(tmp_path: Path) -> None:
         CocoDataset(tmp_path / "nothing.json")
     with pytest.raises(DataError, match="cannot read"):
         CocoDataset(tmp_path)
+
+
+def test_names_may_be_in_any_script_and_the_file_may_start_with_a_mark(tmp_path: Path) -> None:
+    content = coco_content()
+    content["categories"][0]["name"] = "дверь"
+    path = write_coco(tmp_path, content)
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    assert CocoDataset(path).categories[1].name == "дверь"
 
 
 def test_missing_images_are_named_and_counted(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Small predictions, targets and models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
+from detrelay.heads import StageInteractorConfig
+
+STRIDES = (4, 8, 16, 32)
+
+
+def make_boxes(*shape: int, generator: torch.Generator) -> Tensor:
+    """Random cxcywh boxes inside the image, [*shape, 4]."""
+    size = 0.1 + 0.4 * torch.rand(*shape, 2, generator=generator)
+    center = 0.5 * size + (1 - size) * torch.rand(*shape, 2, generator=generator)
+    return torch.cat([center, size], dim=-1)
+
+
+def make_stages(
+    stages: int = 3,
+    batch: int = 2,
+    queries: int = 8,
+    classes: int = 4,
+    seed: int = 0,
+) -> list[StagePrediction]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        StagePrediction(
+            logits=torch.randn(batch, queries, classes, generator=generator),
+            boxes=make_boxes(batch, queries, generator=generator),
+        )
+        for _ in range(stages)
+    ]
+
+
+def make_targets(counts: tuple[int, ...] = (3, 2), classes: int = 4, seed: int = 1) -> Targets:
+    generator = torch.Generator().manual_seed(seed)
+    return Targets.from_labels(
+        [
+            {
+                "class_labels": torch.randint(classes, (count,), generator=generator),
+                "boxes": make_boxes(count, generator=generator),
+            }
+            for count in counts
+        ]
+    )
+
+
+def make_pyramid(
+    batch: int = 2, dim: int = 32, height: int = 64, width: int = 96, seed: int = 2
+) -> FeaturePyramid:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    return FeaturePyramid(
+        levels=tuple(torch.randn(batch, dim, *shape, generator=generator) for shape in shapes),
+        strides=STRIDES,
+        valid=tuple(torch.ones(batch, *shape, dtype=torch.bool) for shape in shapes),
+        image_sizes=torch.tensor([[height, width]] * batch),
+    )
+
+
+def small_config(**changes: Any) -> StageInteractorConfig:
+    """A StageInteractor that runs in milliseconds."""
+    values: dict[str, Any] = {
+        "backbone_name": "resnet18",
+        "backbone_norm": "train",
+        "backbone_frozen_stages": 0,
+        "num_labels": 4,
+        "num_queries": 8,
+        "d_model": 32,
+        "num_groups": 2,
+        "num_attention_heads": 4,
+        "num_stages": 4,
+        "pattern_size": 2,
+        "num_base_points": 2,
+        "num_base_points_first": 3,
+        "num_out_points": 8,
+        "ffn_dim": 48,
+    }
+    return StageInteractorConfig(**{**values, **changes})

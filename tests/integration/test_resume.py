@@ -1,0 +1,216 @@
+"""A stopped and resumed run must be the run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrelay.core.engine.logging import read_metrics
+from detrelay.core.engine.trainer import Trainer
+from detrelay.core.image_processing import DetrelayImageProcessor
+from tiny_run import TINY, final_weights, shrink_backbone, skip_pictures, tiny_run
+from train import Arguments, train
+
+APPS = Path(__file__).parents[2] / "apps"
+# measured anew on each run
+CLOCK_KEYS = {"images_per_second", "data_wait_share"}
+
+
+EPOCHS = "train.epochs=3"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_silent() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_backbone(patch)
+        skip_pictures(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_and_silent: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    assert tiny_run(output, EPOCHS) == 0
+    return output
+
+
+def figures(output: Path) -> list[dict[str, object]]:
+    lines = read_metrics(output / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in CLOCK_KEYS} for line in lines]
+
+
+def assert_same_run(output: Path, reference: Path) -> None:
+    weights, expected = final_weights(output), final_weights(reference)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert figures(output) == figures(reference)
+
+
+def act_before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    original = Trainer._step
+
+    def patched(self: Trainer, batch: object) -> object:
+        if self.position.step == step:
+            action()
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", patched)
+
+
+def test_log_holds_every_step_and_evaluation_once(uninterrupted: Path) -> None:
+    lines = figures(uninterrupted)
+    assert [(line["kind"], line["step"]) for line in lines] == [
+        ("train", 1), ("train", 2), ("train", 3), ("evaluation", 3),
+        ("train", 4), ("train", 5), ("train", 6), ("evaluation", 6),
+        ("train", 7), ("train", 8), ("train", 9), ("evaluation", 9),
+    ]  # fmt: skip
+
+
+def test_signal_in_the_middle_of_an_epoch(
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        act_before_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert tiny_run(output, EPOCHS) == 143
+    out = capsys.readouterr().out
+    assert "SIGTERM after step 5" in out  # the step that was under way is finished
+    assert f"--resume --output {output}" in out
+    assert train(Arguments(output=output, resume=True)) == 0  # as that line says
+    assert_same_run(output, uninterrupted)
+
+
+def test_signal_during_an_evaluation(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        original = DetrelayImageProcessor.post_process_object_detection
+
+        def interrupted(*arguments: object) -> object:
+            os.kill(os.getpid(), signal.SIGINT)
+            return original(*arguments)
+
+        patch.setattr(DetrelayImageProcessor, "post_process_object_detection", interrupted)
+        assert tiny_run(output, EPOCHS) == 130
+    assert [line["kind"] for line in figures(output)] == ["train"] * 3
+    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert_same_run(output, uninterrupted)
+
+
+def test_crash_after_lines_that_no_checkpoint_holds(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+
+    def crash() -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        act_before_step(patch, 5, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            tiny_run(output, EPOCHS)
+    with (output / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # cut in the middle of a line
+    # the newest checkpoint is that of step 4; step 5 is in the log and must not stay twice
+    assert read_metrics(output / "metrics.jsonl")[-1]["step"] == 5
+    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert_same_run(output, uninterrupted)
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        act_before_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        tiny_run(output, EPOCHS)
+    newest = output / "checkpoints" / "step_0000005"
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\x00" * 8)
+    assert tiny_run(output, EPOCHS, resume=True) == 0
+    out = capsys.readouterr().out
+    assert "step_0000005 is damaged (model.safetensors has changed)" in out
+    assert "resuming after step 4" in out
+    assert_same_run(output, uninterrupted)
+
+
+def test_more_epochs_on_a_finished_run(uninterrupted: Path, tmp_path: Path) -> None:
+    output = tmp_path / "grown"
+    assert tiny_run(output) == 0
+    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert_same_run(output, uninterrupted)
+
+
+def test_killed_before_the_first_checkpoint(
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "run"
+
+    def crash() -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        act_before_step(patch, 1, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            tiny_run(output, EPOCHS)
+    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert "no checkpoint was taken yet: starting from step 0" in capsys.readouterr().out
+    assert_same_run(output, uninterrupted)
+
+
+@pytest.mark.slow
+def test_three_kills_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL leaves no time for anything; the weights must not show it."""
+    settings = [
+        *TINY, "train.epochs=10", "train.checkpoint_every=3",
+    ]  # fmt: skip
+
+    def command(output: Path) -> list[str]:
+        return [sys.executable, str(APPS / "train.py"), "--output", str(output), "--set", *settings]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    generator = random.Random(0)
+    steps = sorted(generator.sample(range(2, 29), 3))
+    for count, step in enumerate(steps):
+        resume = ["--resume"] if count else []
+        process = subprocess.Popen(
+            [*command(killed), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and newest_step(killed) < step:
+            time.sleep(0.05)
+        time.sleep(generator.random() * 2)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command(killed), "--resume"], check=True, capture_output=True)
+    assert_same_run(killed, whole)
+
+
+def newest_step(output: Path) -> int:
+    metrics = output / "metrics.jsonl"
+    try:
+        return int(read_metrics(metrics)[-1]["step"]) if metrics.exists() else 0
+    except (IndexError, json.JSONDecodeError):
+        return 0
