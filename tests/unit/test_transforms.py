@@ -127,7 +127,9 @@ def test_crop_of_an_image_below_the_range_keeps_it() -> None:
         crop_range=(100, 200),
     )
     sample = make_sample(60, 80)
-    assert torch.equal(build_train_transform(config)(sample).image, sample.image)
+    torch.manual_seed(0)
+    for _ in range(10):  # half of them crop
+        assert torch.equal(build_train_transform(config)(sample).image, sample.image)
 
 
 def test_color_jitter_changes_colours_only() -> None:
