@@ -31,10 +31,13 @@ EPOCHS = "train.epochs=3"
 
 @pytest.fixture(scope="module", autouse=True)
 def small_and_silent() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         shrink_backbone(patch)
         skip_pictures(patch)
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,178 @@
+"""Checkpoints: whole or not there; folders: old or new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from detrelay.core.engine.checkpoint import (
+    CheckpointError,
+    RunPosition,
+    checkpoints,
+    find_damage,
+    load_newest_checkpoint,
+    recover_folder,
+    replace_folder,
+    save_checkpoint,
+)
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator()
+
+
+@pytest.fixture
+def model(accelerator: Accelerator) -> nn.Module:
+    model = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    accelerator.prepare(model, optimizer)
+    return model
+
+
+def save(accelerator: Accelerator, model: nn.Module, folder: Path, *steps: int) -> None:
+    """One checkpoint a step, with weights that tell the step."""
+    for step in steps:
+        with torch.no_grad():
+            model.weight.fill_(step)
+        save_checkpoint(accelerator, folder, RunPosition(step=step, epoch=1, batch=2), keep=3)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_are_kept_and_the_last_is_loaded(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 5, 10, 10_000_000, 20, 15)
+    # by number, not by name or date
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "step_0000015", "step_0000020", "step_10000000",
+    ]  # fmt: skip
+    assert names(tmp_path) == ["step_0000015", "step_0000020", "step_10000000"]
+    position = load_newest_checkpoint(accelerator, tmp_path, pytest.fail)
+    assert position == RunPosition(step=10_000_000, epoch=1, batch=2)
+    assert model.weight.unique().item() == 10_000_000
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "reason"),
+    [
+        ("model.safetensors", Path.unlink, "model.safetensors is missing"),
+        ("optimizer.bin", cut, "optimizer.bin has "),
+        ("model.safetensors", flip, "model.safetensors has changed"),
+        ("random_states_0.pkl", flip, "random_states_0.pkl has changed"),
+        ("complete.json", Path.unlink, "unreadable: No such file"),
+        ("complete.json", cut, "complete.json is not what was written"),
+        ("complete.json", lambda path: path.write_text("[]"), "complete.json is not what was"),
+        ("complete.json", lambda path: path.write_text("{}"), "complete.json is not what was"),
+    ],
+)
+def test_a_damaged_one_is_named_and_the_one_before_is_used(
+    name: str,
+    harm: Callable[[Path], object],
+    reason: str,
+    accelerator: Accelerator,
+    model: nn.Module,
+    tmp_path: Path,
+) -> None:
+    save(accelerator, model, tmp_path, 1, 2)
+    harm(tmp_path / "step_0000002" / name)
+    said: list[str] = []
+    position = load_newest_checkpoint(accelerator, tmp_path, said.append)
+    assert position is not None
+    assert position.step == 1
+    assert model.weight.unique().item() == 1
+    assert len(said) == 1
+    assert f"step_0000002 is damaged ({reason}" in said[0]
+    assert "\n" not in said[0]
+
+
+def test_if_all_are_damaged_nothing_is_loaded_or_deleted(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 1, 2)
+    for checkpoint in checkpoints(tmp_path):
+        flip(checkpoint / "model.safetensors")
+    with torch.no_grad():
+        model.weight.fill_(7)
+    before = names(tmp_path)
+    with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged"):
+        load_newest_checkpoint(accelerator, tmp_path, lambda line: None)
+    assert names(tmp_path) == before
+    assert model.weight.unique().item() == 7
+
+
+def test_a_half_written_folder_is_ignored_and_cleared_by_the_next_save(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 1)
+    half = tmp_path / ".step_0000002.partial"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    position = load_newest_checkpoint(accelerator, tmp_path, pytest.fail)
+    assert position is not None
+    assert position.step == 1
+    save(accelerator, model, tmp_path, 3)
+    assert names(tmp_path) == ["step_0000001", "step_0000003"]
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 1, 2)
+    flip(tmp_path / "step_0000002" / "model.safetensors")
+    save(accelerator, model, tmp_path, 2)
+    assert find_damage(tmp_path / "step_0000002") is None
+
+
+def test_no_checkpoint_at_all(accelerator: Accelerator, tmp_path: Path) -> None:
+    assert load_newest_checkpoint(accelerator, tmp_path / "none", pytest.fail) is None
+
+
+def test_every_file_is_listed(accelerator: Accelerator, model: nn.Module, tmp_path: Path) -> None:
+    save(accelerator, model, tmp_path, 1)
+    folder = tmp_path / "step_0000001"
+    listed = json.loads((folder / "complete.json").read_text())["files"]
+    assert sorted([*listed, "complete.json"]) == names(folder)
+
+
+def folder_with(path: Path, content: str) -> Path:
+    path.mkdir()
+    (path / "content").write_text(content)
+    return path
+
+
+def test_replacing_a_folder(tmp_path: Path) -> None:
+    target = folder_with(tmp_path / "best", "old")
+    replace_folder(folder_with(tmp_path / "aside", "new"), target)
+    assert (target / "content").read_text() == "new"
+    assert names(tmp_path) == ["best"]
+
+
+@pytest.mark.parametrize("new_is_in_place", [False, True])
+def test_a_replacement_cut_short_is_finished(new_is_in_place: bool, tmp_path: Path) -> None:
+    folder_with(tmp_path / ".best.old", "old")
+    if new_is_in_place:
+        folder_with(tmp_path / "best", "new")
+    recover_folder(tmp_path / "best")
+    assert names(tmp_path) == ["best"]
+    expected = "new" if new_is_in_place else "old"
+    assert (tmp_path / "best" / "content").read_text() == expected

@@ -1,0 +1,225 @@
+"""Recipes: precedence, refusals, and the published figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from detrelay.core.configs import (
+    DataConfig,
+    Recipe,
+    RecipeError,
+    TrainConfig,
+    differences,
+    load_recipe,
+    override,
+)
+from detrelay.core.data.transforms import AugmentationConfig
+
+RECIPES = Path(__file__).parents[2] / "apps" / "recipes"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "my.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_give_way_to_the_recipe_and_the_recipe_to_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "[train]\nepochs = 24\nbatch_size = 4\n")
+    recipe = load_recipe(path, ["train.batch_size=8", "train.batch_size=9"])
+    assert (recipe.train.epochs, recipe.train.batch_size) == (24, 9)
+    assert recipe.train.learning_rate == TrainConfig().learning_rate
+
+
+def test_integers_serve_as_floats_and_become_floats(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "[train]\nclip_norm = 1\n"), ["train.gamma=0"])
+    assert (recipe.train.clip_norm, recipe.train.gamma) == (1.0, 0.0)
+    assert isinstance(recipe.train.clip_norm, float)
+
+
+def test_overrides_reach_free_tables_and_plain_words(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        None,
+        [
+            "model.num_queries=300",
+            "assigner.name=hungarian",
+            "assigner.options.iou_threshold=[0.3, 0.5]",
+            "train.lr_multipliers.backbone.layer2=0.1",
+            "train.mixed_precision=bf16",
+        ],
+    )
+    assert recipe.model == {"num_queries": 300}
+    assert recipe.assigner.name == "hungarian"
+    assert recipe.assigner.options == {"iou_threshold": [0.3, 0.5]}
+    assert recipe.train.lr_multipliers == {"backbone.layer2": 0.1}
+    assert recipe.train.mixed_precision == "bf16"
+
+
+def test_files_that_belong_together_may_be_named_one_after_the_other() -> None:
+    recipe = load_recipe(None, ["data.train_annotations=a.json", "data.val_annotations=b.json"])
+    assert recipe.data.val_annotations == "b.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nlearing_rate = 1", "unknown key train.learing_rate; did you mean train.learni"),
+        ("[trian]\nepochs = 1", "unknown key trian; did you mean train?"),
+        ("train = 3", "train must be a table, found int 3"),
+        ('[train]\nlearning_rate = "1e-4"', "train.learning_rate must be of type number, found st"),
+        ("[train]\nepochs = 1.5", "train.epochs must be of type integer, found float 1.5"),
+        ("[train]\nepochs = true", "train.epochs must be of type integer, found bool True"),
+        ("[train]\nlearning_rate = inf", "train.learning_rate must be of type number, found floa"),
+        ("[data]\ncrop = 1", "data.crop must be of type boolean, found int 1"),
+        ('[train]\nno_decay = "norm"', "train.no_decay must be a list of strings, found str"),
+        ("[train]\nno_decay = [1]", "train.no_decay must be of type string, found int 1"),
+        ("[data]\ncrop_range = [3]", "data.crop_range must hold 2 values, found list [3]"),
+        ('[train]\nmixed_precision = "fp8"', "must be 'no' or 'bf16' or 'fp16', found str 'fp8'"),
+        ("[train.lr_multipliers]\nhead = 'x'", "train.lr_multipliers.head must be of type number"),
+        ("[train]\nbatch_size = 0", "train.batch_size must be at least 1, found 0"),
+        ("[data]\nflip_probability = 2", "data.flip_probability must be between 0 and 1, found 2"),
+        ("[data]\nshort_sides = [0]", "data.short_sides must be at least 1, found 0"),
+        ("[data]\nshort_sides = []", "data.short_sides must hold at least one value"),
+        ("[data]\nmax_size = 700", "data.max_size (700) must be at least the largest of"),
+        ("[train]\nmilestones = [8, 8]", "train.milestones must increase, found [8, 8]"),
+        ("[data]\ncrop_range = [600, 384]", "data.crop_range must be [least, greatest]"),
+        ('[data]\ntrain_annotations = "a"', "must be named together"),
+        ("[train\nepochs = 1", "not a TOML file"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_that_names_it(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epochs=3", "--set epochs=3: unknown key epochs; did you mean train.epochs?"),
+        ("train.epoch=3", "unknown key train.epoch; did you mean train.epochs?"),
+        ("train.epochs.x=3", "unknown key train.epochs.x"),
+        ("train.epochs", "--set train.epochs: expected key=value"),
+        ("train.epochs=many", "train.epochs must be of type integer, found str 'many'"),
+        ("model=3", "model must be of type table, found int 3"),
+    ],
+)
+def test_a_bad_override_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        override(Recipe(), [assignment])
+    assert message in str(error.value)
+
+
+def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml: cannot read the recipe \(No such file"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_the_resolved_recipe_reads_back_equal() -> None:
+    recipe = load_recipe(
+        None,
+        [
+            'model.backbone_name="resnet18"',
+            "model.dotted.name=true",
+            "train.lr_multipliers.backbone.layer1=0.1",
+            'train.no_decay=["norm", "a\\"b"]',
+            "train.learning_rate=1e-7",
+        ],
+    )
+    assert Recipe.from_mapping(tomllib.loads(recipe.to_toml()), "toml") == recipe
+    assert Recipe.from_mapping(json.loads(json.dumps(recipe.to_mapping())), "json") == recipe
+
+
+def test_differences_name_dotted_keys() -> None:
+    first = load_recipe(None, ["model.num_queries=300"])
+    second = load_recipe(None, ["train.epochs=13", "assigner.options.keep_own=true"])
+    assert differences(first, second) == {
+        "model.num_queries": (300, None),
+        "train.epochs": (12, 13),
+        "assigner.options.keep_own": (None, True),
+    }
+
+
+def test_augmentation_has_the_same_defaults_in_both_places() -> None:
+    ours = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    for field in dataclasses.fields(AugmentationConfig):
+        assert ours[field.name] == field.default, field.name
+
+
+def test_recipes_can_be_read_without_torch() -> None:
+    code = "import sys, detrelay.core.configs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# name, backbone, queries, sides, crop, epochs, milestones
+PUBLISHED = [
+    ("r50_1x", "resnet50", 100, "fixed", False, 12, (8, 11)),
+    ("r50_mstrain_1x", "resnet50", 100, "many", False, 12, (8, 11)),
+    ("r50_mstrain_3x", "resnet50", 100, "many", False, 36, (27, 33)),
+    ("r50_300q_crop_1x", "resnet50", 300, "many", True, 12, (8, 11)),
+    ("r50_300q_crop_2x", "resnet50", 300, "many", True, 24, (16, 22)),
+    ("r50_300q_crop_3x", "resnet50", 300, "many", True, 36, (24, 33)),
+    ("r101_mstrain_3x", "resnet101", 100, "many", False, 36, (27, 33)),
+    ("r101_300q_crop_3x", "resnet101", 300, "many", True, 36, (24, 33)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "queries", "sides", "crop", "epochs", "milestones"), PUBLISHED
+)
+def test_published_recipe(
+    name: str,
+    backbone: str,
+    queries: int,
+    sides: str,
+    crop: bool,
+    epochs: int,
+    milestones: tuple[int, ...],
+) -> None:
+    recipe = load_recipe(RECIPES / f"stageinteractor_{name}.toml")
+    many = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert recipe.head == "stageinteractor"
+    assert recipe.model == {
+        "backbone_name": backbone,
+        "backbone_norm": "eval",
+        "backbone_frozen_stages": 1,
+        "num_queries": queries,
+    }
+    assert recipe.assigner.name == "cross_stage"
+    assert (recipe.assigner.options, recipe.loss) == ({}, {})
+    data, train = recipe.data, recipe.train
+    assert data.short_sides == (many if sides == "many" else (800,))
+    assert (data.max_size, data.eval_short_side, data.eval_max_size) == (1333, 800, 1333)
+    assert (data.flip_probability, data.color_jitter) == (0.5, 0)
+    assert data.crop is crop
+    assert (data.crop_short_sides, data.crop_range) == ((400, 500, 600), (384, 600))
+    assert (train.epochs, train.milestones, train.gamma) == (epochs, milestones, 0.1)
+    assert train.batch_size * 8 == 16
+    assert (train.learning_rate, train.weight_decay, train.clip_norm) == (2.5e-5, 1e-4, 1.0)
+    assert (train.no_decay, train.lr_multipliers) == ((), {})
+    assert (train.warmup_steps, train.warmup_factor) == (500, 0.001)
+    assert train.backbone_weights == "imagenet"
+
+
+def test_every_recipe_says_how_to_run_it() -> None:
+    paths = sorted(RECIPES.glob("*.toml"))
+    assert len(paths) >= len(PUBLISHED) + 2
+    for path in paths:
+        load_recipe(path)
+        header = path.read_text().split("\n\n")[0]
+        command = "apps/train.py --head" if path.stem == "shapes" else f"--recipe {path.stem}"
+        assert command in header, path
+        if path.stem.startswith("stageinteractor_"):
+            assert "measured here" in header, path
