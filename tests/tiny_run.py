@@ -66,7 +66,8 @@ def skip_pictures(patch: pytest.MonkeyPatch) -> None:
 
 def tiny_arguments(output: Path, *settings: str, **options: Any) -> Arguments:
     """Arguments of a run of 2 epochs of 3 steps; `settings` come after the tiny ones."""
-    return Arguments(output=output, set=(TINY, settings), **options)
+    recipe = None if options.get("resume") else "shapes"
+    return Arguments(**{"recipe": recipe, "output": output, "set": (TINY, settings), **options})
 
 
 def tiny_run(output: Path, *settings: str, **options: Any) -> int:

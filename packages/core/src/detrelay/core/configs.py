@@ -113,7 +113,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
         keep_checkpoints: newest checkpoints that stay on disk.
         log_every: steps between lines of the log.
-        max_detections: boxes per image that count in evaluation; 100 in COCO, no fewer.
+        max_detections: boxes per image that count in evaluation; 100 in COCO.
         seed: of weights, order and augmentation.
     """
 
@@ -134,7 +134,7 @@ class TrainConfig:
     checkpoint_every: int = _bounded(1000, 1)
     keep_checkpoints: int = _bounded(2, 1)
     log_every: int = _bounded(50, 1)
-    max_detections: int = _bounded(100, 100)
+    max_detections: int = _bounded(100, 1)
     seed: int = _bounded(0, 0, 2**31 - 1)
 
 

@@ -268,21 +268,25 @@ class Trainer:
         output = self._model(
             pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], targets=targets
         )
-        result = self.parts.criterion(output.groups, targets, image_ids)
+        try:
+            result = self.parts.criterion(output.groups, targets, image_ids)
+        except FloatingPointError as error:
+            raise FloatingPointError(self._locate(str(error), image_ids)) from error
         self.accelerator.backward(result.total)
         limit = self.settings.clip_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self._parameters, limit)
         # under fp16 the scaler meets infinite gradients by design and skips the step itself
         if self.settings.mixed_precision != "fp16" and not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"non-finite gradient after step {self.position.step}, with finite losses; "
-                f"image ids: {image_ids}"
-            )
+            raise FloatingPointError(self._locate("non-finite gradient", image_ids))
         factor = learning_rate_factor(self.position.step, self.steps_per_epoch, self.settings)
         set_learning_rate(self._optimizer, factor)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return result, norm
+
+    def _locate(self, problem: str, image_ids: list[int]) -> str:
+        step = self.position.step + 1
+        return f"{problem}; in step {step}, whose batch holds the image ids {image_ids}"
 
     def _log_step(
         self, result: CriterionOutput, norm: Tensor, meter: _SpeedMeter, progress: Progress
@@ -325,7 +329,9 @@ class Trainer:
             stop_if_asked,
         )
         rows = detections_from_results(results, image_ids, self.parts.category_ids)
-        scores = evaluate_coco(self.parts.ground_truth, rows, max_detections=self.settings.max_detections)
+        scores = evaluate_coco(
+            self.parts.ground_truth, rows, max_detections=self.settings.max_detections
+        )
         done = self.position.epoch + 1
         evaluation = Evaluation(done, self.position.step, scores, image_ids, results)
         ap = scores.stats["AP"]

@@ -1,0 +1,374 @@
+"""From images to a trained, evaluated and drawn result, through the commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv_functional
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+import console
+import evaluate
+import predict
+from detrelay.core.data.shapes import ShapesDataset
+from tiny_run import shrink_backbone, tiny_arguments, tiny_run
+from train import Arguments, train
+
+# with a gap, out of order, and neither from 0 nor from 1
+CATEGORY_IDS = [7, 3, 90, 11, 40, 5]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_backbone(patch)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train.json, val.json and images/ of drawn shapes under other category ids."""
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "images").mkdir()
+    for split, seed, count in (("train", 5, 8), ("val", 6, 3)):
+        shapes = ShapesDataset(count, image_size=64, seed=seed)
+        truth = json.loads(json.dumps(shapes.ground_truth))
+        for category in truth["categories"]:
+            category["id"] = CATEGORY_IDS[category["id"] - 1]
+        for annotation in truth["annotations"]:
+            annotation["category_id"] = CATEGORY_IDS[annotation["category_id"] - 1]
+        for index, entry in enumerate(truth["images"]):
+            entry["file_name"] = f"{split}_{index}.png"
+            image = tv_functional.to_pil_image(shapes[index].image)
+            image.save(folder / "images" / entry["file_name"])
+        (folder / f"{split}.json").write_text(json.dumps(truth))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(small: None, coco_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "cells"
+    assert tiny_run(output, data=(coco_folder,)) == 0
+    return output
+
+
+def command(
+    main: Callable[[object], int], kind: type, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line."""
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: main(tyro.cli(kind, args=[str(item) for item in arguments])))
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_a_run_leaves_what_it_promises(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "best", "checkpoints", "curves.png", "last", "metrics.jsonl", "pictures", "results.json",
+        "training.json",
+    }  # fmt: skip
+    assert sorted(path.name for path in (run / "pictures").iterdir()) == [
+        "epoch_1.png", "epoch_2.png",
+    ]  # fmt: skip
+    with Image.open(run / "curves.png") as curves:
+        assert min(curves.size) > 200
+    results = json.loads((run / "results.json").read_text())
+    record = json.loads((run / "best" / "training.json").read_text())
+    assert results["best"] == record["measured"]
+    assert (results["epoch"], results["step"]) == (2, 4)
+    assert record["recipe"]["train"]["epochs"] == 2
+    assert record["versions"]["torch"] == torch.__version__
+    assert set(results["AP_per_category"]) == set(record["measured"]["AP_per_category"])
+
+
+def test_best_model_loads_by_the_auto_classes_with_original_categories(
+    run: Path, coco_folder: Path
+) -> None:
+    model = AutoModelForObjectDetection.from_pretrained(run / "best")
+    processor = AutoImageProcessor.from_pretrained(run / "best")
+    assert model.config.category_ids == sorted(CATEGORY_IDS)
+    pairs = zip(model.config.category_ids, model.config.id2label.values(), strict=True)
+    truth = json.loads((coco_folder / "val.json").read_text())
+    assert dict(pairs) == {entry["id"]: entry["name"] for entry in truth["categories"]}
+    assert processor.size["shortest_edge"] == 64
+
+
+def test_evaluate_repeats_what_training_measured(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "new" / "figures.json"
+    code, out, _ = command(
+        evaluate.evaluate, evaluate.Arguments, capsys,
+        *("--model", run / "last", "--data", coco_folder / "val.json", "--output", target),
+    )  # fmt: skip
+    assert code == 0
+    measured = json.loads((run / "results.json").read_text())
+    figures = json.loads(target.read_text())
+    for part in ("stats", "AP_per_category"):
+        assert figures[part] == pytest.approx(measured[part], abs=1e-6)
+    assert f"AP_medium  {figures['stats']['AP_medium']:9.6f}" in out.splitlines()
+
+
+def test_predict_draws_and_writes_original_ids(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "drawn"
+    code, out, _ = command(
+        predict.predict, predict.Arguments, capsys,
+        *("--model", run / "best", "--input", coco_folder / "images" / "val_*.png"),
+        *("--output", output, "--threshold", "0"),
+    )  # fmt: skip
+    assert code == 0
+    assert "3 images, 0 images skipped" in out
+    rows = json.loads((output / "predictions.json").read_text())
+    assert {row["file_name"] for row in rows} == {"val_0.png", "val_1.png", "val_2.png"}
+    assert {row["category_id"] for row in rows} <= set(CATEGORY_IDS)
+    truth = json.loads((coco_folder / "val.json").read_text())
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    assert all(names[row["category_id"]] == row["category"] for row in rows)
+    with Image.open(output / "val_0.png.png") as drawn:
+        assert min(drawn.size) == 320  # enlarged, so that captions can be read
+
+
+def test_predict_names_and_skips_broken_images(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = (coco_folder / "images" / "val_0.png").read_bytes()
+    (folder / "good.png").write_bytes(good)
+    (folder / "half.png").write_bytes(good[: len(good) // 2])
+    (folder / "text.jpg").write_text("no image")
+    code, out, err = command(
+        predict.predict, predict.Arguments, capsys,
+        *("--model", run / "best", "--input", folder, "--output", tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 1
+    assert "1 images, 2 images skipped" in out
+    first, second = [line for line in err.splitlines() if line.startswith("skipped ")]
+    assert str(folder / "half.png") in first
+    assert str(folder / "text.jpg") in second
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "good.png.png", "predictions.json",
+    ]  # fmt: skip
+
+
+def test_init_starts_from_saved_weights(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = ["train.learning_rate=0", "train.epochs=1", "model.backbone_norm=eval"]
+    same = tmp_path / "same"
+    assert tiny_run(same, *frozen, data=(coco_folder,), init=run / "last") == 0
+    before = AutoModelForObjectDetection.from_pretrained(run / "last").state_dict()
+    after = AutoModelForObjectDetection.from_pretrained(same / "last").state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert "new class scores" not in capsys.readouterr().out
+
+
+def test_init_for_other_categories_renews_the_class_scores_only(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for split in ("train", "val"):
+        truth = json.loads((coco_folder / f"{split}.json").read_text())
+        truth["categories"] = truth["categories"][:2]
+        kept = {category["id"] for category in truth["categories"]}
+        truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] in kept]
+        (folder / f"{split}.json").write_text(json.dumps(truth))
+    (folder / "images").symlink_to(coco_folder / "images")
+    frozen = ["train.learning_rate=0", "train.epochs=1", "model.backbone_norm=eval"]
+    output = tmp_path / "run"
+    assert tiny_run(output, *frozen, data=(folder,), init=run / "last") == 0
+    assert "new class scores for 2 categories: " in capsys.readouterr().out
+    before = AutoModelForObjectDetection.from_pretrained(run / "last").state_dict()
+    after = AutoModelForObjectDetection.from_pretrained(output / "last").state_dict()
+    changed = {key for key in before if before[key].shape != after[key].shape}
+    assert changed
+    assert all(torch.equal(before[key], after[key]) for key in before if key not in changed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (["model.num_querys=3"], {}, "model settings of head stageinteractor: .*num_queries"),
+        (["model.num_queries=many"], {}, "model settings of head stageinteractor: "),
+        (["loss.giou=1"], {}, "unknown key loss.giou; did you mean loss.giou_weight?"),
+        (["loss.gamma=big"], {}, "loss.gamma must be a number, found 'big'"),
+        (["loss.l1_format=xywh"], {}, 'loss.l1_format must be "xyxy" or "cxcywh"'),
+        (["assigner.name=hungrian"], {}, "hungarian"),
+        (["assigner.options.iou_treshold=0.3"], {}, "iou_threshold"),
+        (["train.no_decay=['nrom']"], {}, "train.no_decay: 'nrom' is part of no trained"),
+        (["train.backbone_weights=none.pth"], {}, "none.pth: no such file"),
+        ([], {"init": Path("nowhere")}, "nowhere: no saved model"),
+        ([], {"data": (Path("nowhere"),)}, r"no annotation file nowhere/train.json"),
+    ],
+)
+def test_train_refuses_in_one_line_and_begins_nothing(
+    settings: list[str],
+    options: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: train(tiny_arguments(output, *settings, **options)))
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert re.search(message.replace("?", r"\?"), lines[-1])
+    assert not any("Traceback" in line for line in lines)
+    assert not output.exists()
+
+
+def test_init_of_another_architecture_is_refused(
+    run: Path, coco_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="do not fit the model settings of the recipe"):
+        tiny_run(tmp_path / "run", "model.num_stages=2", data=(coco_folder,), init=run / "last")
+
+
+def test_two_files_with_different_categories_are_refused(coco_folder: Path, tmp_path: Path) -> None:
+    truth = json.loads((coco_folder / "val.json").read_text())
+    truth["categories"][0]["name"] = "hexagon"
+    other = coco_folder / "other_val.json"
+    other.write_text(json.dumps(truth))
+    arguments = tiny_arguments(tmp_path / "run", data=(coco_folder / "train.json", other))
+    with pytest.raises(ValueError, match=r"must name the categories of .*train.json.*hexagon"):
+        train(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name either --model or --predictions"),
+        (["--model", "a", "--predictions", "b"], "name either --model or --predictions"),
+        (["--predictions", "none.json"], "none.json: cannot be read (No such file"),
+        (["--predictions", "bad.json"], "bad.json: not json"),
+        (["--predictions", "truth.json"], "truth.json: not a COCO results list"),
+        (["--predictions", "list.json", "--data", "list.json"], "not a COCO detection json"),
+        (["--predictions", "stranger.json"], "image_id 99"),
+        (["--predictions", "list.json", "--max-detections", "0"], "at least 1, found 0"),
+        (["--model", "nowhere"], "nowhere: no saved model"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("a.png")
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 4, "height": 4}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    stranger = [{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}]
+    Path("truth.json").write_text(json.dumps(truth))
+    Path("list.json").write_text("[]")
+    Path("stranger.json").write_text(json.dumps(stranger))
+    Path("bad.json").write_text('{"images": [')
+    code, _, err = command(
+        evaluate.evaluate, evaluate.Arguments, capsys, "--data", "truth.json", *arguments
+    )
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if "error: " in line]
+    assert message in line
+
+
+def test_evaluate_refuses_a_model_of_other_categories(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = json.loads((coco_folder / "val.json").read_text())
+    truth["categories"][0]["name"] = "hexagon"
+    other = tmp_path / "val.json"
+    other.write_text(json.dumps(truth))
+    code, _, err = command(
+        evaluate.evaluate, evaluate.Arguments, capsys,
+        *("--model", run / "last", "--data", other, "--images", coco_folder / "images"),
+    )  # fmt: skip
+    assert code == 2
+    assert "are not those that" in err
+    assert "hexagon" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--input": "nothing"}, "--input nothing: no image there"),
+        ({"--threshold": "2"}, "--threshold must lie between 0 and 1, found 2.0"),
+        ({"--model": "nowhere"}, "nowhere: no saved model"),
+        ({"--input": "*/a.png"}, "two images have the same file name"),
+    ],
+)
+def test_predict_refuses_in_one_line(
+    change: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        Image.new("RGB", (4, 4)).save(f"{folder}/a.png")
+    options = {"--model": "none", "--input": "one", "--output": "out"} | change
+    flat = [item for pair in options.items() for item in pair]
+    code, _, err = command(predict.predict, predict.Arguments, capsys, *flat)
+    assert code == 2
+    assert message in err.splitlines()[-1]
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "truth", "detections"),
+    [
+        ("bccd", "val.json", "noisy_detections.json"),
+        ("coco_mini", "instances.json", "noisy_detections.json"),
+        ("coco_fake100", "instances_gt.json", "fakebbox100_results.json"),
+    ],
+)
+def test_evaluator_reproduces_published_figures_to_six_decimals(
+    folder: str,
+    truth: str,
+    detections: str,
+    real_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = real_data / folder
+    target = tmp_path / "figures.json"
+    code, out, _ = command(
+        evaluate.evaluate, evaluate.Arguments, capsys,
+        *("--predictions", data / detections, "--data", data / truth, "--output", target),
+    )  # fmt: skip
+    assert code == 0
+    expected = json.loads((data / "expected_eval.json").read_text())
+    figures = json.loads(target.read_text())
+    for part in ("stats", "AP_per_category"):
+        assert figures[part] == expected[part]
+    assert f"{expected['stats']['AP']:9.6f}" in out
+
+
+def test_default_output_is_named_after_head_and_assigner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_arguments(Path("unused"), "train.epochs=1").set
+    assert train(Arguments(assigner="hungarian", set=settings)) == 0
+    assert (tmp_path / "runs" / "stageinteractor-hungarian" / "results.json").is_file()
+    assert train(Arguments(resume=True, output=None, assigner="hungarian", set=settings)) == 0

@@ -1,0 +1,234 @@
+"""Command lines: their flags, their recipes, and how they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tyro
+
+import console
+import evaluate
+import predict
+import train
+from detrelay.core.configs import RecipeError
+from train import Arguments, check_output, resolve
+
+APPS = Path(__file__).parents[2] / "apps"
+
+
+def parsed(*arguments: str) -> Arguments:
+    return tyro.cli(Arguments, args=list(arguments))
+
+
+def test_flags_of_train_are_frozen() -> None:
+    """A new knob belongs into a recipe, where `--set` reaches it."""
+    assert [field.name for field in dataclasses.fields(Arguments)] == [
+        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "set",
+    ]  # fmt: skip
+
+
+def test_flags_of_the_other_commands_are_frozen() -> None:
+    assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
+        "data", "model", "predictions", "images", "output", "max_detections",
+    ]  # fmt: skip
+    assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
+        "model", "input", "output", "threshold",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("app", ["train", "evaluate", "predict"])
+def test_help_answers_at_once(app: str) -> None:
+    """Without torch, whose import alone takes longer than one likes to wait."""
+    code = (
+        f"import sys; sys.argv = ['{app}.py', '--help']; sys.path.insert(0, {str(APPS)!r})\n"
+        f"import atexit; atexit.register(lambda: print('torch' in sys.modules))\n"
+        f"import runpy; runpy.run_path({str(APPS / app)!r} + '.py', run_name='__main__')"
+    )
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = os.times()
+    used = after.children_user + after.children_system
+    used -= before.children_user + before.children_system
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    assert used < 2  # seconds of processor time, whatever else the machine does
+    module = {"train": train, "evaluate": evaluate, "predict": predict}[app]
+    for field in dataclasses.fields(module.Arguments):
+        assert f"--{field.name.replace('_', '-')}" in done.stdout
+
+
+def test_unknown_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed("--recipi", "shapes")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "Unrecognized options: --recipi" in message
+    assert "--recipe" in message
+
+
+def test_set_takes_several_values_and_may_be_repeated() -> None:
+    arguments = parsed("--set", "train.epochs=3", "train.seed=4", "--set", "train.epochs=5")
+    recipe = resolve(arguments)
+    assert (recipe.train.epochs, recipe.train.seed) == (5, 4)
+
+
+def test_nothing_named_means_drawn_shapes() -> None:
+    recipe = resolve(parsed("--head", "stageinteractor"))
+    assert recipe.data.train_annotations is None
+    assert recipe.train.backbone_weights == "none"
+
+
+def test_data_without_recipe_means_the_published_defaults() -> None:
+    recipe = resolve(parsed("--data", "cells"))
+    assert recipe.data.train_annotations == "cells/train.json"
+    assert recipe.data.val_annotations == "cells/val.json"
+    assert (recipe.model, recipe.train.backbone_weights) == ({}, "imagenet")
+
+
+def test_data_as_a_pair_replaces_the_files_of_the_recipe() -> None:
+    recipe = resolve(parsed("--recipe", "stageinteractor_r50_1x", "--data", "a.json", "b.json"))
+    assert (recipe.data.train_annotations, recipe.data.val_annotations) == ("a.json", "b.json")
+    assert (recipe.data.train_images, recipe.data.val_images) == (None, None)
+
+
+def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text('[assigner]\nname = "cross_stage"\noptions = {keep_own = true}\n')
+    recipe = resolve(parsed("--recipe", str(path), "--assigner", "hungarian", "--seed", "7"))
+    assert (recipe.assigner.name, recipe.assigner.options) == ("hungarian", {})
+    assert recipe.train.seed == 7
+    again = resolve(parsed("--recipe", str(path), "--seed", "7", "--set", "train.seed=8"))
+    assert again.train.seed == 8
+    assert again.assigner.options == {"keep_own": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
+        (["--data", "a", "b", "c"], "--data: expected a folder with train.json and val.json"),
+        (["--data", "only.json"], "or two COCO json files"),
+        (["--head", "dino"], "holds model settings of head stageinteractor"),
+        (["--seed", "-1"], "train.seed must be between 0 and"),
+        (["--set", "train.epoch=3"], "did you mean train.epochs?"),
+    ],
+)
+def test_bad_options_are_refused(arguments: Sequence[str], message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        resolve(parsed(*arguments))
+    assert message in str(error.value)
+
+
+def begin_run(output: Path, arguments: Arguments) -> None:
+    output.mkdir()
+    record = {"recipe": resolve(arguments).to_mapping(), "init": None}
+    (output / "training.json").write_text(json.dumps(record))
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = Arguments(output=output)
+    check_output(output, resolve(arguments), arguments)
+    begin_run(output, arguments)
+    with pytest.raises(RecipeError, match=r"holds another run \(training.json\); go on with --res"):
+        check_output(output, resolve(arguments), arguments)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "best", "last"])
+def test_remains_of_a_run_count_as_a_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(RecipeError, match="holds another run"):
+        check_output(tmp_path, resolve(Arguments()), Arguments())
+
+
+def test_other_files_in_the_folder_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    check_output(tmp_path, resolve(Arguments()), Arguments())
+
+
+def test_resume_takes_the_stored_recipe_and_lets_epochs_grow(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    begin_run(output, Arguments(set=(("train.learning_rate=0.25",),)))
+    arguments = parsed("--resume", "--output", str(output), "--set", "train.epochs=99")
+    recipe = resolve(arguments)
+    assert (recipe.train.learning_rate, recipe.train.epochs) == (0.25, 99)
+    check_output(output, recipe, arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "train.epochs=1"], r"train.epochs \(\d+ -> 1\)"),
+        (["--seed", "5", "--set", "model.num_queries=7"], r"num_queries \(\d+ -> 7\), train.seed"),
+        (["--recipe", "bccd_small"], r"data.train_annotations \(None -> 'data/bccd/train.json'\)"),
+        (["--init", "somewhere"], "do without --init"),
+    ],
+)
+def test_resume_with_a_changed_recipe_names_the_keys(
+    options: Sequence[str], message: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    begin_run(output, Arguments())
+    arguments = parsed("--resume", "--output", str(output), *options)
+    with pytest.raises(RecipeError, match=message):
+        check_output(output, resolve(arguments), arguments)
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--resume: .* holds no run \(it has no training.json\)"):
+        check_output(tmp_path, resolve(Arguments()), Arguments(resume=True))
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"training.json: not the record of a run"):
+        resolve(Arguments(output=tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines"), FileNotFoundError(2, "none", "x")])
+def test_user_errors_end_in_one_line_and_code_2(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        console.run(main)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    def main() -> int:
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        console.run(main)
+
+
+def test_the_code_of_the_command_is_the_code_of_the_process() -> None:
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: 143)
+    assert stop.value.code == 143
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = f"import sys; sys.path.insert(0, {str(APPS)!r}); import console\n"
+    code += "console.run(lambda: print('x' * 10**6, flush=True) or 0)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    os.read(process.stdout.fileno(), 10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1

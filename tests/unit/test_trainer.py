@@ -1,0 +1,179 @@
+"""Parts of the loop: order of the data, random state, signals, the log, non-finite values."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+
+from detrelay.core.data.transforms import VisitSampler
+from detrelay.core.engine.loaders import make_loader
+from detrelay.core.engine.logging import MetricsLog, Progress, read_metrics
+from detrelay.core.engine.trainer import StopSignals
+from tiny_run import shrink_backbone, skip_pictures, tiny_run
+
+
+class Visits(Dataset[dict[str, object]]):
+    """Each item tells the visit it was asked for."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, visit: int) -> dict[str, object]:
+        return {
+            "pixel_values": torch.zeros(3, 32, 32),
+            "labels": {"image_id": torch.tensor([visit])},
+        }
+
+
+def visits(loader: object) -> list[int]:
+    return [int(label["image_id"]) for batch in loader for label in batch["labels"]]
+
+
+def expected_visits(epoch: int) -> list[int]:
+    sampler = VisitSampler(7, seed=3)
+    sampler.set_epoch(epoch)
+    return list(sampler)[:6]  # three batches of two; the seventh image does not fill one
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_accelerate_leaves_the_order_of_visits_alone(num_workers: int) -> None:
+    accelerator = Accelerator()
+    sampler = VisitSampler(7, seed=3)
+    loader = accelerator.prepare(
+        make_loader(Visits(), sampler, 2, num_workers=num_workers, drop_last=True)
+    )
+    # out of order and twice, as a resumed run may ask
+    for epoch in (4, 0, 1, 1):
+        sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
+        assert visits(loader) == expected_visits(epoch)
+    sampler.set_epoch(5)
+    loader.set_epoch(5)
+    assert visits(accelerator.skip_first_batches(loader, 2)) == expected_visits(5)[4:]
+
+
+def test_loading_takes_nothing_from_the_global_random_state() -> None:
+    loader = Accelerator().prepare(make_loader(Visits(), VisitSampler(7, seed=3), 2))
+    before = torch.get_rng_state()
+    visits(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stop_signal_is_remembered_and_the_next_one_acts() -> None:
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_workers_outlive_signals_to_the_group() -> None:
+    loader = make_loader(Visits(), VisitSampler(7, seed=3, shuffle=False), 1, num_workers=1)
+    seen = []
+    for batch in loader:
+        seen += [int(label["image_id"]) for label in batch["labels"]]
+        for worker in loader._iterator._workers:
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+    assert seen == list(range(7))
+
+
+def test_the_log_rewinds_to_before_the_evaluation_of_a_step(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for kind, step in [("train", 1), ("train", 2), ("evaluation", 2), ("train", 3)]:
+        log.write(kind, step, {"loss": float("nan")})
+    with log.path.open("a") as file:
+        file.write('{"kind": "tr')
+    log.rewind(2)
+    lines = read_metrics(log.path)
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", 1), ("train", 2)]
+    assert lines[0]["loss"] is None  # NaN is no JSON
+    assert log.path.read_text().endswith("\n")
+
+
+def test_a_log_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"ki\n{"kind": "train", "step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not JSON"):
+        read_metrics(path)
+
+
+def test_time_left_counts_the_steps_of_this_start_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 60.0, 60.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    progress = Progress(total=110, done=100)
+    progress.advance()
+    progress.report(3, {"loss": 1.0})
+    assert capsys.readouterr().out == "step 101/110  epoch 3  loss 1  time left 9:00\n"
+
+
+@pytest.fixture
+def small_and_silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    shrink_backbone(monkeypatch)
+    skip_pictures(monkeypatch)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_diverging_training_ends_in_one_line_and_keeps_the_checkpoint(
+    small_and_silent: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "train.checkpoint_every=1"]
+    assert tiny_run(tmp_path / "run", *settings) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: non-finite ")
+    assert "in step 2, whose batch holds the image ids [" in line
+    assert "last checkpoint is kept" in line
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_logged_step_holds_the_named_figures(small_and_silent: None, tmp_path: Path) -> None:
+    settings = ["train.epochs=1", "train.log_every=2", "loss.giou_weight=0", "data.num_workers=1"]
+    assert tiny_run(tmp_path / "run", *settings) == 0
+    step, evaluation = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert (step["kind"], step["step"], step["epoch"]) == ("train", 2, 1)
+    losses = step["losses"]
+    assert list(losses) == [
+        f"decoder/{stage}/{term}" for stage in range(3) for term in ("class", "l1", "giou")
+    ]
+    weights = {"class": 2.0, "l1": 5.0, "giou": 0.0}
+    total = sum(weights[key.split("/")[2]] * value for key, value in losses.items())
+    assert step["loss"] == pytest.approx(total, rel=1e-5)
+    # second of two steps of warm-up
+    assert step["learning_rate"] == pytest.approx(5e-4 * (1 - 0.5 * 0.999))
+    assert step["gradient_norm"] > 0
+    assert 0 <= step["data_wait_share"] <= 1
+    assert evaluation["kind"] == "evaluation"
+    assert set(evaluation) > {"AP", "AP50", "AR_100"}
+
+
+def test_best_model_is_the_best_evaluation(small_and_silent: None, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert tiny_run(output, "train.epochs=3", "train.learning_rate=1e-9") == 0
+    scores = [
+        (line["AP"], line["step"])
+        for line in read_metrics(output / "metrics.jsonl")
+        if line["kind"] == "evaluation"
+    ]
+    measured = json.loads((output / "best" / "training.json").read_text())["measured"]
+    first_best = max(scores, key=lambda pair: (pair[0], -pair[1]))
+    assert (measured["stats"]["AP"], measured["step"]) == first_best
+
+
+def test_too_few_images_for_a_step(small_and_silent: None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one step takes 99 images, but there are 14 to train on"):
+        tiny_run(tmp_path / "run", "train.batch_size=99")
+    assert not (tmp_path / "run").exists()  # nothing was begun
