@@ -33,6 +33,7 @@ class ChannelMapper(nn.Module):
         """Xavier-uniform weights, zero biases."""
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 

@@ -1,42 +1,29 @@
-"""Weighted bilinear sampling of a feature pyramid: one primitive for every head."""
+"""Weighted bilinear sampling of a feature pyramid: one primitive for every head.
+
+The sums are evaluated as weighted bags of rows (`embedding_bag`): a cell's channels are one
+contiguous piece of memory, which `grid_sample` on channels-first maps would gather one by one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def flatten_levels(levels: Sequence[Tensor]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """Lay the cells of all levels out as rows.
-
-    Args:
-        levels: L tensors [B, C, H_l, W_l].
-
-    Returns:
-        Values [B, S, C] with S the cells of all levels, level by level, row by row; and the shapes
-        (H_l, W_l).
-    """
-    shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes
+Shapes = Sequence[tuple[int, int]]
 
 
-def sample_points(
-    values: Tensor,
-    shapes: Sequence[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-) -> Tensor:
+def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of bilinear samples over levels and points.
 
     Cell centres lie at (i + 0.5) / size, as in `grid_sample` with `align_corners=False`; outside a
-    level everything is zero. The sum is evaluated as a weighted bag of rows, which reads each
-    corner as one contiguous piece of memory.
+    level everything is zero.
 
     Args:
-        values: [B, S, G, D], cells of all levels, G groups (or attention heads) of D channels.
+        values: [B, S, G, D], cells of all levels, level by level and row by row, with G groups (or
+            attention heads) of D channels.
         shapes: (H_l, W_l) of each level, S = sum of H_l * W_l.
         locations: [B, Q, G, N, L, P, 2], (x, y) in [0, 1] of each padded level: N sums for each
             query and group, P points of each level in every sum.
@@ -46,45 +33,78 @@ def sample_points(
         [B, Q, G, N, D].
 
     Reference:
-        Zhu et al., ICLR 2021, equation 3 (N = 1); Teng et al., ICCV 2023, section 3.3 (P = 1).
+        Zhu et al., ICLR 2021, equation 3 (N = 1).
     """
+    starts = [0]
+    for height, width in shapes:
+        starts.append(starts[-1] + height * width)
+    corners = list(_corners(shapes, locations, weights))
+    cell = torch.cat([start + cell for start, (cell, _) in zip(starts, corners, strict=False)], -1)
+    return _bag(values, cell, torch.cat([weight for _, weight in corners], dim=-1))
+
+
+def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    """The same sums read from feature maps, without a copy where these are channels-last.
+
+    Args:
+        levels: L tensors [B, H_l, W_l, G, D].
+        locations: [B, Q, G, N, L, P, 2] as above.
+        weights: [B, Q, G, N, L, P].
+
+    Returns:
+        [B, Q, G, N, D].
+
+    Reference:
+        Teng et al., ICCV 2023, section 3.3 (P = 1, each point reads all levels).
+    """
+    shapes = [(level.shape[1], level.shape[2]) for level in levels]
+    total = None
+    for level, (cell, weight) in zip(levels, _corners(shapes, locations, weights), strict=True):
+        part = _bag(level.flatten(1, 2), cell, weight)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def channels_last_maps(levels: Sequence[Tensor], groups: int) -> tuple[Tensor, ...]:
+    """Levels [B, C, H, W] as [B, H, W, G, C / G], copied only if their layout asks for it."""
+    return tuple(
+        level.permute(0, 2, 3, 1).contiguous().unflatten(-1, (groups, -1)) for level in levels
+    )
+
+
+def _bag(values: Tensor, cell: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of rows: values [B, S, G, D], cell and weight [B, Q, G, N, I]."""
     batch, cells, groups, channels = values.shape
-    lead = locations.shape[:4]  # [B, Q, G, N]
-    index, weight = _corners(shapes, locations, weights)  # [B, Q, G, N, L * P * 4]
     image = torch.arange(batch, device=values.device).view(-1, 1, 1, 1, 1)
     group = torch.arange(groups, device=values.device).view(1, 1, -1, 1, 1)
-    row = (index + image * cells) * groups + group
+    row = cell * groups + (image * (cells * groups) + group)
     sums = F.embedding_bag(
         row.flatten(0, 3),
         values.reshape(-1, channels),
         per_sample_weights=weight.flatten(0, 3).to(values.dtype),
         mode="sum",
     )
-    return sums.view(*lead, channels)
+    return sums.view(*cell.shape[:4], channels)
 
 
-def _corners(
-    shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cell index and weight of the four neighbours of every point, [B, Q, G, N, L * P * 4]."""
-    indices, factors = [], []
-    start = 0
+def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each level the cells next to every point and their weights, [B, Q, G, N, P * 4]."""
     for level, (height, width) in enumerate(shapes):
         x = locations[..., level, :, 0] * width - 0.5  # [B, Q, G, N, P]
         y = locations[..., level, :, 1] * height - 0.5
-        left, top = x.detach().floor(), y.detach().floor()
-        right_share, bottom_share = x - left, y - top
-        columns = torch.stack([left, left + 1], dim=-1)  # [..., P, 2]
-        rows = torch.stack([top, top + 1], dim=-1)
-        column_share = torch.stack([1 - right_share, right_share], dim=-1)
-        row_share = torch.stack([1 - bottom_share, bottom_share], dim=-1)
-        column_share = column_share * ((columns >= 0) & (columns < width))
-        row_share = row_share * ((rows >= 0) & (rows < height))
-        columns = columns.clamp(0, width - 1).long()
-        rows = rows.clamp(0, height - 1).long()
-        cell = start + rows[..., :, None] * width + columns[..., None, :]  # [..., P, 2, 2]
-        share = row_share[..., :, None] * column_share[..., None, :]
-        indices.append(cell.flatten(-3))
-        factors.append((share * weights[..., level, :, None, None]).flatten(-3))
-        start += height * width
-    return torch.cat(indices, dim=-1), torch.cat(factors, dim=-1)
+        columns, column_share = _neighbours(x, width)  # [B, Q, G, N, P, 2]
+        rows, row_share = _neighbours(y, height)
+        row_share = row_share * weights[..., level, :, None]
+        cell = (rows * width)[..., :, None] + columns[..., None, :]
+        yield cell.flatten(-3), (row_share[..., :, None] * column_share[..., None, :]).flatten(-3)
+
+
+def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two cells around a position on one axis and their shares, zero outside: [..., 2]."""
+    low = position.detach().floor()
+    high_share = position - low
+    index = torch.stack([low, low + 1], dim=-1)
+    share = torch.stack([1 - high_share, high_share], dim=-1)
+    inside = (index >= 0) & (index < size)
+    return index.clamp(0, size - 1).long(), share * inside
