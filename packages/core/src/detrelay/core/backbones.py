@@ -21,26 +21,29 @@ class ResNetBackbone(nn.Module):
         name: "resnet18", "resnet34", "resnet50" or "resnet101".
         norm: "frozen", "eval" or "train", see `DetectorConfig`.
         frozen_stages: number of residual stages that are not trained, the stem with them.
+        num_stages: how many residual stages there are; fewer than four leave the last ones out.
 
     Attributes:
-        channels: channels of the four feature maps.
+        channels: channels of the feature maps.
         strides: their strides in pixels.
     """
 
-    strides = (4, 8, 16, 32)
-
-    def __init__(self, name: str, norm: BackboneNorm, frozen_stages: int) -> None:
+    def __init__(
+        self, name: str, norm: BackboneNorm, frozen_stages: int, num_stages: int = 4
+    ) -> None:
         super().__init__()
         self.name = name
         self.norm = norm
         self.frozen_stages = frozen_stages
+        self.num_stages = num_stages
         network = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1 = network.conv1, network.bn1
         self.relu, self.maxpool = network.relu, network.maxpool
-        self.layer1, self.layer2 = network.layer1, network.layer2
-        self.layer3, self.layer4 = network.layer3, network.layer4
+        for stage in range(1, num_stages + 1):
+            self.add_module(f"layer{stage}", network.get_submodule(f"layer{stage}"))
         width = network.fc.in_features
-        self.channels = (width // 8, width // 4, width // 2, width)
+        self.channels = tuple(width >> (3 - stage) for stage in range(num_stages))
+        self.strides = tuple(4 << stage for stage in range(num_stages))
         self._freeze()
 
     def reset_parameters(self) -> None:
@@ -49,8 +52,8 @@ class ResNetBackbone(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _stages(self) -> tuple[nn.Module, ...]:
-        return (self.layer1, self.layer2, self.layer3, self.layer4)
+    def _stages(self) -> list[nn.Module]:
+        return [self.get_submodule(f"layer{stage}") for stage in range(1, self.num_stages + 1)]
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages == 0:
@@ -75,7 +78,7 @@ class ResNetBackbone(nn.Module):
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of [B, 3, H, W]: four tensors [B, channels[i], H / 4 .. H / 32, ...]."""
+        """Feature maps of [B, 3, H, W]: one tensor [B, channels[i], H / 4, ...] a stage."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
         levels = []
         for stage in self._stages():
@@ -99,7 +102,8 @@ def load_resnet_weights(backbone: ResNetBackbone, source: str) -> None:
     if source == "none":
         return
     state = _imagenet_weights(backbone.name) if source == "imagenet" else _read_weights(source)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    absent = ("fc.", *(f"layer{stage}." for stage in range(backbone.num_stages + 1, 5)))
+    state = {key: value for key, value in state.items() if not key.startswith(absent)}
     expected = backbone.state_dict()
     wrong = sorted(
         key

@@ -51,12 +51,13 @@ class DetectorForObjectDetection(PreTrainedModel):
     neck: nn.Module
     head: nn.Module
 
-    def build_backbone(self) -> ResNetBackbone:
+    def build_backbone(self, num_stages: int = 4) -> ResNetBackbone:
         """The backbone that the config names, with random weights."""
         return ResNetBackbone(
             self.config.backbone_name,
             self.config.backbone_norm,
             self.config.backbone_frozen_stages,
+            num_stages,
         )
 
     def load_backbone_weights(self, source: str) -> None:

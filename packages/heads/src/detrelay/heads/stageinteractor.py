@@ -47,6 +47,8 @@ class StageInteractorConfig(DetectorConfig):
     Attributes:
         num_queries: N; 100 (300 in the longer recipes).
         d_model: C, width of queries and feature maps.
+        num_levels: L, feature maps that are read, strides 4, 8, 16, 32; with fewer than four the
+            backbone ends with the last of them.
         num_groups: G, groups of channels that sample and mix on their own.
         num_attention_heads: heads of self-attention.
         num_stages: S, decoder stages; weights are not shared.
@@ -72,6 +74,7 @@ class StageInteractorConfig(DetectorConfig):
 
     num_queries: int = 100
     d_model: int = 256
+    num_levels: int = 4
     num_groups: int = 4
     num_attention_heads: int = 8
     num_stages: int = 6
@@ -93,6 +96,8 @@ class StageInteractorConfig(DetectorConfig):
             *("num_queries", "num_groups", "num_attention_heads", "num_stages", "pattern_size"),
             *("num_base_points", "num_base_points_first", "num_out_points", "ffn_dim"),
         )
+        if not 1 <= self.num_levels <= 4:
+            raise ValueError(f"num_levels must lie in 1..4; found {self.num_levels}")
         for name in ("num_groups", "num_attention_heads"):
             if self.d_model % getattr(self, name):
                 raise ValueError(
@@ -377,7 +382,7 @@ class StageInteractorForObjectDetection(DetectorForObjectDetection):
 
     def __init__(self, config: StageInteractorConfig) -> None:
         super().__init__(config)
-        self.backbone = self.build_backbone()
+        self.backbone = self.build_backbone(config.num_levels)
         self.neck = ChannelMapper(self.backbone.channels, config.d_model)
         self.head = StageInteractorHead(config)
         self.post_init()

@@ -1,4 +1,4 @@
-"""A detection data set drawn in code: shapes of six classes on cluttered backgrounds.
+"""A detection data set drawn in code: shapes of four classes on cluttered backgrounds.
 
 Image i of seed s follows from (s, i) alone. What is in an image is drawn by lot first, so boxes
 are known without drawing pixels.
@@ -20,15 +20,15 @@ from torch.utils.data import Dataset
 
 from detrelay.core.data.coco import Category, DataReport, Sample
 
-SHAPES = ("circle", "rectangle", "triangle", "star", "ring", "cross")
+SHAPES = ("circle", "triangle", "ring", "cross")
 
 _EMPTY_IMAGES = 0.08  # share of images without objects
-_MOST_OBJECTS = 6
+_MOST_OBJECTS = 4
 _SIDES = (0.75, 1.0)  # image height and width, in units of image_size
-_DIAMETERS = (0.12, 0.6)  # of the circle around a shape, in units of the shorter image side
+_DIAMETERS = (0.2, 0.6)  # of the circle around a shape, in units of the shorter image side
 _MOST_HIDDEN = 0.5  # share of a box that later boxes may cover
 _TRIES = 20
-_CONTRAST = 90.0  # least distance of a shape's colour from what may lie around it, RGB units
+_CONTRAST = 110.0  # least distance of a shape's colour from what may lie around it, RGB units
 _SUPERSAMPLING = 2  # drawn larger and averaged down, which smooths edges
 
 _Points = NDArray[np.float64]
@@ -67,7 +67,7 @@ class _Scene:
 class ShapesDataset(Dataset[Sample]):
     """Images of coloured shapes, drawn when asked for.
 
-    Up to six shapes an image, 12 to 60 % of the shorter side, turned, coloured, mildly
+    Up to four shapes an image, 20 to 60 % of the shorter side, turned, coloured, mildly
     overlapping; backgrounds have gradients, blobs, lines and noise. Two seeds share no image, so
     another seed makes a held-out split.
 
@@ -216,13 +216,6 @@ def _unit_outline(name: str, generator: np.random.Generator) -> _Points:
         return _on_circle(64)
     if name == "triangle":
         return _on_circle(3)
-    if name == "star":
-        radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
-        return _on_circle(10) * radii[:, None]
-    if name == "rectangle":
-        aspect = generator.uniform(0.5, 1.0)
-        corners = np.array([[-1, -aspect], [1, -aspect], [1, aspect], [-1, aspect]])
-        return corners / np.hypot(1, aspect)
     arm = generator.uniform(0.22, 0.36)  # half the width of a bar of the cross
     quarter = np.array([[arm, arm], [1.0, arm], [1.0, -arm]]) / np.hypot(1, arm)
     turns = [np.array([[0, 1], [-1, 0]]), np.eye(2), np.array([[0, -1], [1, 0]]), -np.eye(2)]
@@ -244,7 +237,7 @@ def _covered_share(box: tuple[float, ...], later: tuple[float, ...]) -> float:
 
 def _draw(scene: _Scene, generator: np.random.Generator) -> NDArray[np.uint8]:
     """Paint a scene as uint8 [height, width, 3]."""
-    ends = generator.uniform(30, 225, 3) + generator.uniform(-60, 60, (2, 3))
+    ends = generator.uniform(30, 225, 3) + generator.uniform(-30, 30, (2, 3))
     canvas = _gradient(scene, ends, generator)
     painter = ImageDraw.Draw(canvas)
     _clutter(painter, canvas.size, ends, generator)
@@ -254,7 +247,7 @@ def _draw(scene: _Scene, generator: np.random.Generator) -> NDArray[np.uint8]:
         avoid.append(color)
         _paint(canvas, painter, shape, color)
     small = np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.int16)
-    amplitude = int(generator.integers(1, 20))
+    amplitude = int(generator.integers(1, 12))
     noise = generator.integers(-amplitude, amplitude + 1, small.shape, dtype=np.int16)
     return (small + noise).clip(0, 255).astype(np.uint8)
 
@@ -283,9 +276,9 @@ def _clutter(
         corners = int(generator.integers(7, 12))
         radii = generator.uniform(0.4, 1.0, (corners, 1)) * generator.uniform(0.05, 0.25)
         points = (_on_circle(corners) * radii + generator.random(2)) * size
-        color = ends[generator.integers(2)] + generator.uniform(-35, 35, 3)
+        color = ends[generator.integers(2)] + generator.uniform(-20, 20, 3)
         painter.polygon(_flat(points), fill=_rgb(color))
-    for _ in range(generator.integers(0, 7)):
+    for _ in range(generator.integers(0, 4)):
         points = generator.random((2, 2)) * size
         painter.line(_flat(points), fill=_rgb(generator.uniform(0, 255, 3)), width=2)
 

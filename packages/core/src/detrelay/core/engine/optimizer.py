@@ -48,7 +48,8 @@ def parameter_groups(model: nn.Module, settings: TrainConfig) -> list[dict[str, 
 
 def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
     """AdamW as in the published runs."""
-    return torch.optim.AdamW(parameter_groups(model, settings), betas=_BETAS, eps=_EPSILON)
+    groups = parameter_groups(model, settings)
+    return torch.optim.AdamW(groups, betas=_BETAS, eps=_EPSILON, fused=True)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: TrainConfig) -> float:
