@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -94,9 +95,7 @@ def measure(arguments: Arguments, queries: int, *, bfloat16: bool) -> Row:
             products.append(seconds_of(lambda: left @ right))
     work = 2 * _MATMUL_SIZE**3
     rates = [operations / seconds for seconds in passes]
-    beside = [
-        work * 2 / (before + after) for before, after in zip(products, products[1:], strict=False)
-    ]
+    beside = [work * 2 / (before + after) for before, after in itertools.pairwise(products)]
     return Row(
         name="bf16 autocast" if bfloat16 else "float32",
         queries=queries,

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detrelay.core.ops.linear import linear
+from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
+
+SHAPES = ((6, 8), (3, 4))
+BATCH, QUERIES, GROUPS, SUMS, POINTS, WIDTH = 2, 5, 2, 3, 4, 3
+
+
+def case(seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    options: Any = {"generator": generator, "dtype": torch.float64}
+    levels = [torch.randn(BATCH, GROUPS * WIDTH, *shape, **options) for shape in SHAPES]
+    lead = (BATCH, QUERIES, GROUPS, SUMS, len(SHAPES), POINTS)
+    # some points lie outside, where everything is zero
+    locations = 1.4 * torch.rand(*lead, 2, **options) - 0.2
+    return levels, locations, torch.rand(*lead, **options)
+
+
+def by_grid_sample(levels: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    """The same sums through `grid_sample`, one level and group at a time."""
+    total = torch.zeros(BATCH, QUERIES, GROUPS, SUMS, WIDTH, dtype=torch.float64)
+    for index, level in enumerate(levels):
+        for group in range(GROUPS):
+            maps = level[:, group * WIDTH : (group + 1) * WIDTH]
+            grid = 2 * locations[:, :, group, :, index].flatten(2, 3) - 1  # [B, Q, N * P, 2]
+            sampled = F.grid_sample(maps, grid, align_corners=False)  # [B, D, Q, N * P]
+            sampled = sampled.unflatten(-1, (SUMS, POINTS))
+            weighted = sampled * weights[:, None, :, group, :, index]
+            total[:, :, group] += weighted.sum(-1).permute(0, 2, 3, 1)
+    return total
+
+
+def test_sums_and_gradients_equal_grid_sample() -> None:
+    levels, locations, weights = case()
+    leaves = [*levels, locations, weights]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    ours = sample_maps(channels_last_maps(levels, GROUPS), locations, weights)
+    reference = by_grid_sample(levels, locations, weights)
+    torch.testing.assert_close(ours, reference, atol=1e-12, rtol=0)
+    seed = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, leaves, seed),
+        torch.autograd.grad(reference, leaves, seed),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
+
+
+def test_channels_last_levels_are_not_copied() -> None:
+    level = torch.randn(2, 6, 4, 5).contiguous(memory_format=torch.channels_last)
+    (maps,) = channels_last_maps([level], groups=2)
+    assert maps.shape == (2, 4, 5, 2, 3)
+    assert maps.data_ptr() == level.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(7, 16), (2, 3, 16), (0, 16)])
+def test_linear_without_gradient_equals_torch(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, generator=generator)
+    weight, bias = torch.randn(5, 16, generator=generator), torch.randn(5, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias))
+        torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+        strided = torch.randn(5, 32, generator=generator).chunk(2, dim=1)[1]
+        torch.testing.assert_close(linear(x, strided), F.linear(x, strided))
+
+
+def test_linear_keeps_gradients_and_double() -> None:
+    weight = torch.randn(4, 8, requires_grad=True)
+    linear(torch.randn(3, 8), weight).sum().backward()
+    assert weight.grad is not None
+    with torch.no_grad():
+        assert linear(torch.randn(3, 8).double(), weight.double()).dtype == torch.float64

@@ -1,0 +1,205 @@
+"""The head's options: each changes what it says, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detrelay.core.structures import StageGroup
+from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorHead
+from detrelay.heads.stageinteractor_mixing import FilterBank, empty_banks
+from factories import make_pyramid, small_config
+
+
+def make_head(seed: int = 0, **changes: Any) -> StageInteractorHead:
+    """A head whose weights are all random: none of its paths starts at zero."""
+    torch.manual_seed(seed)
+    head = StageInteractorHead(small_config(**changes))
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return head.eval()
+
+
+def last_logits(head: StageInteractorHead, **pyramid: Any) -> Tensor:
+    with torch.no_grad():
+        (group,) = head(make_pyramid(**pyramid))
+    return group.stages[-1].logits
+
+
+def names(head: StageInteractorHead) -> set[str]:
+    return {name for name, _ in head.named_parameters()}
+
+
+def test_group_has_all_stages_and_starts_as_the_whole_image() -> None:
+    head = StageInteractorHead(small_config())  # fresh: boxes stay where they are
+    (group,) = head(make_pyramid(height=64, width=96))
+    assert isinstance(group, StageGroup)
+    assert group.name == "decoder"
+    assert len(group.stages) == 4
+    for stage in group.stages:
+        assert stage.logits.shape == (2, 8, 4)
+        whole = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(2, 8, 4)
+        torch.testing.assert_close(stage.boxes, whole)
+
+
+def test_initialisation_of_the_specification() -> None:
+    head = StageInteractorHead(small_config())
+    stage = head.stages[3]
+    assert torch.all(stage.classify.out.bias == -4.59511985013459)
+    assert stage.refine.out.weight.abs().sum() == 0
+    assert stage.mixing.generator.weight.abs().sum() == 0
+    assert stage.mixing.generator.bias.abs().sum() > 0
+    assert stage.mixing.channel_gates.bias.abs().sum() == 0
+    assert all(p.abs().sum() == 0 for p in stage.mixing.adapters.parameters())
+    base = stage.points.base.bias.view(-1, 3)
+    assert base[:, 2].abs().sum() == 0
+    assert 0.3 < base[:, :2].abs().max() <= 0.5
+    inner = stage.points.inner.bias.view(-1, 3)
+    assert inner[0].abs().sum() == 0
+    assert inner[1:, :2].abs().sum() > 0
+    assert 0 <= stage.attention.overlap_scale.min() <= stage.attention.overlap_scale.max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("limit", "per_stage"), [(None, [0, 0, 1, 2]), (1, [0, 0, 1, 1]), (0, [0, 0, 0, 0])]
+)
+def test_number_of_reused_filters(limit: int | None, per_stage: list[int]) -> None:
+    head = make_head(max_reused_filters=limit)
+    assert [len(stage.mixing.adapters) for stage in head.stages] == per_stage
+    assert torch.isfinite(last_logits(head)).all()
+
+
+def test_reuse_reads_the_filters_of_earlier_stages_but_never_of_the_first() -> None:
+    def change_of_last_stage(generator_of: int, **options: Any) -> bool:
+        """Whether new channel filters of one stage reach a later stage's mixing."""
+        head = make_head(**options)
+        seen: list[Tensor] = []
+        head.stages[3].mixing.register_forward_hook(lambda _m, args, _o: seen.append(args[2]))
+        last_logits(head)
+        return any(len(bank.channel) for bank in seen[0])
+
+    assert change_of_last_stage(1)
+    head = make_head()
+    banks: list[tuple[FilterBank, ...]] = []
+    for stage in head.stages:
+        stage.mixing.register_forward_hook(lambda _m, args, _o: banks.append(args[2]))
+    last_logits(head)
+    assert [len(entry[0].channel) for entry in banks] == [0, 0, 1, 2]
+
+
+def test_baseline_of_table_6_has_no_bank_no_gates_and_no_biases() -> None:
+    baseline = make_head(max_reused_filters=0, reuse_spatial_filters=False)
+    kinds = ("adapters", "gate", "channel_biases", "bias_generator")
+    assert not [name for name in names(baseline) if any(kind in name for kind in kinds)]
+    rows = [stage.mixing.shape.own_patterns for stage in baseline.stages]
+    assert rows == [8, 8, 8, 8]
+    assert torch.isfinite(last_logits(baseline)).all()
+
+
+def test_spatial_reuse_halves_the_own_patterns() -> None:
+    head = make_head()
+    assert [stage.mixing.shape.own_patterns for stage in head.stages] == [8, 8, 4, 4]
+
+
+@pytest.mark.parametrize("adapter", ["channel", "none"])
+def test_adapter_kinds_change_the_result(adapter: str) -> None:
+    head = make_head(adapter=adapter)
+    released = make_head()
+    adapters = [name for name in names(head) if ".adapters." in name]
+    assert bool(adapters) == (adapter == "channel")
+    state = {k: v for k, v in head.state_dict().items() if ".adapters." not in k}
+    released.load_state_dict(state, strict=False)
+    assert not torch.allclose(last_logits(head), last_logits(released))
+
+
+def test_one_step_sampling_predicts_every_point() -> None:
+    head = make_head(two_step_sampling=False)
+    assert not [name for name in names(head) if ".points.inner." in name]
+    # 3 numbers x 2 groups x (2 base points x 2 points of the pattern)
+    assert head.stages[1].points.base.out_features == 3 * 2 * 4
+    assert torch.isfinite(last_logits(head)).all()
+
+
+def test_fewer_levels_are_read() -> None:
+    head = make_head()
+    assert last_logits(head).shape == (2, 8, 4)
+    from dataclasses import replace
+
+    pyramid = make_pyramid()
+    fewer = replace(pyramid, levels=pyramid.levels[:2], strides=(4, 8), valid=pyramid.valid[:2])
+    with torch.no_grad():
+        assert not torch.allclose(head(fewer)[0].stages[-1].logits, last_logits(head))
+
+
+def test_blocks_of_groups_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import detrelay.heads.stageinteractor as module
+
+    head = make_head().double()
+    pyramid = make_pyramid()
+    from dataclasses import replace
+
+    pyramid = replace(pyramid, levels=tuple(level.double() for level in pyramid.levels))
+    results = []
+    for blocks in (1, 2):
+        count = blocks
+        monkeypatch.setattr(module, "empty_banks", lambda *_a, n=count: (FilterBank(),) * n)
+        with torch.no_grad():
+            results.append(head(pyramid)[0].stages[-1])
+    torch.testing.assert_close(results[0].logits, results[1].logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(results[0].boxes, results[1].boxes, atol=1e-10, rtol=0)
+
+
+def test_cpu_blocks_follow_the_number_of_rows() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert len(empty_banks(100, 4, cpu)) == 1
+    assert len(empty_banks(300, 4, cpu)) == 4
+    assert len(empty_banks(300, 4, cuda)) == 1
+
+
+def test_box_losses_do_not_reach_earlier_boxes() -> None:
+    head = make_head().train()
+    (group,) = head(make_pyramid())
+    group.stages[1].boxes.sum().backward()
+    assert head.stages[0].refine.out.weight.grad is None
+    # but they do reach earlier filters and queries
+    assert head.stages[0].mixing.generator.weight.grad is not None
+
+
+def test_gradients_of_late_stages_reach_the_generators_of_earlier_ones() -> None:
+    head = make_head().train()
+    (group,) = head(make_pyramid())
+    group.stages[3].logits.sum().backward()
+    grad = head.stages[1].mixing.generator.weight.grad
+    assert grad is not None
+    assert grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_groups": 5}, r"d_model \(32\) must be a multiple of num_groups \(5\)"),
+        ({"num_attention_heads": 3}, "multiple of num_attention_heads"),
+        ({"num_out_points": 7}, "num_out_points must be even"),
+        ({"max_reused_filters": -1}, "max_reused_filters must be >= 0"),
+        ({"num_queries": 0}, "num_queries must be at least 1"),
+        ({"num_levels": 5}, r"num_levels must lie in 1\.\.4"),
+        ({"d_model": 48}, "multiple of 32"),
+        ({"backbone_frozen_stages": 9}, r"must lie in 0\.\.4"),
+        ({"num_querys": 3}, "has no option 'num_querys'; did you mean 'num_queries'"),
+        ({"id2label": {0: "a", 2: "b"}, "num_labels": None}, r"classes 0\.\.1; found \[0, 2\]"),
+        ({"category_ids": [1, 2]}, r"one id a class \(4\); found 2"),
+    ],
+)
+def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_config(**changes)
+
+
+def test_default_config_is_the_published_model() -> None:
+    config = StageInteractorConfig()
+    assert (config.num_queries, config.d_model, config.num_stages) == (100, 256, 6)
+    assert config.num_labels == 80
+    assert [config.mixing_shape(stage).reused for stage in range(6)] == [0, 0, 1, 2, 3, 4]
