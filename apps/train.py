@@ -8,6 +8,7 @@ With no argument at all it trains a small model on drawn shapes, on whatever dev
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -160,6 +161,7 @@ def train(arguments: Arguments) -> int:
     """Set up and run the training; the exit code."""
     recipe = resolve(arguments)
 
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
@@ -172,6 +174,9 @@ def train(arguments: Arguments) -> int:
         recipe = resolve(replace(arguments, output=output))
     check_output(output, recipe, arguments)
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
+        # `accelerate launch` leaves one thread to each process unless it is told otherwise
+        torch.set_num_threads(os.cpu_count() or 1)
     set_seed(recipe.train.seed)
     trainer = set_up(recipe, arguments, output, accelerator)
     try:

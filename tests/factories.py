@@ -81,4 +81,6 @@ def small_config(**changes: Any) -> StageInteractorConfig:
         "num_out_points": 8,
         "ffn_dim": 48,
     }
+    if "id2label" in changes:
+        del values["num_labels"]
     return StageInteractorConfig(**{**values, **changes})

@@ -42,7 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     model = make_model(
         id2label={0: "car", 1: "dog", 2: "cat", 3: "cup"},
-        num_labels=None,
         category_ids=[3, 18, 17, 47],
     )
     model.save_pretrained(path)

@@ -6,7 +6,7 @@ are known without drawing pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cached_property
 from math import cos, pi, sin
@@ -28,7 +28,7 @@ _SIDES = (0.75, 1.0)  # image height and width, in units of image_size
 _DIAMETERS = (0.2, 0.6)  # of the circle around a shape, in units of the shorter image side
 _MOST_HIDDEN = 0.5  # share of a box that later boxes may cover
 _TRIES = 20
-_CONTRAST = 110.0  # least distance of a shape's colour from what may lie around it, RGB units
+_HUE_SPREAD = 0.06  # of a class's colours, in turns of the colour circle
 _SUPERSAMPLING = 2  # drawn larger and averaged down, which smooths edges
 
 _Points = NDArray[np.float64]
@@ -67,9 +67,9 @@ class _Scene:
 class ShapesDataset(Dataset[Sample]):
     """Images of coloured shapes, drawn when asked for.
 
-    Up to four shapes an image, 20 to 60 % of the shorter side, turned, coloured, mildly
-    overlapping; backgrounds have gradients, blobs, lines and noise. Two seeds share no image, so
-    another seed makes a held-out split.
+    Each class has a form and a hue of its own. Up to four shapes an image, 20 to 60 % of the
+    shorter side, turned, mildly overlapping; backgrounds have gradients, blobs, lines and noise.
+    Two seeds share no image, so another seed makes a held-out split.
 
     Args:
         num_images: number of images.
@@ -237,15 +237,13 @@ def _covered_share(box: tuple[float, ...], later: tuple[float, ...]) -> float:
 
 def _draw(scene: _Scene, generator: np.random.Generator) -> NDArray[np.uint8]:
     """Paint a scene as uint8 [height, width, 3]."""
-    ends = generator.uniform(30, 225, 3) + generator.uniform(-30, 30, (2, 3))
+    # pale backgrounds: greys with a tint, from one shade to another
+    ends = generator.uniform(50, 205, (2, 1)) + generator.uniform(-20, 20, (2, 3))
     canvas = _gradient(scene, ends, generator)
     painter = ImageDraw.Draw(canvas)
     _clutter(painter, canvas.size, ends, generator)
-    avoid = [*ends, ends.mean(0)]
     for shape in scene.objects:
-        color = _distinct_color(avoid, generator)
-        avoid.append(color)
-        _paint(canvas, painter, shape, color)
+        _paint(canvas, painter, shape, _class_color(shape.label, generator))
     small = np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.int16)
     amplitude = int(generator.integers(1, 12))
     noise = generator.integers(-amplitude, amplitude + 1, small.shape, dtype=np.int16)
@@ -280,17 +278,15 @@ def _clutter(
         painter.polygon(_flat(points), fill=_rgb(color))
     for _ in range(generator.integers(0, 4)):
         points = generator.random((2, 2)) * size
-        painter.line(_flat(points), fill=_rgb(generator.uniform(0, 255, 3)), width=2)
+        shade = generator.uniform(0, 255) + generator.uniform(-25, 25, 3)
+        painter.line(_flat(points), fill=_rgb(shade), width=2)
 
 
-def _distinct_color(
-    avoid: Iterable[NDArray[np.float64]], generator: np.random.Generator
-) -> NDArray[np.float64]:
-    """A colour well away from those given, or the farthest of some tries."""
-    candidates = generator.uniform(0, 255, (_TRIES, 3))
-    distances = np.stack([np.linalg.norm(candidates - color, axis=1) for color in avoid]).min(0)
-    good = np.flatnonzero(distances >= _CONTRAST)
-    return candidates[good[0] if len(good) else distances.argmax()]
+def _class_color(label: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """A strong colour near the hue of the class."""
+    hue = label / len(SHAPES) + generator.uniform(-_HUE_SPREAD, _HUE_SPREAD)
+    rgb = hsv_to_rgb(hue % 1, generator.uniform(0.6, 1), generator.uniform(0.6, 1))
+    return 255 * np.array(rgb)
 
 
 def _paint(
