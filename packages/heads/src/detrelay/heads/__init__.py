@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from detrelay.core.image_processing import DetrelayImageProcessor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig
+from detrelay.core.image_processing import DetrelayImageProcessor
 from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorForObjectDetection
 
 
