@@ -31,7 +31,7 @@ from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_arguments, tiny_
 from train import Arguments, train
 
 # with a gap, out of order, and neither from 0 nor from 1
-CATEGORY_IDS = [7, 3, 90, 11, 40, 5]
+CATEGORY_IDS = [7, 3, 90, 11]
 
 
 @pytest.fixture(scope="module", autouse=True)

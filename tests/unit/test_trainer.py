@@ -211,7 +211,7 @@ def test_a_logged_step_holds_the_named_figures(small_and_silent: None, tmp_path:
     total = sum(weights[key.split("/")[2]] * value for key, value in losses.items())
     assert step["loss"] == pytest.approx(total, rel=1e-5)
     # second of two steps of warm-up
-    assert step["learning_rate"] == pytest.approx(5e-4 * (1 - 0.5 * 0.999))
+    assert step["learning_rate"] == pytest.approx(1e-3 * (1 - 0.5 * 0.999))
     assert step["gradient_norm"] > 0
     assert 0 <= step["data_wait_share"] <= 1
     assert evaluation["kind"] == "evaluation"
