@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from detrelay.core.image_processing import DetrelayImageProcessor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig
+from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.heads.deformable_detr import (
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+)
 from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorForObjectDetection
 
 
@@ -30,6 +34,9 @@ class HeadEntry(NamedTuple):
 HEADS: dict[str, HeadEntry] = {
     "stageinteractor": HeadEntry(
         StageInteractorConfig, StageInteractorForObjectDetection, "cross_stage"
+    ),
+    "deformable_detr": HeadEntry(
+        DeformableDetrConfig, DeformableDetrForObjectDetection, "hungarian"
     ),
 }
 

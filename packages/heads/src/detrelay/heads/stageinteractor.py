@@ -328,6 +328,8 @@ class StageInteractorHead(nn.Module):
         """
         values, shapes = flatten_levels(pyramid.levels)
         values = values.unflatten(-1, (self.num_groups, -1))
+        # group by group in memory, as all stages read them: sampling copies nothing then
+        values = values.transpose(1, 2).contiguous().transpose(1, 2)
         scene = self._scene(pyramid, shapes)
         state = self._start(pyramid, scene)
         predictions = []
