@@ -74,7 +74,7 @@ def reference_targets() -> Targets:
         [
             {
                 "class_labels": torch.tensor(item["class_labels"]),
-                "boxes": torch.tensor(item["boxes"], dtype=torch.float64),
+                "boxes": torch.tensor(item["boxes"]).double(),
             }
             for item in DEFORMABLE_TARGETS
         ]

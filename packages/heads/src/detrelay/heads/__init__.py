@@ -14,6 +14,7 @@ from detrelay.heads.deformable_detr import (
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
 )
+from detrelay.heads.dino import DinoConfig, DinoForObjectDetection
 from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorForObjectDetection
 
 
@@ -38,6 +39,7 @@ HEADS: dict[str, HeadEntry] = {
     "deformable_detr": HeadEntry(
         DeformableDetrConfig, DeformableDetrForObjectDetection, "hungarian"
     ),
+    "dino": HeadEntry(DinoConfig, DinoForObjectDetection, "hungarian"),
 }
 
 for _entry in HEADS.values():

@@ -105,6 +105,17 @@ _DEFORMABLE_DETR = (
     (r"transformer\.pos_trans\.", "head.query_proj."),
     (r"transformer\.pos_trans_norm\.", "head.query_norm."),
 )
+_DINO = (
+    *_DEFORMABLE,
+    (r"class_embed\.0\.", "head.classify."),
+    (r"bbox_embed\.0\.", "head.refine."),
+    (r"label_enc\.", "head.denoising.labels."),
+    (r"transformer\.tgt_embed\.", "head.content."),
+    (r"transformer\.enc_out_class_embed\.", "head.classify_proposals."),
+    (r"transformer\.enc_out_bbox_embed\.", "head.refine_proposals."),
+    (r"transformer\.decoder\.norm\.", "head.norm."),
+    (r"transformer\.decoder\.ref_point_head\.", "head.reference_code."),
+)
 # the decoder holds the prediction heads a second time, under these names
 _DEFORMABLE_ALIAS = r"transformer\.decoder\.(class_embed|bbox_embed)\."
 
@@ -135,6 +146,28 @@ def deformable_detr_name(official: str, config: DeformableDetrConfig) -> str | N
         shared = not config.box_refinement
         return None if shared and index else f"head.{name}.{index}.{match[3]}"
     return _translate(official, _DEFORMABLE_DETR, "Deformable DETR")
+
+
+def dino_name(official: str) -> str | None:
+    """Our parameter name for a key of an official DINO checkpoint with a ResNet.
+
+    The label table `label_enc` has one row more than there are classes; nothing reads it.
+
+    Args:
+        official: key in the checkpoint's `model`.
+
+    Returns:
+        None for a second name of an entry that stands elsewhere.
+
+    Raises:
+        ValueError: the key is not known.
+
+    Reference:
+        IDEA-Research/DINO, released checkpoints.
+    """
+    if re.match(_DEFORMABLE_ALIAS, official) or re.match(r"(class|bbox)_embed\.[1-9]", official):
+        return None
+    return _translate(official, _DINO, "DINO")
 
 
 def _translate(official: str, table: Sequence[tuple[str, str]], model: str) -> str:
