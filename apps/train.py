@@ -177,7 +177,7 @@ def train(arguments: Arguments) -> int:
     try:
         last = trainer.fit(resume=arguments.resume)
     except TrainingInterrupted as stop:
-        command = f"python {Path(__file__).name} --resume --output {shlex.quote(str(output))}"
+        command = f"python apps/train.py --resume --output {shlex.quote(str(output))}"
         accelerator.print(f"{stop}; resume with: {command}", flush=True)
         return 128 + stop.signal_number
     except FloatingPointError as error:
@@ -191,10 +191,13 @@ def train(arguments: Arguments) -> int:
 
 def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Accelerator) -> Trainer:
     """Data, model and trainer; the record of the run is written once all of it stands."""
+    from transformers.utils import logging as transformers_logging
+
     from detrelay.core.engine.trainer import Trainer
     from drawing import Reporter
     from loading import build_datasets, build_parts, facts_of_run
 
+    transformers_logging.disable_progress_bar()  # one bar is enough
     accelerator.print(recipe.to_toml())
     train_samples, val_samples = build_datasets(recipe.data)
     accelerator.print(f"train: {train_samples.report.summary()}")

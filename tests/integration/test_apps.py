@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +21,12 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 import console
 import evaluate
 import predict
+from detrelay.core.configs import DataConfig, Recipe, override
 from detrelay.core.data.shapes import ShapesDataset
-from tiny_run import shrink_backbone, tiny_arguments, tiny_run
+from detrelay.core.data.transforms import AugmentationConfig
+from detrelay.core.engine.logging import read_metrics
+from loading import build_datasets, build_parts
+from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_arguments, tiny_run
 from train import Arguments, train
 
 # with a gap, out of order, and neither from 0 nor from 1
@@ -33,6 +41,12 @@ def small() -> Iterator[None]:
         shrink_backbone(patch)
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the shared `run`, made before, draws."""
+    skip_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +261,81 @@ def test_two_files_with_different_categories_are_refused(coco_folder: Path, tmp_
     arguments = tiny_arguments(tmp_path / "run", data=(coco_folder / "train.json", other))
     with pytest.raises(ValueError, match=r"must name the categories of .*train.json.*hexagon"):
         train(arguments)
+
+
+def test_faulty_boxes_are_counted_or_refused(
+    coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = json.loads((coco_folder / "train.json").read_text())
+    truth["annotations"][0]["bbox"] = [3, 3, 0, 5]
+    faulty = coco_folder / "faulty.json"
+    faulty.write_text(json.dumps(truth))
+    files = (faulty, coco_folder / "val.json")
+    assert tiny_run(tmp_path / "lenient", "train.epochs=1", data=files) == 0
+    assert "1 boxes dropped: zero area" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"faulty.json: box \[3, 3, 0, 5\] is zero area"):
+        tiny_run(tmp_path / "strict", "data.strict=true", data=files)
+
+
+def test_image_folders_of_the_recipe_are_used(coco_folder: Path) -> None:
+    data = DataConfig(
+        train_annotations=str(coco_folder / "train.json"),
+        train_images="elsewhere",
+        val_annotations=str(coco_folder / "val.json"),
+        val_images=str(coco_folder / "images"),
+    )
+    with pytest.raises(ValueError, match="no image folder elsewhere"):
+        build_datasets(data)
+    moved = dataclasses.replace(data, train_images=data.val_images, val_images="elsewhere")
+    with pytest.raises(ValueError, match="no image folder elsewhere"):
+        build_datasets(moved)
+
+
+def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("loading.build_train_transform", seen.append)
+    values = {
+        "flip_probability": 0.25,
+        "short_sides": (70, 80),
+        "max_size": 90,
+        "crop": True,
+        "crop_short_sides": (50,),
+        "crop_range": (20, 30),
+        "color_jitter": 0.125,
+    }
+    settings = [entry for entry in TINY if not entry.startswith("train")]
+    recipe = override(Recipe(), settings)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **values))
+    samples = ShapesDataset(2, image_size=64, seed=0)
+    build_parts(recipe, samples, samples, None, fresh=False)
+    assert seen == [AugmentationConfig(**values)]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_process_with_their_images(tmp_path: Path) -> None:
+    """Losses, order of images and evaluation do not depend on the number of processes."""
+    # five held-out images: the last batch is not full, and processes get unequal shares
+    settings = [*TINY, "model.backbone_norm=eval", "data.num_train=16", "data.num_val=5"]
+    script = str(Path(__file__).parents[2] / "apps" / "train.py")
+    launch = [*["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], script]
+    for name, command, batch in (("two", launch, 2), ("one", [script], 4)):
+        subprocess.run(
+            [
+                *(sys.executable, *command, "--output", str(tmp_path / name)),
+                *("--set", *settings, f"train.batch_size={batch}"),
+            ],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 10
+    for first, second in zip(one, two, strict=True):
+        assert (first["kind"], first["step"]) == (second["kind"], second["step"])
+        if first["kind"] == "train":
+            assert second["losses"] == pytest.approx(first["losses"], rel=1e-4)
+        else:
+            assert second["AP"] == pytest.approx(first["AP"], abs=1e-4)
 
 
 @pytest.mark.parametrize(

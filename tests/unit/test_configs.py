@@ -113,6 +113,7 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
         ("train.epochs.x=3", "unknown key train.epochs.x"),
         ("train.epochs", "--set train.epochs: expected key=value"),
         ("train.epochs=many", "train.epochs must be of type integer, found str 'many'"),
+        ("data.train_annotations=a.json", "--set: data.train_annotations and data.val_annotat"),
         ("model=3", "model must be of type table, found int 3"),
     ],
 )

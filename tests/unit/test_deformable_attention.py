@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from detrelay.core.ops.deformable_attention import DeformableAttention
-from detrelay.core.ops.point_sampling import sample_points
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
+from detrelay.core.ops.token_sampling import sample_points
 
 SHAPES = ((3, 4), (2, 2), (1, 2))
 CELLS = 18

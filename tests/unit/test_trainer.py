@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils.data import Dataset
 
 from detrelay.core.data.transforms import VisitSampler
@@ -138,6 +139,63 @@ def test_diverging_training_ends_in_one_line_and_keeps_the_checkpoint(
     assert "in step 2, whose batch holds the image ids [" in line
     assert "last checkpoint is kept" in line
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
+    small_and_silent: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limits = []
+
+    def clip(self: Accelerator, parameters: object, limit: float) -> torch.Tensor:
+        limits.append(limit)
+        return torch.tensor(float("inf") if len(limits) == 2 else 1.0)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip)
+    assert tiny_run(tmp_path / "run", "train.clip_norm=0.5") == 1
+    assert "error: non-finite gradient; in step 2, whose batch" in capsys.readouterr().err
+    assert limits == [0.5, 0.5]
+
+
+def test_no_clipping(
+    small_and_silent: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = set()
+
+    def clip(self: Accelerator, parameters: object, limit: float) -> torch.Tensor:
+        limits.add(limit)
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip)
+    assert tiny_run(tmp_path / "run", "train.clip_norm=0", "train.epochs=1") == 0
+    assert limits == {float("inf")}
+
+
+def test_bf16_changes_the_losses_a_little(small_and_silent: None, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()  # one precision a process otherwise
+        output = tmp_path / precision
+        settings = ["train.epochs=1", f"train.mixed_precision={precision}"]
+        assert tiny_run(output, *settings) == 0
+        losses[precision] = read_metrics(output / "metrics.jsonl")[0]["loss"]
+    AcceleratorState._reset_state()
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
+    assert losses["bf16"] != losses["no"]
+
+
+def test_evaluations_and_checkpoints_come_as_often_as_asked(
+    small_and_silent: None, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    settings = ["train.epochs=3", "train.evaluate_every=2", "train.keep_checkpoints=1"]
+    assert tiny_run(output, *settings, "train.max_detections=7") == 0
+    lines = read_metrics(output / "metrics.jsonl")
+    assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [2, 3]
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step_0000009"]
+    assert json.loads((output / "results.json").read_text())["max_detections"] == 7
 
 
 def test_a_logged_step_holds_the_named_figures(small_and_silent: None, tmp_path: Path) -> None:

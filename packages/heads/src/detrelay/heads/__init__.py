@@ -15,6 +15,7 @@ from detrelay.heads.deformable_detr import (
     DeformableDetrForObjectDetection,
 )
 from detrelay.heads.dino import DinoConfig, DinoForObjectDetection
+from detrelay.heads.dn_detr import DnDetrConfig, DnDetrForObjectDetection
 from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorForObjectDetection
 
 
@@ -39,6 +40,7 @@ HEADS: dict[str, HeadEntry] = {
     "deformable_detr": HeadEntry(
         DeformableDetrConfig, DeformableDetrForObjectDetection, "hungarian"
     ),
+    "dn_detr": HeadEntry(DnDetrConfig, DnDetrForObjectDetection, "hungarian"),
     "dino": HeadEntry(DinoConfig, DinoForObjectDetection, "hungarian"),
 }
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig, require_positive
 from detrelay.core.ops.deformable_attention import DeformableAttention
-from detrelay.core.ops.point_sampling import Shapes, flatten_levels
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
+from detrelay.core.ops.token_sampling import Shapes, flatten_levels
 from detrelay.core.pyramid import LevelMapper
 from detrelay.core.structures import FeaturePyramid
 

@@ -20,7 +20,8 @@ from detrelay.core.boxes import area, cxcywh_to_xyxy, intersection
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig, require_positive
 from detrelay.core.losses import LossConfig
-from detrelay.core.ops.point_sampling import flatten_levels, sample_points
+from detrelay.core.ops.linear import apply_linear, linear
+from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 from detrelay.core.pyramid import ChannelMapper
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
 from detrelay.heads.stageinteractor_mixing import (
@@ -28,6 +29,7 @@ from detrelay.heads.stageinteractor_mixing import (
     FilterBank,
     MixingShape,
     PointGenerator,
+    empty_banks,
 )
 
 # log2 of the pixels at which a point reads the finest level alone (spec of the released sampler)
@@ -182,12 +184,12 @@ class OverlapBiasedAttention(nn.Module):
 
     def forward(self, queries: Tensor, boxes: Tensor) -> Tensor:
         """Attend: queries [B, Q, C], boxes [B, Q, 4] (see `StageState`) -> [B, Q, C]."""
-        packed = F.linear(queries, self.in_proj_weight, self.in_proj_bias)
+        packed = linear(queries, self.in_proj_weight, self.in_proj_bias)
         heads = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)  # [B, heads, Q, C / heads]
         bias = self.overlap_scale.view(-1, 1, 1) * _log_coverage(boxes)[:, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return apply_linear(self.out_proj, attended.transpose(1, 2).flatten(2))
 
 
 def _log_coverage(boxes: Tensor) -> Tensor:
@@ -208,7 +210,8 @@ class Branch(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """[..., dim] -> [..., out_dim]."""
-        return self.out(self.norm(self.hidden(queries)).relu())
+        hidden = self.norm(apply_linear(self.hidden, queries)).relu_()
+        return apply_linear(self.out, hidden)
 
 
 class StageInteractorStage(nn.Module):
@@ -242,14 +245,13 @@ class StageInteractorStage(nn.Module):
         nn.init.zeros_(self.refine.out.bias)
 
     def forward(
-        self, state: StageState, values: Tensor, shapes: tuple[tuple[int, int], ...], scene: _Scene
+        self, state: StageState, maps: tuple[Tensor, ...], scene: _Scene
     ) -> tuple[StagePrediction, StageState]:
         """Refine every query once.
 
         Args:
             state: from the stage before; its boxes carry no gradient.
-            values: [B, S, G, D], the cells of all levels.
-            shapes: (height, width) of each level.
+            maps: L tensors [B, H, W, G, D].
             scene: sizes of levels and images.
 
         Returns:
@@ -259,10 +261,11 @@ class StageInteractorStage(nn.Module):
         code = position_code(boxes, state.queries.shape[-1]).to(state.queries.dtype)
         queries = state.queries + code
         queries = self.attention_norm(queries + self.attention(queries, boxes))
-        sampled = self._sample(queries, boxes, values, shapes, scene)
+        sampled = self._sample(queries, boxes, maps, scene)
         mixed, banks = self.mixing(sampled.flatten(0, 1), queries.flatten(0, 1), state.banks)
         queries = mixed.view_as(queries)
-        queries = self.ffn_norm(queries + self.ffn_out(self.ffn_in(queries).relu()))
+        hidden = apply_linear(self.ffn_in, queries).relu_()
+        queries = self.ffn_norm(queries + apply_linear(self.ffn_out, hidden))
         step = self.refine(queries).to(boxes.dtype)
         boxes = torch.cat(
             [boxes[..., :2] + step[..., :2] * sizes_of(boxes), boxes[..., 2:] + step[..., 2:]], -1
@@ -278,16 +281,15 @@ class StageInteractorStage(nn.Module):
         self,
         queries: Tensor,
         boxes: Tensor,
-        values: Tensor,
-        shapes: tuple[tuple[int, int], ...],
+        maps: tuple[Tensor, ...],
         scene: _Scene,
     ) -> Tensor:
         """Features at the points of every query, [B, Q, G, N, D]; each point reads all levels."""
         positions, scale = self.points(queries, boxes)
-        level = torch.arange(len(shapes), device=scale.device, dtype=scale.dtype)
+        level = torch.arange(len(maps), device=scale.device, dtype=scale.dtype)
         weights = (-0.5 * (scale[..., None] - _FINEST_SCALE - level) ** 2).softmax(dim=-1)
         locations = positions[..., None, None, :] / scene.level_sizes[:, None]
-        return sample_points(values, shapes, locations, weights[..., None])
+        return sample_maps(maps, locations, weights[..., None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,24 +328,21 @@ class StageInteractorHead(nn.Module):
         Returns:
             One group, "decoder", with S stages of logits [B, Q, K] and boxes [B, Q, 4].
         """
-        values, shapes = flatten_levels(pyramid.levels)
-        values = values.unflatten(-1, (self.num_groups, -1))
-        # group by group in memory, as all stages read them: sampling copies nothing then
-        values = values.transpose(1, 2).contiguous().transpose(1, 2)
-        scene = self._scene(pyramid, shapes)
+        maps = channels_last_maps(pyramid.levels, self.num_groups)
+        scene = self._scene(pyramid)
         state = self._start(pyramid, scene)
         predictions = []
         for stage in self.stages:
-            prediction, state = stage(state, values, shapes, scene)
+            prediction, state = stage(state, maps, scene)
             predictions.append(prediction)
         return (StageGroup("decoder", tuple(predictions)),)
 
-    def _scene(self, pyramid: FeaturePyramid, shapes: tuple[tuple[int, int], ...]) -> _Scene:
+    def _scene(self, pyramid: FeaturePyramid) -> _Scene:
         dtype = torch.promote_types(pyramid.levels[0].dtype, torch.float32)
         whwh = pyramid.image_sizes.flip(-1).repeat(1, 2).to(dtype)
         level_sizes = [
-            (width * stride, height * stride)
-            for (height, width), stride in zip(shapes, pyramid.strides, strict=True)
+            (level.shape[-1] * stride, level.shape[-2] * stride)
+            for level, stride in zip(pyramid.levels, pyramid.strides, strict=True)
         ]
         return _Scene(whwh[:, None], whwh.new_tensor(level_sizes))
 
@@ -359,8 +358,7 @@ class StageInteractorHead(nn.Module):
         return StageState(
             queries=content.expand(batch, -1, -1),
             boxes=boxes.expand(-1, count, -1),
-            # one group at a time fits a CPU's cache; a GPU wants few large kernels
-            banks=(FilterBank(),) * (self.num_groups if whwh.device.type == "cpu" else 1),
+            banks=empty_banks(batch * count, self.num_groups, whwh.device),
         )
 
 

@@ -4,7 +4,7 @@ Letters: R = B * Q rows (image and query), G groups, D = C / G channels a group,
 points (P base points times a pattern of K), O output patterns, J reused filters.
 
 Groups never meet before the last projection, so they may be mixed block by block; g groups make one
-block. On a CPU one group at a time keeps the filters and features of all queries in the cache.
+block. On a CPU this keeps the filters and features of a block in the cache.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+
+from detrelay.core.ops.linear import apply_linear, linear
+
+# Rows times groups of a block on a CPU: at the published width its filters and features take about
+# 20 MB. Measured with 100 and 300 queries, see docs/log.md.
+_CPU_BLOCK = 512
 
 Adapter = Literal["full", "channel", "none"]
 
@@ -37,6 +43,22 @@ class FilterBank:
     def append(self, channel: Tensor, spatial: Tensor) -> FilterBank:
         """The bank with one more stage."""
         return FilterBank((*self.channel, channel), spatial)
+
+
+def empty_banks(rows: int, groups: int, device: torch.device) -> tuple[FilterBank, ...]:
+    """One empty bank for each block of groups that is mixed at a time.
+
+    Args:
+        rows: R, queries of all images.
+        groups: G.
+        device: where the mixing will run.
+    """
+    blocks = 1
+    if device.type == "cpu":
+        enough = (n for n in range(1, groups) if groups % n == 0)
+        enough = (n for n in enough if rows * groups <= n * _CPU_BLOCK)
+        blocks = next(enough, groups)
+    return (FilterBank(),) * blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +142,13 @@ class StaticAdapter(nn.Module):
         lead = features.shape[:2]
         grid = (*lead, shape.base_points, shape.pattern, shape.width)
         turned = (*lead, shape.pattern, shape.base_points, shape.width)
-        by_axis = self.axis(features.view(grid).transpose(2, 3).flatten(3)).view(turned)
-        by_pattern = self.pattern(features.view(*lead, shape.base_points, -1))
+        by_axis = apply_linear(self.axis, features.view(grid).transpose(2, 3).flatten(3)).view(
+            turned
+        )
+        by_pattern = apply_linear(self.pattern, features.view(*lead, shape.base_points, -1))
         # linears keep no output for their gradient, so their results may be added to in place
-        return by_pattern.view(grid).add_(by_axis.transpose(2, 3)).flatten(2, 3).add_(carried)
+        by_axis = by_axis.view(turned).transpose(2, 3)
+        return by_pattern.view(grid).add_(by_axis).flatten(2, 3).add_(carried)
 
 
 class DynamicMixing(nn.Module):
@@ -187,14 +212,17 @@ class DynamicMixing(nn.Module):
             Queries [R, C] after mixing, and the banks with this stage's filters.
         """
         count = len(banks)
-        mixed = self.out_proj.bias
-        weights = self.out_proj.weight.chunk(count, dim=1)
+        mixed: Tensor = self.out_proj.bias
         grown = []
-        for features, weight, bank, dynamic in zip(
-            sampled.chunk(count, dim=1), weights, banks, self._generate(queries, count), strict=True
+        for features, dynamic, bank, weight in zip(
+            sampled.chunk(count, dim=1),
+            self._generate(queries, count),
+            banks,
+            self.out_proj.weight.chunk(count, dim=1),
+            strict=True,
         ):
             patterns, grown_bank = self._mix_block(features, dynamic, bank)
-            mixed = torch.addmm(mixed, patterns.flatten(1), weight.t())
+            mixed = mixed + linear(patterns.flatten(1), weight)
             grown.append(grown_bank)
         return self.norm(queries + mixed), tuple(grown)
 
@@ -218,7 +246,7 @@ class DynamicMixing(nn.Module):
         for block in range(count):
             yield _Dynamic(
                 **{
-                    name: F.linear(queries, *pieces[block]).unflatten(-1, (groups, -1))
+                    name: linear(queries, *pieces[block]).unflatten(-1, (groups, -1))
                     for name, pieces in chunks.items()
                 }
             )
@@ -254,7 +282,9 @@ class DynamicMixing(nn.Module):
         assert dynamic.channel_gates is not None
         assert dynamic.channel_biases is not None
         width, reused = self.shape.width, self.shape.reused
-        gates = dynamic.channel_gates.sigmoid().unflatten(-1, (width, 2, reused))
+        # channels last: the products below run along them
+        gates = dynamic.channel_gates.unflatten(-1, (width, 2, reused)).movedim(2, -1)
+        gates = gates.contiguous().sigmoid()  # [R, g, 2, J, D]
         biases = dynamic.channel_biases.unflatten(-1, (reused, 1, width))
         carried = sampled
         for index, (adapter, earlier) in enumerate(
@@ -262,7 +292,7 @@ class DynamicMixing(nn.Module):
         ):
             carried = adapter(mixed, carried)
             # equation 3: gates over input and output channels blend own and earlier filter
-            gate = gates[..., 1, index].unsqueeze(-1) * gates[..., 0, index].unsqueeze(-2)
+            gate = gates[:, :, 1, index, :, None] * gates[:, :, 0, index, None, :]
             blended = torch.lerp(channel, earlier, gate)
             mixed = _norm_relu(_product(carried, blended, biases[:, :, index]))
         return mixed

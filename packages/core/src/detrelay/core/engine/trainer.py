@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from detrelay.core.configs import TrainConfig
@@ -328,10 +329,7 @@ class Trainer:
             self.settings.max_detections,
             stop_if_asked,
         )
-        rows = detections_from_results(results, image_ids, self.parts.category_ids)
-        scores = evaluate_coco(
-            self.parts.ground_truth, rows, max_detections=self.settings.max_detections
-        )
+        scores = self._score(image_ids, results)
         done = self.position.epoch + 1
         evaluation = Evaluation(done, self.position.step, scores, image_ids, results)
         ap = scores.stats["AP"]
@@ -349,6 +347,17 @@ class Trainer:
             self.on_evaluation(evaluation)
         self.accelerator.wait_for_everyone()
         return evaluation
+
+    def _score(self, image_ids: list[int], results: list[ImageResult]) -> CocoResult:
+        """The COCO figures, computed by the main process for all."""
+        scores: list[CocoResult | None] = [None]
+        if self.accelerator.is_main_process:
+            rows = detections_from_results(results, image_ids, self.parts.category_ids)
+            limit = self.settings.max_detections
+            scores = [evaluate_coco(self.parts.ground_truth, rows, max_detections=limit)]
+        broadcast_object_list(scores)
+        assert scores[0] is not None
+        return scores[0]
 
     def _save_model(self, name: str, evaluation: Evaluation) -> None:
         measured = {

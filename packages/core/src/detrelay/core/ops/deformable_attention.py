@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from detrelay.core.ops.point_sampling import Shapes, sample_points
+from detrelay.core.ops.token_sampling import Shapes, sample_points
 
 
 class DeformableAttention(nn.Module):
