@@ -25,7 +25,14 @@ def run(main: Callable[[], int]) -> NoReturn:
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
         code = USER_ERROR
     sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip()
+    if text.startswith("Caught ") and "DataLoader worker" in text:
+        # torch hands on a worker's error with its traceback, the message itself last
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__

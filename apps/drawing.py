@@ -13,6 +13,7 @@ mpl.use("Agg")
 import torch
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
 from torchvision.utils import draw_bounding_boxes
@@ -155,7 +156,7 @@ def _last_stage_losses(keys: Sequence[str]) -> list[str]:
     return [key for key in decoder if key.startswith(f"decoder/{last}/")]
 
 
-def _save(figure: plt.Figure, target: Path) -> None:
+def _save(figure: Figure, target: Path) -> None:
     figure.tight_layout()
     figure.savefig(target, dpi=90)
     plt.close(figure)

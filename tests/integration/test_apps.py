@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -277,6 +278,23 @@ def test_faulty_boxes_are_counted_or_refused(
         tiny_run(tmp_path / "strict", "data.strict=true", data=files)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_truncated_image_is_named_in_one_line(
+    num_workers: int, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "cells"
+    shutil.copytree(coco_folder, folder)
+    whole = (folder / "images" / "train_3.png").read_bytes()
+    (folder / "images" / "train_3.png").write_bytes(whole[: len(whole) // 2])
+    settings = [f"data.num_workers={num_workers}"]
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: tiny_run(tmp_path / "run", *settings, data=(folder,)))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: cannot decode image {folder / 'images' / 'train_3.png'}: ")
+    assert "Traceback" not in line
+
+
 def test_image_folders_of_the_recipe_are_used(coco_folder: Path) -> None:
     data = DataConfig(
         train_annotations=str(coco_folder / "train.json"),
@@ -347,6 +365,7 @@ def test_two_processes_are_one_process_with_their_images(tmp_path: Path) -> None
         (["--predictions", "bad.json"], "bad.json: not json"),
         (["--predictions", "truth.json"], "truth.json: not a COCO results list"),
         (["--predictions", "list.json", "--data", "list.json"], "not a COCO detection json"),
+        (["--predictions", "list.json", "--data", "half.json"], "annotations must be a list of"),
         (["--predictions", "stranger.json"], "image_id 99"),
         (["--predictions", "list.json", "--max-detections", "0"], "at least 1, found 0"),
         (["--model", "nowhere"], "nowhere: no saved model"),
@@ -368,6 +387,7 @@ def test_evaluate_refuses_in_one_line(
     }
     stranger = [{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}]
     Path("truth.json").write_text(json.dumps(truth))
+    Path("half.json").write_text(json.dumps(truth | {"annotations": [{"id": 1}]}))
     Path("list.json").write_text("[]")
     Path("stranger.json").write_text(json.dumps(stranger))
     Path("bad.json").write_text('{"images": [')

@@ -114,8 +114,20 @@ def test_signal_during_an_evaluation(
     assert_same_run(output, uninterrupted)
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (1, "no checkpoint was taken yet: starting from step 0"),
+        (5, "resuming after step 4"),  # step 5 is in the log and must not stay twice
+    ],
+)
 def test_crash_after_lines_that_no_checkpoint_holds(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    message: str,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "run"
 
@@ -123,14 +135,14 @@ def test_crash_after_lines_that_no_checkpoint_holds(
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        act_before_step(patch, 5, crash)
+        act_before_step(patch, step, crash)
         with pytest.raises(RuntimeError, match="power cut"):
             tiny_run(output, EPOCHS)
+    assert read_metrics(output / "metrics.jsonl")[-1]["step"] == step
     with (output / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # cut in the middle of a line
-    # the newest checkpoint is that of step 4; step 5 is in the log and must not stay twice
-    assert read_metrics(output / "metrics.jsonl")[-1]["step"] == 5
     assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert message in capsys.readouterr().out
     assert_same_run(output, uninterrupted)
 
 
@@ -159,26 +171,6 @@ def test_more_epochs_on_a_finished_run(uninterrupted: Path, tmp_path: Path) -> N
     output = tmp_path / "grown"
     assert tiny_run(output) == 0
     assert tiny_run(output, EPOCHS, resume=True) == 0
-    assert_same_run(output, uninterrupted)
-
-
-def test_killed_before_the_first_checkpoint(
-    uninterrupted: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    output = tmp_path / "run"
-
-    def crash() -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch:
-        act_before_step(patch, 1, crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            tiny_run(output, EPOCHS)
-    assert tiny_run(output, EPOCHS, resume=True) == 0
-    assert "no checkpoint was taken yet: starting from step 0" in capsys.readouterr().out
     assert_same_run(output, uninterrupted)
 
 
