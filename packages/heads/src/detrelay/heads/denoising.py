@@ -134,7 +134,8 @@ class Denoising(nn.Module):
         copies = 2 * groups if self.contrastive else groups
         # copy by copy: where copies alternate between near and far ones, groups are pairs of them
         copy = torch.arange(copies, device=rank.device).repeat_interleave(len(targets))
-        image, target = targets.image.repeat(copies), torch.arange(len(targets)).repeat(copies)
+        image = targets.image.repeat(copies)
+        target = torch.arange(len(targets), device=rank.device).repeat(copies)
         query = copy * fullest + rank.repeat(copies)
         far = copy % 2 if self.contrastive else torch.zeros_like(copy)
         noise = self.draw_noise(len(copy), targets.boxes)
@@ -149,7 +150,7 @@ class Denoising(nn.Module):
         references = boxes.new_full((*shape, 4), 0.5).index_put((image, query), boxes)
         used = torch.zeros(shape, dtype=torch.bool, device=image.device)
         used[image, query] = True
-        pairs = Pairs(image=image, query=query, target=target.to(image.device))
+        pairs = Pairs(image=image, query=query, target=target)
         return DenoisingQueries(
             content=content,
             references=references,

@@ -118,7 +118,8 @@ class DinoHead(nn.Module):
         queries = self.content.weight[:count].expand(len(references), -1, -1)
         denoising: DenoisingQueries | None = None
         if self.denoising is not None and self.training:
-            targets = targets or no_targets(len(references), references)
+            if targets is None:
+                targets = no_targets(len(references), references)
             denoising = self.denoising(targets, count)
             queries = torch.cat([denoising.content.to(queries.dtype), queries], dim=1)
             references = torch.cat([denoising.references.to(references.dtype), references], dim=1)

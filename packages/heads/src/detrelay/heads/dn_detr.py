@@ -105,7 +105,9 @@ class DnDetrHead(nn.Module):
         references = at_least_float32(self.anchors.weight).sigmoid().expand(batch, -1, -1)
         denoising: DenoisingQueries | None = None
         if self.denoising is not None and self.training:
-            denoising = self.denoising(targets or no_targets(batch, references), count)
+            if targets is None:
+                targets = no_targets(batch, references)
+            denoising = self.denoising(targets, count)
             queries = torch.cat([denoising.content.to(queries.dtype), queries], dim=1)
             references = torch.cat([denoising.references.to(references.dtype), references], dim=1)
         stages = []
