@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
-from detrelay.heads import StageInteractorConfig
+from detrelay.heads import HEADS, StageInteractorConfig
 
 STRIDES = (4, 8, 16, 32)
 
@@ -61,6 +62,58 @@ def make_pyramid(
         valid=tuple(torch.ones(batch, *shape, dtype=torch.bool) for shape in shapes),
         image_sizes=torch.tensor([[height, width]] * batch),
     )
+
+
+_STAGEINTERACTOR: dict[str, Any] = {
+    "num_queries": 8,
+    "d_model": 32,
+    "num_groups": 2,
+    "num_attention_heads": 4,
+    "num_stages": 4,
+    "pattern_size": 2,
+    "num_base_points": 2,
+    "num_base_points_first": 3,
+    "num_out_points": 8,
+    "ffn_dim": 48,
+}
+_DEFORMABLE: dict[str, Any] = {
+    "num_queries": 8,
+    "d_model": 32,
+    "num_attention_heads": 4,
+    "num_points": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "ffn_dim": 48,
+    "dropout": 0,
+}
+# every head, as small as it goes, and the variants of a head that run other code
+SMALL_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "stageinteractor": ("stageinteractor", _STAGEINTERACTOR),
+    "deformable_detr": ("deformable_detr", _DEFORMABLE),
+    "deformable_detr_one_level": (
+        "deformable_detr",
+        {**_DEFORMABLE, "num_levels": 1, "num_backbone_levels": 1},
+    ),
+    "deformable_detr_refine": ("deformable_detr", {**_DEFORMABLE, "box_refinement": True}),
+    "deformable_detr_two_stage": (
+        "deformable_detr",
+        {**_DEFORMABLE, "box_refinement": True, "two_stage": True},
+    ),
+    "dn_detr": ("dn_detr", {**_DEFORMABLE, "denoising_groups": 2}),
+    "dino": ("dino", {**_DEFORMABLE, "denoising_queries": 12}),
+    "dino_five_levels": (
+        "dino",
+        {**_DEFORMABLE, "num_levels": 5, "num_backbone_levels": 4, "denoising_queries": 12},
+    ),
+    "dino_without_denoising": ("dino", {**_DEFORMABLE, "denoising_groups": 0}),
+}
+
+
+def small_head_config(case: str, **changes: Any) -> DetectorConfig:
+    """A config of `SMALL_HEADS` on a small backbone with 4 classes."""
+    head, values = SMALL_HEADS[case]
+    backbone = {"backbone_name": "resnet18", "backbone_norm": "train", "backbone_frozen_stages": 0}
+    return HEADS[head].config(**{**backbone, "num_labels": 4, **values, **changes})
 
 
 def small_config(**changes: Any) -> StageInteractorConfig:

@@ -65,21 +65,22 @@ class L1BoxCost:
 
 @dataclass(frozen=True, slots=True)
 class GIoUBoxCost:
-    """Negative generalised IoU."""
+    """Negative generalised IoU; for `epsilon` see `boxes.giou`."""
 
     weight: float = 2.0
+    epsilon: float = 0.0
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
         predicted = cxcywh_to_xyxy(prediction.boxes[targets.image])  # [T, Q, 4]
-        return -self.weight * giou(predicted, cxcywh_to_xyxy(targets.boxes)[:, None])
+        return -self.weight * giou(predicted, cxcywh_to_xyxy(targets.boxes)[:, None], self.epsilon)
 
 
 def default_costs(loss: LossConfig | None = None) -> tuple[MatchingCost, ...]:
     """The costs 2 / 5 / 2 that every head here was published with, in the loss's box format."""
     loss = loss or LossConfig()
     return (
-        FocalClassCost(alpha=loss.alpha, gamma=loss.gamma),
+        FocalClassCost(alpha=loss.alpha, gamma=loss.gamma, epsilon=loss.log_epsilon),
         L1BoxCost(box_format=loss.l1_format),
-        GIoUBoxCost(),
+        GIoUBoxCost(epsilon=loss.giou_epsilon),
     )

@@ -35,6 +35,8 @@ class CrossStageAssigner:
             figure 5 writes "greater than".
         keep_own: a stage's own matches keep their label whatever their overlap. Off as in the
             released code; the paper's text does not say. Helps when nothing overlaps yet.
+        leak: a query also learns the classes of other matched queries of its image whose box of
+            stage i overlaps *its* target well enough, as in the released Deformable DETR variant.
         scope: which stages learn cross-stage labels: "all", "early" (the first half) or "late"
             (the rest); other stages keep the base assignment untouched.
 
@@ -54,6 +56,7 @@ class CrossStageAssigner:
         *,
         inclusive: bool = True,
         keep_own: bool = False,
+        leak: bool = False,
         scope: Scope = "all",
     ) -> None:
         self.base = base if base is not None else HungarianAssigner()
@@ -69,6 +72,7 @@ class CrossStageAssigner:
         self.thresholds = tuple(float(value) for value in thresholds)
         self.inclusive = inclusive
         self.keep_own = keep_own
+        self.leak = leak
         self.scope = scope
 
     @torch.no_grad()
@@ -114,18 +118,20 @@ class CrossStageAssigner:
         kept = []
         for lender in range(start, stop):
             pairs = own[lender].classes
-            if not (lender == index and self.keep_own):
-                pairs = pairs.select(self._overlaps(index, stage, pairs, targets))
-            kept.append(pairs)
+            predicted = cxcywh_to_xyxy(stage.boxes[pairs.image, pairs.query])
+            wanted = cxcywh_to_xyxy(targets.boxes[pairs.target]).to(predicted.dtype)
+            if lender == index and self.keep_own:
+                kept.append(pairs)
+            else:
+                kept.append(pairs.select(self._passes(index, iou(predicted, wanted))))
+            if self.leak:
+                near = self._passes(index, iou(predicted, wanted[:, None]))
+                learner, source = (near & (pairs.image[:, None] == pairs.image)).nonzero().unbind(1)
+                kept.append(Pairs(pairs.image[learner], pairs.query[learner], pairs.target[source]))
         return _distinct(Pairs.cat(kept))
 
-    def _overlaps(
-        self, index: int, stage: StagePrediction, pairs: Pairs, targets: Targets
-    ) -> torch.Tensor:
-        """Whether this stage's box of each pair's query overlaps the target enough: bool [M]."""
+    def _passes(self, index: int, overlap: torch.Tensor) -> torch.Tensor:
         threshold = self.thresholds[index if len(self.thresholds) > 1 else 0]
-        predicted = cxcywh_to_xyxy(stage.boxes[pairs.image, pairs.query])
-        overlap = iou(predicted, cxcywh_to_xyxy(targets.boxes[pairs.target]).to(predicted.dtype))
         return overlap >= threshold if self.inclusive else overlap > threshold
 
 

@@ -39,22 +39,28 @@ def intersection(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
 
 def iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     """Intersection over union [...] of corner boxes that broadcast against each other."""
-    return _iou_and_union(first_xyxy, second_xyxy)[0]
+    shared, union = _shared_and_union(first_xyxy, second_xyxy)
+    return shared / union
 
 
-def giou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+def giou(first_xyxy: Tensor, second_xyxy: Tensor, epsilon: float = 0.0) -> Tensor:
     """Generalised IoU [...] in [-1, 1] of corner boxes that broadcast against each other.
+
+    Args:
+        first_xyxy: [..., 4].
+        second_xyxy: [..., 4].
+        epsilon: added to both denominators (1e-6 in DINO).
 
     Reference: Rezatofighi et al., CVPR 2019, algorithm 1.
     """
-    overlap, union = _iou_and_union(first_xyxy, second_xyxy)
+    shared, union = _shared_and_union(first_xyxy, second_xyxy)
     low = torch.minimum(first_xyxy[..., :2], second_xyxy[..., :2])
     high = torch.maximum(first_xyxy[..., 2:], second_xyxy[..., 2:])
     hull = (high - low).clamp(min=0).prod(dim=-1).clamp(min=_EPSILON)
-    return overlap - (hull - union) / hull
+    return shared / (union + epsilon) - (hull - union) / (hull + epsilon)
 
 
-def _iou_and_union(first_xyxy: Tensor, second_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+def _shared_and_union(first_xyxy: Tensor, second_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     shared = intersection(first_xyxy, second_xyxy)
     union = (area(first_xyxy) + area(second_xyxy) - shared).clamp(min=_EPSILON)
-    return shared / union, union
+    return shared, union

@@ -51,6 +51,11 @@ class DetectorForObjectDetection(PreTrainedModel):
     neck: nn.Module
     head: nn.Module
 
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Strides in pixels of the levels that the neck makes; the backbone's own by default."""
+        return self.backbone.strides
+
     def build_backbone(self, num_stages: int = 4) -> ResNetBackbone:
         """The backbone that the config names, with random weights."""
         return ResNetBackbone(
@@ -99,7 +104,7 @@ class DetectorForObjectDetection(PreTrainedModel):
             batch, _, height, width = pixel_values.shape
             pixel_mask = pixel_values.new_ones((batch, height, width), dtype=torch.bool)
         levels = self.neck(self.backbone(pixel_values))
-        pyramid = build_pyramid(levels, self.backbone.strides, pixel_mask)
+        pyramid = build_pyramid(levels, self.level_strides, pixel_mask)
         groups = self.head(pyramid, targets if self.training else None)
         last = groups[0].stages[-1]
         return DetectorOutput(

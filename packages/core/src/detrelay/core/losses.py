@@ -130,9 +130,10 @@ class L1BoxLoss:
 
 @dataclass(frozen=True, slots=True)
 class GIoUBoxLoss:
-    """Sum of 1 - GIoU of paired boxes."""
+    """Sum of 1 - GIoU of paired boxes; for `epsilon` see `boxes.giou`."""
 
     weight: float = 2.0
+    epsilon: float = 0.0
     name: str = "giou"
 
     def __call__(
@@ -144,7 +145,7 @@ class GIoUBoxLoss:
     ) -> Tensor:
         """Sum over pairs / normaliser."""
         predicted, wanted = _paired_boxes(prediction, targets, assignment.boxes)
-        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted), self.epsilon)
         return (1 - overlap).sum() / normalizers.boxes
 
 
@@ -159,6 +160,8 @@ class LossConfig:
         l1_format: box format in which the L1 loss and the L1 matching cost are taken.
         alpha: weight of positives in the focal loss; negatives get 1 - alpha.
         gamma: exponent of the focal loss.
+        giou_epsilon: added to the denominators of GIoU, in the loss and in the matching cost.
+        log_epsilon: added inside the logarithms of the class matching cost.
     """
 
     class_weight: float = 2.0
@@ -167,11 +170,13 @@ class LossConfig:
     l1_format: BoxFormat = "cxcywh"
     alpha: float = 0.25
     gamma: float = 2.0
+    giou_epsilon: float = 0.0
+    log_epsilon: float = 1e-12
 
     def terms(self) -> tuple[LossTerm, ...]:
         """The three terms of DETR-like training."""
         return (
             FocalClassLoss(self.class_weight, self.alpha, self.gamma),
             L1BoxLoss(self.l1_weight, self.l1_format),
-            GIoUBoxLoss(self.giou_weight),
+            GIoUBoxLoss(self.giou_weight, self.giou_epsilon),
         )

@@ -31,17 +31,64 @@ class ChannelMapper(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases."""
-        for conv in self.convs:
-            assert isinstance(conv, nn.Conv2d)
-            assert conv.bias is not None
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        _reset_convs(self.convs)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Map L tensors [B, in_channels[i], H, W] to L tensors [B, out_channels, H, W]."""
         return tuple(
             self.norm(conv(level)) for conv, level in zip(self.convs, features, strict=True)
         )
+
+
+class LevelMapper(nn.Module):
+    """A convolution and a GroupNorm of its own for every level, and coarser levels on top.
+
+    The last backbone maps pass a 1x1 convolution each. Extra levels come from 3x3 convolutions of
+    stride 2: the first reads the backbone's last map as it is, further ones the level before.
+
+    Args:
+        in_channels: channels of the backbone maps used, finest first.
+        num_levels: all levels, the extra ones included.
+        out_channels: channels of every level.
+        num_groups: groups of the norms.
+
+    Reference:
+        Zhu et al., ICLR 2021, appendix A.2.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], num_levels: int, out_channels: int, num_groups: int = 32
+    ) -> None:
+        super().__init__()
+        self.num_maps = len(in_channels)
+        self.convs = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in in_channels)
+        for index in range(num_levels - self.num_maps):
+            channels = out_channels if index else in_channels[-1]
+            self.convs.append(nn.Conv2d(channels, out_channels, 3, stride=2, padding=1))
+        self.norms = nn.ModuleList(nn.GroupNorm(num_groups, out_channels) for _ in self.convs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases."""
+        _reset_convs(self.convs)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Map the last of the backbone's maps [B, in_channels[i], H, W] to `num_levels` levels."""
+        sources = list(features[-self.num_maps :])
+        levels: list[Tensor] = []
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if index < self.num_maps:
+                source = sources[index]
+            else:
+                source = sources[-1] if index == self.num_maps else levels[-1]
+            levels.append(norm(conv(source)))
+        return tuple(levels)
+
+
+def _reset_convs(convs: nn.ModuleList) -> None:
+    for conv in convs:
+        nn.init.xavier_uniform_(conv.get_parameter("weight"))
+        nn.init.zeros_(conv.get_parameter("bias"))
 
 
 def build_pyramid(

@@ -10,6 +10,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.heads.deformable_detr import (
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+)
+from detrelay.heads.dino import DinoConfig, DinoForObjectDetection
+from detrelay.heads.dn_detr import DnDetrConfig, DnDetrForObjectDetection
 from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorForObjectDetection
 
 
@@ -31,6 +37,11 @@ HEADS: dict[str, HeadEntry] = {
     "stageinteractor": HeadEntry(
         StageInteractorConfig, StageInteractorForObjectDetection, "cross_stage"
     ),
+    "deformable_detr": HeadEntry(
+        DeformableDetrConfig, DeformableDetrForObjectDetection, "hungarian"
+    ),
+    "dn_detr": HeadEntry(DnDetrConfig, DnDetrForObjectDetection, "hungarian"),
+    "dino": HeadEntry(DinoConfig, DinoForObjectDetection, "hungarian"),
 }
 
 for _entry in HEADS.values():

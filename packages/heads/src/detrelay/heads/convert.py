@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from detrelay.heads.deformable_detr import DeformableDetrConfig
 
 # Official StageInteractor names below `roi_head.bbox_head.{stage}.`, in order of precedence.
 _STAGEINTERACTOR_STAGE = (
@@ -72,3 +75,104 @@ def stageinteractor_name(official: str) -> str | None:
             if re.match(pattern, match[2]):
                 return f"head.stages.{match[1]}." + re.sub(rf"^{pattern}", name, match[2])
     raise ValueError(f"{official}: not a key of an official StageInteractor checkpoint")
+
+
+# Official names of Deformable DETR and its children, in order of precedence.
+_DEFORMABLE = (
+    (r"backbone\.0\.body\.", "backbone."),
+    (r"input_proj\.(\d+)\.0\.", r"neck.convs.\1."),
+    (r"input_proj\.(\d+)\.1\.", r"neck.norms.\1."),
+    (r"transformer\.level_embed$", "head.encoder.level_code"),
+    (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.", r"head.encoder.layers.\1.attention."),
+    (r"transformer\.encoder\.layers\.(\d+)\.norm1\.", r"head.encoder.layers.\1.attention_norm."),
+    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.", r"head.encoder.layers.\1.ffn.norm."),
+    (r"transformer\.encoder\.layers\.(\d+)\.linear1\.", r"head.encoder.layers.\1.ffn.widen."),
+    (r"transformer\.encoder\.layers\.(\d+)\.linear2\.", r"head.encoder.layers.\1.ffn.narrow."),
+    (r"transformer\.decoder\.layers\.(\d+)\.self_attn\.", r"head.layers.\1.self_attention."),
+    (r"transformer\.decoder\.layers\.(\d+)\.cross_attn\.", r"head.layers.\1.cross_attention."),
+    (r"transformer\.decoder\.layers\.(\d+)\.norm1\.", r"head.layers.\1.cross_attention_norm."),
+    (r"transformer\.decoder\.layers\.(\d+)\.norm2\.", r"head.layers.\1.self_attention_norm."),
+    (r"transformer\.decoder\.layers\.(\d+)\.norm3\.", r"head.layers.\1.ffn.norm."),
+    (r"transformer\.decoder\.layers\.(\d+)\.linear1\.", r"head.layers.\1.ffn.widen."),
+    (r"transformer\.decoder\.layers\.(\d+)\.linear2\.", r"head.layers.\1.ffn.narrow."),
+    (r"transformer\.enc_output\.", "head.proposal_features.project."),
+    (r"transformer\.enc_output_norm\.", "head.proposal_features.norm."),
+)
+_DEFORMABLE_DETR = (
+    *_DEFORMABLE,
+    (r"query_embed\.", "head.queries."),
+    (r"transformer\.reference_points\.", "head.reference."),
+    (r"transformer\.pos_trans\.", "head.query_proj."),
+    (r"transformer\.pos_trans_norm\.", "head.query_norm."),
+)
+_DINO = (
+    *_DEFORMABLE,
+    (r"class_embed\.0\.", "head.classify."),
+    (r"bbox_embed\.0\.", "head.refine."),
+    (r"label_enc\.", "head.denoising.labels."),
+    (r"transformer\.tgt_embed\.", "head.content."),
+    (r"transformer\.enc_out_class_embed\.", "head.classify_proposals."),
+    (r"transformer\.enc_out_bbox_embed\.", "head.refine_proposals."),
+    (r"transformer\.decoder\.norm\.", "head.norm."),
+    (r"transformer\.decoder\.ref_point_head\.", "head.reference_code."),
+)
+# the decoder holds the prediction heads a second time, under these names
+_DEFORMABLE_ALIAS = r"transformer\.decoder\.(class_embed|bbox_embed)\."
+
+
+def deformable_detr_name(official: str, config: DeformableDetrConfig) -> str | None:
+    """Our parameter name for a key of an official Deformable DETR checkpoint with a ResNet.
+
+    Args:
+        official: key in the checkpoint's `model`.
+        config: of the variant; says which prediction heads are copies of each other and which
+            belong to the encoder.
+
+    Returns:
+        None for a second name of an entry that stands elsewhere.
+
+    Raises:
+        ValueError: the key is not known.
+
+    Reference:
+        fundamentalvision/Deformable-DETR, released checkpoints.
+    """
+    if re.match(_DEFORMABLE_ALIAS, official):
+        return None
+    if match := re.match(r"(class|bbox)_embed\.(\d+)\.(.+)$", official):
+        name, index = {"class": "classify", "bbox": "refine"}[match[1]], int(match[2])
+        if config.two_stage and index == config.decoder_layers:
+            return f"head.{name}_proposals.{match[3]}"
+        shared = not config.box_refinement
+        return None if shared and index else f"head.{name}.{index}.{match[3]}"
+    return _translate(official, _DEFORMABLE_DETR, "Deformable DETR")
+
+
+def dino_name(official: str) -> str | None:
+    """Our parameter name for a key of an official DINO checkpoint with a ResNet.
+
+    The label table `label_enc` has one row more than there are classes; nothing reads it.
+
+    Args:
+        official: key in the checkpoint's `model`.
+
+    Returns:
+        None for a second name of an entry that stands elsewhere.
+
+    Raises:
+        ValueError: the key is not known.
+
+    Reference:
+        IDEA-Research/DINO, released checkpoints.
+    """
+    if re.match(_DEFORMABLE_ALIAS, official) or re.match(r"(class|bbox)_embed\.[1-9]", official):
+        return None
+    return _translate(official, _DINO, "DINO")
+
+
+def _translate(official: str, table: Sequence[tuple[str, str]], model: str) -> str:
+    """The first entry of `table` that `official` begins with, put in its place."""
+    for pattern, name in table:
+        if re.match(pattern, official):
+            return re.sub(rf"^{pattern}", name, official)
+    raise ValueError(f"{official}: not a key of an official {model} checkpoint")

@@ -15,40 +15,16 @@ from torch import Tensor
 Shapes = Sequence[tuple[int, int]]
 
 
-def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of bilinear samples over levels and points.
+def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of bilinear samples over levels and points, read from feature maps in place.
 
     Cell centres lie at (i + 0.5) / size, as in `grid_sample` with `align_corners=False`; outside a
-    level everything is zero.
+    level everything is zero. Made for a few hundred queries; `token_sampling` serves an encoder.
 
     Args:
-        values: [B, S, G, D], cells of all levels, level by level and row by row, with G groups (or
-            attention heads) of D channels.
-        shapes: (H_l, W_l) of each level, S = sum of H_l * W_l.
+        levels: L tensors [B, H_l, W_l, G, D] with G groups of D channels.
         locations: [B, Q, G, N, L, P, 2], (x, y) in [0, 1] of each padded level: N sums for each
             query and group, P points of each level in every sum.
-        weights: [B, Q, G, N, L, P].
-
-    Returns:
-        [B, Q, G, N, D].
-
-    Reference:
-        Zhu et al., ICLR 2021, equation 3 (N = 1).
-    """
-    starts = [0]
-    for height, width in shapes:
-        starts.append(starts[-1] + height * width)
-    corners = list(_corners(shapes, locations, weights))
-    cell = torch.cat([start + cell for start, (cell, _) in zip(starts, corners, strict=False)], -1)
-    return _bag(values, cell, torch.cat([weight for _, weight in corners], dim=-1))
-
-
-def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
-    """The same sums read from feature maps, without a copy where these are channels-last.
-
-    Args:
-        levels: L tensors [B, H_l, W_l, G, D].
-        locations: [B, Q, G, N, L, P, 2] as above.
         weights: [B, Q, G, N, L, P].
 
     Returns:

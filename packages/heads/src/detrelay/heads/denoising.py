@@ -1,0 +1,194 @@
+"""Denoising queries: noisy copies of the targets that the decoder learns to put right.
+
+Reference:
+    Li et al., DN-DETR, CVPR 2022 (arXiv 2203.01305); Zhang et al., DINO, ICLR 2023 (arXiv
+    2203.03605), section 3.3. Checked against the released code, IDEA-Research/DINO (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detrelay.core.detector_config import require_positive
+from detrelay.core.structures import Pairs, Targets
+from detrelay.heads.deformable_layers import DeformableConfig, inverse_sigmoid
+
+
+@strict
+class DenoisingConfig(DeformableConfig):
+    """Configuration of the detectors that denoise while they train.
+
+    Attributes:
+        denoising_groups: groups, each with all targets of an image; 0 switches denoising off, None
+            makes as many as `denoising_queries` allow.
+        denoising_queries: noisy targets in all groups together, read where `denoising_groups` is
+            None: an image with n targets gets denoising_queries // n groups, at least one. The
+            fullest image of the batch counts.
+        label_flip_chance: share of queries whose label is drawn anew from all classes.
+        box_noise_scale: how far a box side moves at most, in half sides.
+    """
+
+    model_type = "detrelay_denoising"
+
+    denoising_groups: int | None = None
+    denoising_queries: int = 100
+    label_flip_chance: float | int = 0.25
+    box_noise_scale: float | int = 1.0
+
+    def validate_architecture(self) -> None:
+        """Refuse numbers that no denoising can work with."""
+        super().validate_architecture()
+        require_positive(self, "denoising_queries")
+        if self.denoising_groups is not None and self.denoising_groups < 0:
+            raise ValueError(f"denoising_groups must be >= 0; found {self.denoising_groups}")
+        if not 0 <= self.label_flip_chance <= 1:
+            raise ValueError(
+                f"label_flip_chance must lie in [0, 1]; found {self.label_flip_chance}"
+            )
+        if self.box_noise_scale < 0:
+            raise ValueError(f"box_noise_scale must be >= 0; found {self.box_noise_scale}")
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The random numbers of one batch, for N noisy copies of targets.
+
+    Attributes:
+        label_draw: [N], uniform in [0, 1): below the flip chance the label is replaced.
+        label: int64 [N], what by.
+        box_sign: [N, 4], -1 or 1.
+        box_size: [N, 4], uniform in [0, 1).
+    """
+
+    label_draw: Tensor
+    label: Tensor
+    box_sign: Tensor
+    box_size: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingQueries:
+    """What a decoder denoises beside its own Q queries: P queries that stand before them.
+
+    Images with fewer targets than the fullest one have unused queries.
+
+    Attributes:
+        content: [B, P, C], zero in unused queries.
+        references: [B, P, 4], cxcywh in [0, 1]; 0.5 in unused queries.
+        used: bool [B, P].
+        blocked: bool [P + Q, P + Q], True where the row's query must not see the column's: a group
+            sees itself and the decoder's own queries, which see none of them.
+        pairs: the queries that must find their target, and the target.
+    """
+
+    content: Tensor
+    references: Tensor
+    used: Tensor
+    blocked: Tensor
+    pairs: Pairs
+
+
+class Denoising(nn.Module):
+    """Makes denoising queries.
+
+    Args:
+        config: numbers of groups and noise.
+        label_dim: width of the label code; where it is less than C, ones fill the rest and tell
+            denoising queries from others.
+        contrastive: each group holds every target twice, with noise below one half side and
+            between one and two: the second must learn to be nothing (DINO). Otherwise once, with
+            noise on centre and size (DN-DETR).
+        epsilon: keeps boxes away from 0 and 1.
+    """
+
+    def __init__(
+        self, config: DenoisingConfig, label_dim: int, contrastive: bool, epsilon: float
+    ) -> None:
+        super().__init__()
+        self.labels = nn.Embedding(config.num_labels or 0, label_dim)
+        self.dim = config.d_model
+        self.groups = config.denoising_groups
+        self.queries = config.denoising_queries
+        self.flip_chance = config.label_flip_chance
+        self.box_scale = config.box_noise_scale
+        self.contrastive = contrastive
+        self.epsilon = epsilon
+
+    def forward(self, targets: Targets, num_queries: int) -> DenoisingQueries:
+        """Make the queries of one batch; none where no image has a target.
+
+        Args:
+            targets: T objects.
+            num_queries: Q, the decoder's own queries.
+        """
+        in_image = targets.image[:, None] == targets.image
+        rank = in_image.tril().sum(1) - 1  # which target of its image
+        fullest = int(rank.max()) + 1 if len(targets) else 0
+        groups = self.groups or max(1, self.queries // max(fullest, 1))
+        copies = 2 * groups if self.contrastive else groups
+        # copy by copy: where copies alternate between near and far ones, groups are pairs of them
+        copy = torch.arange(copies, device=rank.device).repeat_interleave(len(targets))
+        image = targets.image.repeat(copies)
+        target = torch.arange(len(targets), device=rank.device).repeat(copies)
+        query = copy * fullest + rank.repeat(copies)
+        far = copy % 2 if self.contrastive else torch.zeros_like(copy)
+        noise = self.draw_noise(len(copy), targets.boxes)
+        labels = torch.where(
+            noise.label_draw < self.flip_chance, noise.label, targets.labels.repeat(copies)
+        )
+        boxes = self._move(targets.boxes.repeat(copies, 1), noise, far)
+
+        shape = (targets.batch_size, copies * fullest)
+        code = F.pad(self.labels(labels), (0, self.dim - self.labels.embedding_dim), value=1.0)
+        content = code.new_zeros(*shape, self.dim).index_put((image, query), code)
+        references = boxes.new_full((*shape, 4), 0.5).index_put((image, query), boxes)
+        used = torch.zeros(shape, dtype=torch.bool, device=image.device)
+        used[image, query] = True
+        pairs = Pairs(image=image, query=query, target=target)
+        return DenoisingQueries(
+            content=content,
+            references=references,
+            used=used,
+            blocked=_blocked(shape[1], groups, num_queries, image.device),
+            pairs=pairs.select(far == 0),
+        )
+
+    def draw_noise(self, count: int, like: Tensor) -> Noise:
+        """Random numbers for `count` noisy targets, of the dtype and on the device of `like`."""
+        return Noise(
+            label_draw=torch.rand(count, dtype=like.dtype, device=like.device),
+            label=torch.randint(self.labels.num_embeddings, (count,), device=like.device),
+            box_sign=torch.randint(2, (count, 4), device=like.device).to(like.dtype) * 2 - 1,
+            box_size=torch.rand(count, 4, dtype=like.dtype, device=like.device),
+        )
+
+    def _move(self, boxes: Tensor, noise: Noise, far: Tensor) -> Tensor:
+        step = noise.box_sign * (noise.box_size + far[:, None]) * self.box_scale
+        half = boxes[:, 2:] / 2
+        if self.contrastive:
+            corners = cxcywh_to_xyxy(boxes) + step * torch.cat([half, half], dim=1)
+            boxes = xyxy_to_cxcywh(corners.clamp(0, 1))
+        else:
+            boxes = boxes + step * torch.cat([half, boxes[:, 2:]], dim=1)
+        return inverse_sigmoid(boxes, self.epsilon).sigmoid()
+
+
+def _blocked(denoising: int, groups: int, own: int, device: torch.device) -> Tensor:
+    """See `DenoisingQueries.blocked`."""
+    group = torch.arange(denoising, device=device) // max(denoising // groups, 1)
+    blocked = torch.zeros(denoising + own, denoising + own, dtype=torch.bool, device=device)
+    blocked[:denoising, :denoising] = group[:, None] != group
+    blocked[denoising:, :denoising] = True
+    return blocked
+
+
+def no_targets(batch_size: int, like: Tensor) -> Targets:
+    """Targets of a batch without objects, on the device of `like`."""
+    empty = torch.zeros(0, dtype=torch.int64, device=like.device)
+    return Targets(empty, like.new_zeros(0, 4), empty, batch_size)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detrelay.core.criterion import Criterion
+from detrelay.core.losses import LossConfig
+from detrelay.core.structures import StageGroup, StagePrediction, Targets
+from detrelay.heads import DinoConfig, DnDetrConfig
+from detrelay.heads.denoising import Denoising, no_targets
+from detrelay.heads.dn_detr import _denoised
+
+BOXES = torch.tensor([[0.4, 0.5, 0.1, 0.2], [0.6, 0.4, 0.2, 0.1], [0.5, 0.6, 0.1, 0.1]])
+# two objects in the first image, one in the second
+TARGETS = Targets(torch.tensor([3, 1, 2]), BOXES, torch.tensor([0, 0, 1]), 2)
+
+
+def contrastive(**changes: float | int | None) -> Denoising:
+    config = DinoConfig(num_labels=5, d_model=32, **changes)
+    return Denoising(config, label_dim=32, contrastive=True, epsilon=1e-3)
+
+
+def plain(**changes: float | int | None) -> Denoising:
+    config = DnDetrConfig(num_labels=5, d_model=32, **changes)
+    return Denoising(config, label_dim=31, contrastive=False, epsilon=1e-5)
+
+
+def test_groups_hold_near_and_far_copies() -> None:
+    queries = contrastive(denoising_groups=2)(TARGETS, 3)
+    # group by group: 2 near, 2 far; the second image uses one of two places
+    assert queries.used.tolist() == [[True] * 8, [True, False] * 4]
+    order = torch.stack([queries.pairs.image, queries.pairs.query, queries.pairs.target], 1)
+    expected = [[0, 0, 0], [0, 1, 1], [1, 0, 2], [0, 4, 0], [0, 5, 1], [1, 4, 2]]
+    assert order.tolist() == expected
+
+
+def test_groups_see_themselves_and_the_decoder_but_not_each_other() -> None:
+    blocked = contrastive(denoising_groups=2)(TARGETS, 3).blocked
+    expected = torch.zeros(11, 11, dtype=torch.bool)
+    expected[:4, 4:8] = expected[4:8, :4] = True
+    expected[8:, :8] = True
+    assert torch.equal(blocked, expected)
+
+
+def test_number_of_groups_follows_the_fullest_image() -> None:
+    assert contrastive(denoising_queries=10)(TARGETS, 3).used.shape == (2, 2 * 2 * 5)
+    assert contrastive(denoising_queries=1)(TARGETS, 3).used.shape == (2, 2 * 2 * 1)
+    assert plain()(TARGETS, 3).used.shape == (2, 2 * 5)
+
+
+@pytest.mark.parametrize("make", [contrastive, plain])
+def test_no_objects_make_no_queries(make: type) -> None:
+    denoising = make()
+    queries = denoising(no_targets(2, BOXES), 3)
+    assert queries.content.shape == (2, 0, 32)
+    assert queries.references.shape == (2, 0, 4)
+    assert queries.blocked.shape == (3, 3)
+    assert not queries.blocked.any()
+    queries.content.sum().backward()
+    assert denoising.labels.weight.grad is not None
+
+
+def test_near_copies_move_less_than_a_half_side_and_far_ones_more() -> None:
+    torch.manual_seed(0)
+    target = Targets(TARGETS.labels[:1], BOXES[:1], TARGETS.image[:1], 1)
+    boxes = contrastive(denoising_groups=200)(target, 1).references[0]
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    half = BOXES[0, 2:] / 2
+    corners = torch.stack([BOXES[0, :2] - half, BOXES[0, :2] + half])
+    moved = torch.stack([(low - corners[0]).abs(), (high - corners[1]).abs()]) / half
+    # a far copy may turn inside out; then its size is cut to almost nothing
+    whole = (boxes[:, 2:] > 2e-3).all(1)
+    near = torch.arange(400) % 2 == 0
+    assert moved[:, near].max() <= 1.001
+    assert moved[:, near].max() > 0.9
+    assert moved[:, ~near & whole].min() >= 0.999
+    assert moved[:, ~near & whole].max() <= 2.001
+
+
+def test_plain_copies_move_centre_and_size() -> None:
+    torch.manual_seed(0)
+    boxes = plain(denoising_groups=300)(TARGETS, 3).references[0, 0::2]
+    assert boxes.shape == (300, 4)
+    moved = (boxes - BOXES[0]).abs() / BOXES[0, [2, 3, 2, 3]]
+    reach = moved.amax(0)
+    torch.testing.assert_close(reach, torch.tensor([0.2, 0.2, 0.4, 0.4]), atol=0.01, rtol=0)
+
+
+def test_labels_are_replaced_by_chance() -> None:
+    torch.manual_seed(0)
+    denoising = contrastive(denoising_groups=500, label_flip_chance=0.25)
+    content = denoising(TARGETS, 3).content[0, 0::2]
+    same = (content == denoising.labels.weight[3]).all(1).float().mean()
+    # a replaced label may be the old one: 1 - 0.25 * 4 / 5
+    assert same.item() == pytest.approx(0.8, abs=0.04)
+
+
+def test_last_channel_tells_denoising_queries() -> None:
+    queries = plain(label_flip_chance=0.0, box_noise_scale=0.0)(TARGETS, 3)
+    assert torch.equal(queries.content[..., -1], queries.used.float())
+    pairs = queries.pairs
+    torch.testing.assert_close(
+        queries.references[pairs.image, pairs.query], BOXES[pairs.target], atol=1e-6, rtol=0
+    )
+
+
+def test_unused_queries_of_dn_detr_cost_nothing() -> None:
+    torch.manual_seed(0)
+    queries = plain(denoising_groups=1)(TARGETS, 3)
+    logits = torch.randn(2, 5, 5, requires_grad=True)
+    stage = StagePrediction(logits, torch.rand(2, 5, 4))
+    losses = []
+    for shift in (0.0, 7.0):
+        moved = logits.clone()
+        moved[1, 1] += shift  # the place that the second image leaves empty
+        noisy = _denoised(replace(stage, logits=moved), queries.used)
+        group = StageGroup("denoising", (noisy,), known_pairs=queries.pairs)
+        losses.append(Criterion(LossConfig().terms(), {})((group,), TARGETS).total)
+    assert losses[0] == losses[1]
+    losses[0].backward()
+    assert not logits.grad[1, 1].any()
+    assert logits.grad[1, 0].any()
