@@ -198,6 +198,7 @@ def test_bfloat16_autocast(case: str) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_export(case: str) -> None:
     model = build(case).eval()
     pixels, mask = images()
