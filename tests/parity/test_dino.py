@@ -15,12 +15,12 @@ from torch import Tensor
 from deformable_reference import (
     SMALL,
     TINY,
+    Body,
     check_gradients,
     check_losses,
     check_matches,
     criterion,
     fill,
-    reference_pyramid,
     reference_targets,
 )
 from detrelay.core.ops.deformable_attention import DeformableAttention
@@ -30,6 +30,7 @@ from detrelay.heads import DinoConfig, DinoForObjectDetection
 from detrelay.heads.convert import dino_name
 from detrelay.heads.deformable_layers import ProposalFeatures, box_code, inverse_sigmoid, token_grid
 from detrelay.heads.denoising import Denoising, Noise
+from detrelay.heads.dino import DinoHead
 
 FOLDER = Path(__file__).parent.parent / "assets" / "dino"
 LOSS = DinoForObjectDetection.loss_config
@@ -43,9 +44,9 @@ def load(name: str) -> Any:
     return json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
 
 
-def reference_model(**sizes: int) -> tuple[DinoForObjectDetection, dict[str, str]]:
+def reference_model(**sizes: int) -> tuple[Body, dict[str, str]]:
     config = DinoConfig(num_labels=91, backbone_norm="frozen", **sizes)
-    model = DinoForObjectDetection(config)
+    model = Body(config, DinoHead(config))
     keys = dict(load("manifest.json")["r50_4scale"]["keys"])
     keys["transformer.tgt_embed.weight"] = [config.num_queries, 256]
     return model, fill(model, keys, dino_name)
@@ -78,12 +79,11 @@ def test_training_equals_released_program(
     model, names = reference_model(**sizes)
     model.train()
     targets = reference_targets()
-    assert model.head.denoising is not None
     noise = stored_noise(expected, "dn.")
     monkeypatch.setattr(model.head.denoising, "draw_noise", lambda *_: noise)
     made: list[Any] = []
     model.head.denoising.register_forward_hook(lambda _m, _a, out: made.append(out))
-    groups = model.head(reference_pyramid(model, *images), targets)
+    groups = model.head(model.pyramid(*images), targets)
     decoder, proposals, denoising = groups
     assert [group.name for group in groups] == ["decoder", "proposals", "denoising"]
 
@@ -112,7 +112,7 @@ def test_training_equals_released_program(
     check_matches(output, targets, expected)
     check_losses(output, expected, len(decoder.stages))
     output.total.backward()
-    assert check_gradients(model, names, expected, "head.") > 80
+    assert check_gradients(model, names, expected) > 80
 
 
 def test_evaluation_equals_released_program() -> None:
@@ -120,7 +120,7 @@ def test_evaluation_equals_released_program() -> None:
     model, _ = reference_model(encoder_layers=2, decoder_layers=3, num_queries=40)
     model.eval()
     with torch.no_grad():
-        groups = model.head(reference_pyramid(model, *SMALL), reference_targets())
+        groups = model.head(model.pyramid(*SMALL), reference_targets())
     assert [group.name for group in groups] == ["decoder", "proposals"]
     for index, stage in enumerate(groups[0].stages):
         logits, boxes = expected["pred_logits"][index], expected["pred_boxes"][index]
