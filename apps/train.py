@@ -176,7 +176,7 @@ def train(arguments: Arguments) -> int:
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(usable_cores())
     set_seed(recipe.train.seed)
     trainer = set_up(recipe, arguments, output, accelerator)
     try:
@@ -192,6 +192,13 @@ def train(arguments: Arguments) -> int:
     if accelerator.is_main_process:
         conclude(last, output)
     return 0
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Accelerator) -> Trainer:
