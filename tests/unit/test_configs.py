@@ -87,6 +87,8 @@ def test_files_that_belong_together_may_be_named_one_after_the_other() -> None:
         ("[data]\nflip_probability = 2", "data.flip_probability must be between 0 and 1, found 2"),
         ("[data]\nshort_sides = [0]", "data.short_sides must be at least 1, found 0"),
         ("[data]\nshort_sides = []", "data.short_sides must hold at least one value"),
+        ("[train]\npublished_batch_size = 0", "published_batch_size must be at least 1, found 0"),
+        ('[train]\nschedule = "linear"', "must be 'multi_step' or 'cosine', found str 'linear'"),
         ("[data]\nmax_size = 700", "data.max_size (700) must be at least the largest of"),
         ("[train]\nmilestones = [8, 8]", "train.milestones must increase, found [8, 8]"),
         ("[data]\ncrop_range = [600, 384]", "data.crop_range must be [least, greatest]"),
@@ -102,6 +104,42 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
         load_recipe(path)
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_extends_others_key_by_key(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "far.toml").write_text("[train]\nepochs = 1\nbatch_size = 1\nseed = 1\ngamma = 0.5\n")
+    (folder / "near.toml").write_text('extends = "far.toml"\n[train]\nepochs = 2\nbatch_size = 2\n')
+    (folder / "side.toml").write_text("[train]\nbatch_size = 3\n[model]\nnum_queries = 7\n")
+    extends = 'extends = ["base/near.toml", "base/side.toml"]\n'
+    recipe = load_recipe(write(tmp_path, extends + "[train]\nseed = 4\n[model]\nd_model = 8\n"))
+    train = recipe.train
+    assert (train.epochs, train.batch_size, train.seed, train.gamma) == (2, 3, 4, 0.5)
+    assert recipe.model == {"num_queries": 7, "d_model": 8}
+
+
+@pytest.mark.parametrize(
+    ("base", "text", "message"),
+    [
+        ("", 'extends = "bsae.toml"', r"bsae.toml: cannot read the recipe \(No such .*my.toml ext"),
+        ("[train", 'extends = "base.toml"', r"base.toml: not a TOML file .*my.toml extends"),
+        ("[train]\nepoch = 1", 'extends = "base.toml"', r"base.toml: unknown key train.epoch; did"),
+        (
+            'extends = "my.toml"',
+            'extends = "base.toml"',
+            r"my.toml: extends itself \(.*my.toml -> ",
+        ),
+        ("", 'extends = "my.toml"', "my.toml: extends itself"),
+        ("", "extends = 3", "my.toml: extends must be a file name or a list of them, found 3"),
+        ("", '[train]\nextends = "base.toml"', "my.toml: unknown key train.extends"),
+    ],
+)
+def test_a_bad_base_is_refused_by_name(base: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(base)
+    with pytest.raises(RecipeError, match=message) as error:
+        load_recipe(write(tmp_path, text))
     assert "\n" not in str(error.value)
 
 
