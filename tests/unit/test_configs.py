@@ -22,8 +22,6 @@ from detrelay.core.configs import (
 )
 from detrelay.core.data.transforms import AugmentationConfig
 
-RECIPES = Path(__file__).parents[2] / "apps" / "recipes"
-
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "my.toml"
@@ -200,65 +198,3 @@ def test_augmentation_has_the_same_defaults_in_both_places() -> None:
 def test_recipes_can_be_read_without_torch() -> None:
     code = "import sys, detrelay.core.configs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# name, backbone, queries, sides, crop, epochs, milestones
-PUBLISHED = [
-    ("r50_1x", "resnet50", 100, "fixed", False, 12, (8, 11)),
-    ("r50_mstrain_1x", "resnet50", 100, "many", False, 12, (8, 11)),
-    ("r50_mstrain_3x", "resnet50", 100, "many", False, 36, (27, 33)),
-    ("r50_300q_crop_1x", "resnet50", 300, "many", True, 12, (8, 11)),
-    ("r50_300q_crop_2x", "resnet50", 300, "many", True, 24, (16, 22)),
-    ("r50_300q_crop_3x", "resnet50", 300, "many", True, 36, (24, 33)),
-    ("r101_mstrain_3x", "resnet101", 100, "many", False, 36, (27, 33)),
-    ("r101_300q_crop_3x", "resnet101", 300, "many", True, 36, (24, 33)),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "backbone", "queries", "sides", "crop", "epochs", "milestones"), PUBLISHED
-)
-def test_published_recipe(
-    name: str,
-    backbone: str,
-    queries: int,
-    sides: str,
-    crop: bool,
-    epochs: int,
-    milestones: tuple[int, ...],
-) -> None:
-    recipe = load_recipe(RECIPES / f"stageinteractor_{name}.toml")
-    many = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    assert recipe.head == "stageinteractor"
-    assert recipe.model == {
-        "backbone_name": backbone,
-        "backbone_norm": "eval",
-        "backbone_frozen_stages": 1,
-        "num_queries": queries,
-    }
-    assert recipe.assigner.name == "cross_stage"
-    assert (recipe.assigner.options, recipe.loss) == ({}, {})
-    data, train = recipe.data, recipe.train
-    assert data.short_sides == (many if sides == "many" else (800,))
-    assert (data.max_size, data.eval_short_side, data.eval_max_size) == (1333, 800, 1333)
-    assert (data.flip_probability, data.color_jitter) == (0.5, 0)
-    assert data.crop is crop
-    assert (data.crop_short_sides, data.crop_range) == ((400, 500, 600), (384, 600))
-    assert (train.epochs, train.milestones, train.gamma) == (epochs, milestones, 0.1)
-    assert train.batch_size * 8 == 16
-    assert (train.learning_rate, train.weight_decay, train.clip_norm) == (2.5e-5, 1e-4, 1.0)
-    assert (train.no_decay, train.lr_multipliers) == ((), {})
-    assert (train.warmup_steps, train.warmup_factor) == (500, 0.001)
-    assert train.backbone_weights == "imagenet"
-
-
-def test_every_recipe_says_how_to_run_it() -> None:
-    paths = sorted(RECIPES.glob("*.toml"))
-    assert len(paths) >= len(PUBLISHED) + 2
-    for path in paths:
-        load_recipe(path)
-        header = path.read_text().split("\n\n")[0]
-        command = "apps/train.py --head" if path.stem == "shapes" else f"--recipe {path.stem}"
-        assert command in header, path
-        if path.stem.startswith("stageinteractor_"):
-            assert "measured here" in header, path
