@@ -150,13 +150,15 @@ def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
         raise RecipeError("--resume goes on with the weights of the run; do without --init")
     changed = differences(stored_recipe(output / "training.json"), recipe)
     epochs = changed.get("train.epochs")
-    if epochs is not None and epochs[1] > epochs[0]:
+    # a cosine depends on its end: with more epochs all of it would have been another one
+    may_grow = recipe.train.schedule == "multi_step"
+    if may_grow and epochs is not None and epochs[1] > epochs[0]:
         del changed["train.epochs"]
     if changed:
         listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
+        rule = "only train.epochs may grow" if may_grow else "under a cosine nothing may change"
         raise RecipeError(
-            f"--resume: the recipe differs from that of the run in {output}: {listed}; only "
-            f"train.epochs may grow"
+            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}"
         )
 
 
