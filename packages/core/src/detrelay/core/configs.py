@@ -97,7 +97,9 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images per process and step; the published total is 16, as 8 processes of 2.
+        batch_size: images per process and pass; the published total is 16, as 8 processes of 2.
+        accumulation_steps: passes whose gradients make one step, as one batch of all their images
+            would; each pass then costs a third more. Normalisation by batches sees each by itself.
         learning_rate: of AdamW, at full height after the warm-up.
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
         lr_multipliers: factor on the learning rate of parameters whose name holds the key.
@@ -107,6 +109,9 @@ class TrainConfig:
         warmup_factor: fraction of the learning rate at step 0.
         milestones: epochs after which the rate drops.
         gamma: factor of each drop.
+        ema_decay: share of the old average in the running average of the weights, taken after each
+            step; evaluated and published instead of the weights themselves. 0 for none. DINO's
+            code has 0.9997, switched off.
         mixed_precision: autocast type of the model; losses are float32 in any case.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -119,6 +124,7 @@ class TrainConfig:
 
     epochs: int = _bounded(12, 1)
     batch_size: int = _bounded(2, 1)
+    accumulation_steps: int = _bounded(1, 1)
     learning_rate: float = _bounded(2.5e-5, 0)
     weight_decay: float = _bounded(1e-4, 0)
     lr_multipliers: dict[str, float] = field(default_factory=dict)
@@ -128,6 +134,7 @@ class TrainConfig:
     warmup_factor: float = _bounded(0.001, 0, 1)
     milestones: tuple[int, ...] = _bounded((8, 11), 1)
     gamma: float = _bounded(0.1, 0, 1)
+    ema_decay: float = _bounded(0.0, 0, 1)
     mixed_precision: MixedPrecision = "no"
     backbone_weights: str = "imagenet"
     evaluate_every: int = _bounded(1, 1)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -32,9 +34,10 @@ class RunPosition:
     Attributes:
         step: optimiser steps done.
         epoch: epoch that is being trained, from 0.
-        batch: batches of that epoch already seen by each process.
+        batch: steps of that epoch already done.
         best_ap: highest AP evaluated before this position; -1 before the first.
         best_step: step of that evaluation; -1 before the first.
+        images_per_step: images of one step over all processes and accumulated batches.
     """
 
     step: int = 0
@@ -42,6 +45,7 @@ class RunPosition:
     batch: int = 0
     best_ap: float = -1.0
     best_step: int = -1
+    images_per_step: int = 0
 
 
 def save_checkpoint(
@@ -64,7 +68,9 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
+    hook = accelerator.register_save_state_pre_hook(_save_bare_weights)
     accelerator.save_state(str(partial))
+    hook.remove()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _seal(partial, position)
@@ -96,7 +102,9 @@ def load_newest_checkpoint(
         if problem is not None:
             report(f"checkpoint {candidate} is damaged ({problem}); trying the one before")
             continue
+        hook = accelerator.register_load_state_pre_hook(_load_bare_models)
         accelerator.load_state(str(candidate))
+        hook.remove()
         return RunPosition(**json.loads((candidate / _MARKER).read_text())["position"])
     if candidates:
         raise CheckpointError(
@@ -179,6 +187,22 @@ def recover_folder(target: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(target)
+
+
+def _save_bare_weights(
+    models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str
+) -> None:
+    """Name the weights as without a wrapper, so that any number of processes can resume."""
+    for model, state in zip(models, weights, strict=False):  # sharded models come without
+        if isinstance(model, DistributedDataParallel):
+            for key in list(state):
+                state[key.removeprefix("module.")] = state.pop(key)
+
+
+def _load_bare_models(models: list[nn.Module], folder: str) -> None:
+    for index, model in enumerate(models):
+        if isinstance(model, DistributedDataParallel):
+            models[index] = model.module
 
 
 def _old_name(target: Path) -> Path:
