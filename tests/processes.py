@@ -28,13 +28,13 @@ def in_processes(
         seconds: after which they count as stuck.
     """
     with (
-        tempfile.NamedTemporaryFile() as meeting,
+        tempfile.TemporaryDirectory() as meeting,
         patch_environment(
             world_size=count,
             master_addr="127.0.0.1",
             master_port="29500",
             accelerate_mixed_precision="no",
-            accelerate_debug_rdv_file=meeting.name,
+            accelerate_debug_rdv_file=f"{meeting}/store",
             accelerate_use_cpu="yes",
             gloo_socket_ifname="lo",
         ),

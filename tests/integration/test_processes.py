@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import loading
+from detrelay.assigners import build_assigners
+from detrelay.core.criterion import Criterion
 from detrelay.core.data.collate import collate
 from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.engine.checkpoint import CheckpointError
 from detrelay.core.engine.logging import read_metrics
+from detrelay.core.engine.update import Updater
+from detrelay.heads import HEADS
+from factories import SMALL_HEADS, make_boxes, small_head_config
 from processes import in_processes
 from tiny_run import final_weights, shrink_backbone, skip_pictures, tiny_run
 
@@ -98,3 +104,84 @@ def test_accumulated_batches_are_one_large_batch(one_process: Path, tmp_path: Pa
 def test_accumulated_batches_of_two_processes(one_process: Path, tmp_path: Path) -> None:
     in_processes(run, tmp_path / "run", "train.batch_size=1", "train.accumulation_steps=2")
     assert_same_numbers(tmp_path / "run", one_process)
+
+
+def test_begun_by_two_processes_and_ended_by_one(one_process: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    in_processes(run, output, "train.batch_size=2", "train.epochs=1")
+    with pytest.raises(CheckpointError, match=r"takes 4 images, but 1 process.* take 2; .*=2 does"):
+        run(output, "train.batch_size=2", resume=True)
+    run(output, "train.batch_size=2", "train.accumulation_steps=2", resume=True)
+    assert_same_numbers(output, one_process)
+
+
+def test_begun_by_one_process_and_ended_by_two(one_process: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(output, "train.batch_size=4", "train.epochs=1")
+    in_processes(run_resumed, output, "train.batch_size=2")
+    assert_same_numbers(output, one_process)
+
+
+def run_resumed(output: Path, *settings: str) -> None:
+    run(output, *settings, resume=True)
+
+
+def stop_at_a_value_that_is_not_finite(output: Path) -> None:
+    """The second process loses its predictions in the second step; both must end."""
+    with pytest.MonkeyPatch.context() as patch:
+        learn = Updater._learn
+        step = iter(range(10))
+
+        def spoil(self: Updater, batch: Any, counts: Any) -> Any:
+            if next(step) == 1 and self.accelerator.process_index == 1:
+                batch["pixel_values"][:] = float("nan")
+            return learn(self, batch, counts)
+
+        patch.setattr(Updater, "_learn", spoil)
+        assert tiny_run(output, *SETTINGS, "train.batch_size=2") == 1
+
+
+def test_one_process_without_finite_values_ends_all(tmp_path: Path) -> None:
+    in_processes(stop_at_a_value_that_is_not_finite, tmp_path / "run", seconds=60)
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1]
+
+
+def two_steps_of_every_head() -> None:
+    """DDP refuses the second step if a parameter had no gradient in the first."""
+    accelerator = Accelerator()
+    for case in SMALL_HEADS:
+        torch.manual_seed(0)
+        config = small_head_config(case, backbone_norm="eval")
+        entry = HEADS[SMALL_HEADS[case][0]]
+        model = entry.model(config)
+        losses = entry.model.loss_config
+        criterion = Criterion(losses.terms(), build_assigners(entry.assigner, losses))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        prepared, optimizer = accelerator.prepare(model, optimizer)
+        updater = Updater(accelerator, prepared, criterion, optimizer, clip_norm=0.0)
+        count = 3 if accelerator.process_index == 0 else 0
+        for seed in range(2):
+            batch = small_batch((count, 0), seed)
+            assert updater([batch]).gradient_norm > 0
+
+
+def test_a_process_without_objects_reaches_every_parameter_of_every_head() -> None:
+    in_processes(two_steps_of_every_head)
+
+
+def small_batch(counts: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """Random images of 64 x 96 pixels with so many objects each."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(counts), 3, 64, 96)
+    return {
+        "pixel_values": torch.randn(shape, generator=generator),
+        "pixel_mask": torch.ones(len(counts), 64, 96, dtype=torch.int64),
+        "labels": [
+            {
+                "class_labels": torch.randint(4, (count,), generator=generator),
+                "boxes": make_boxes(count, generator=generator),
+                "image_id": torch.tensor([index]),
+            }
+            for index, count in enumerate(counts)
+        ],
+    }

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError
+from torch import Tensor
 
 from detrelay.core.configs import TrainConfig
 from detrelay.core.data.transforms import VisitSampler
@@ -23,6 +25,7 @@ from detrelay.core.engine.checkpoint import (
     save_model,
 )
 from detrelay.core.engine.ema import average_of
+from detrelay.core.engine.failure import NonFiniteStep, random_states, save_failure
 from detrelay.core.engine.inference import ImageResult, detect
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, SpeedMeter
@@ -44,7 +47,8 @@ _MEBIBYTE = 2**20
 class Trainer:
     """Trains a detector, evaluates it after epochs and keeps the best.
 
-    Writes into `output`: `metrics.jsonl`, `checkpoints/`, `best/` and, at the end, `last/`.
+    Writes into `output`: `metrics.jsonl`, `checkpoints/`, `best/` and, at the end, `last/`; a step
+    that is not finite goes into `failures/`.
 
     Args:
         accelerator: device, precision and processes.
@@ -127,7 +131,8 @@ class Trainer:
 
         Raises:
             TrainingInterrupted: SIGTERM or SIGINT came; a checkpoint was saved.
-            FloatingPointError: a loss or a gradient is not finite; the last checkpoint is kept.
+            NonFiniteStep: a loss or a gradient is not finite; the step is saved for
+                `replay_failure` and the last checkpoint is kept.
             CheckpointError: every checkpoint to resume from is damaged.
         """
         total = self.settings.epochs * self.steps_per_epoch
@@ -217,17 +222,29 @@ class Trainer:
         """One update of the weights."""
         factor = learning_rate_factor(self.position.step, self.steps_per_epoch, self.settings)
         set_learning_rate(self._optimizer, factor)
+        states = random_states(self.accelerator.device)
         try:
             update = self._update(batches)
         except FloatingPointError as error:
-            image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
-            raise FloatingPointError(
-                f"{error}; in step {self.position.step + 1}, whose batch holds the image ids "
-                f"{image_ids}"
-            ) from error
+            raise self._keep_failure(str(error), batches, states) from error
         if self._average is not None:
             self._average.update_parameters(self.parts.model)
         return update
+
+    def _keep_failure(
+        self, problem: str, batches: Sequence[Mapping[str, Any]], states: Mapping[str, Tensor]
+    ) -> NonFiniteStep:
+        """Save a step that failed; the error to raise."""
+        step = self.position.step + 1
+        image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
+        message = f"{problem}; in step {step}, whose batch holds the image ids {image_ids}"
+        facts = {"step": step, "image_ids": image_ids, "problem": problem}
+        folder = self.output / "failures" / f"step_{step:07d}"
+        try:
+            file = save_failure(self.accelerator, folder, self.parts.model, batches, states, facts)
+        except (OSError, SafetensorError) as error:
+            return NonFiniteStep(f"{message}, which cannot be saved ({error})", None)
+        return NonFiniteStep(message, file)
 
     def _log_step(self, update: Update, meter: SpeedMeter, progress: Progress) -> None:
         """One line of the log; the losses are those of this step, over all processes."""
