@@ -117,6 +117,8 @@ class TrainConfig:
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
         keep_checkpoints: newest checkpoints that stay on disk.
+        save_on_each_node: every machine keeps checkpoints of its own; for machines that share no
+            disk.
         log_every: steps between lines of the log.
         max_detections: boxes per image that count in evaluation; 100 in COCO.
         seed: of weights, order and augmentation.
@@ -140,6 +142,7 @@ class TrainConfig:
     evaluate_every: int = _bounded(1, 1)
     checkpoint_every: int = _bounded(1000, 1)
     keep_checkpoints: int = _bounded(2, 1)
+    save_on_each_node: bool = False
     log_every: int = _bounded(50, 1)
     max_detections: int = _bounded(100, 1)
     seed: int = _bounded(0, 0, 2**31 - 1)

@@ -23,6 +23,7 @@ from detrelay.core.engine.checkpoint import (
     load_newest_checkpoint,
     save_checkpoint,
     save_model,
+    written_together,
 )
 from detrelay.core.engine.ema import average_of
 from detrelay.core.engine.failure import NonFiniteStep, random_states, save_failure
@@ -133,7 +134,8 @@ class Trainer:
             TrainingInterrupted: SIGTERM or SIGINT came; a checkpoint was saved.
             NonFiniteStep: a loss or a gradient is not finite; the step is saved for
                 `replay_failure` and the last checkpoint is kept.
-            CheckpointError: every checkpoint to resume from is damaged.
+            CheckpointError: every checkpoint to resume from is damaged, or was taken with other
+                images a step, or the disk is full.
         """
         total = self.settings.epochs * self.steps_per_epoch
         if resume:
@@ -151,9 +153,9 @@ class Trainer:
         finally:
             progress.close()
         assert last is not None  # the last epoch is always evaluated
-        if main:
-            self._save_model("last", last)
-        self.accelerator.wait_for_everyone()
+        with written_together(self.accelerator, self.output / "last"):
+            if main:
+                self._save_model("last", last)
         return last
 
     def _restore(self) -> None:
@@ -299,10 +301,11 @@ class Trainer:
         is_best = self.position.best_step < 0 or ap > self.position.best_ap
         if is_best:
             self.position = replace(self.position, best_ap=ap, best_step=self.position.step)
+        with written_together(self.accelerator, self.output / "best"):
+            if is_best and self.accelerator.is_main_process:
+                self._save_model("best", evaluation)
         if self.accelerator.is_main_process:
             self.metrics.write("evaluation", self.position.step, {"epoch": done, **scores.stats})
-            if is_best:
-                self._save_model("best", evaluation)
             progress.message(
                 f"epoch {done}: AP {ap:.4f}  AP50 {scores.stats['AP50']:.4f}"
                 f"{'  (best so far)' if is_best else ''}"
@@ -337,6 +340,7 @@ class Trainer:
             self.output / "checkpoints",
             self.position,
             self.settings.keep_checkpoints,
+            on_each_node=self.settings.save_on_each_node,
         )
 
     def _should_stop(self, stop: StopSignals) -> bool:
