@@ -63,6 +63,8 @@ class Arguments:
     """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
     seed: int | None = None
     """Of weights, order and augmentation."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print recipe, steps, optimiser groups and an estimate of the memory; train nothing."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
         tyro.conf.arg(metavar="KEY=VALUE ..."),
@@ -170,6 +172,10 @@ def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
 def train(arguments: Arguments) -> int:
     """Set up and run the training; the exit code."""
     recipe = resolve(arguments)
+    if arguments.dry_run:
+        from dry_run import dry_run
+
+        return dry_run(recipe)
 
     import torch
     from accelerate import Accelerator

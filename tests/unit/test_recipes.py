@@ -132,6 +132,7 @@ def test_stageinteractor_runs(name: str) -> None:
     assert recipe.loss == {}
     assert data.short_sides == (MANY_SIDES if many else (800,))
     assert (data.crop, data.flip_probability, data.color_jitter) == (crop, 0.5, 0)
+    assert (data.keep_empty, data.aspect_group) == (False, 2)
     assert (train.epochs, train.milestones, train.gamma) == (epochs, milestones, 0.1)
     assert (train.published_batch_size, train.batch_size) == (16, 2)
     assert (train.learning_rate, train.weight_decay, train.clip_norm) == (2.5e-5, 1e-4, 1.0)
@@ -144,6 +145,7 @@ def test_stageinteractor_runs(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_images_are_those_of_the_papers(name: str) -> None:
     data = recipe_of(name).data
+    assert (data.mosaic, data.jitter_size, data.on_bad_image) == (0, 0, "stop")
     assert (data.max_size, data.eval_short_side, data.eval_max_size) == (1333, 800, 1333)
     if data.crop or "crop" in name or not name.startswith("stageinteractor"):
         assert data.crop
@@ -198,7 +200,8 @@ def test_detr_runs(name: str) -> None:
     assert (train.weight_decay, train.no_decay, train.clip_norm) == (1e-4, (), 0.1)
     assert (train.warmup_steps, train.adam_epsilon, train.layer_decay) == (0, 1e-8, 1)
     assert (train.max_detections, train.schedule) == (kept, "multi_step")
-    assert recipe.data.flip_probability == 0.5
+    assert (recipe.data.flip_probability, recipe.data.color_jitter) == (0.5, 0)
+    assert (recipe.data.keep_empty, recipe.data.aspect_group) == (True, 1)
     weights = {term.name: term.weight for term in build_criterion(recipe).terms}
     assert weights == {"class": class_weight, "l1": 5, "giou": 2}
 

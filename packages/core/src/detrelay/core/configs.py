@@ -22,6 +22,7 @@ from detrelay.core.recipe_files import RecipeError as RecipeError
 from detrelay.core.recipe_files import parse_value, read_recipe, to_toml
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
+OnBadImage = Literal["stop", "skip"]
 Schedule = Literal["multi_step", "cosine"]
 _Value = TypeVar("_Value")
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
@@ -65,7 +66,16 @@ class DataConfig:
         crop: DETR's scheme: half of the images are resized, cropped and resized again.
         crop_short_sides: short sides to choose from before a crop, pixels (DETR).
         crop_range: least and greatest side of a crop, pixels (DETR).
+        jitter_size: 0, or large-scale jitter instead of resizes and crops: side of its square,
+            pixels; 1024 in the paper.
+        jitter_range: least and greatest scale of the large-scale jitter.
+        mosaic: chance that four images are joined into one; 0 in the papers.
         color_jitter: strength of random brightness, contrast and saturation; 0 in the papers.
+        aspect_group: how many training images in a row are all wide or all high. As many as
+            `train.batch_size` makes padding least; the order does not depend on that.
+        keep_empty: train on images without any annotation too, as DETR and its children do.
+        on_bad_image: an image that cannot be read in training ends the run ("stop"), or is
+            reported and replaced by the next one ("skip"). In evaluation it always ends it.
         eval_short_side: short side in evaluation, pixels.
         eval_max_size: limit of the long side in evaluation, pixels.
     """
@@ -85,7 +95,13 @@ class DataConfig:
     crop: bool = False
     crop_short_sides: tuple[int, ...] = _bounded((400, 500, 600), 1)
     crop_range: tuple[int, int] = _bounded((384, 600), 1)
+    jitter_size: int = _bounded(0, 0)
+    jitter_range: tuple[float, float] = _bounded((0.1, 2.0), 0.01)
+    mosaic: float = _bounded(0.0, 0, 1)
     color_jitter: float = _bounded(0.0, 0, 1)
+    aspect_group: int = _bounded(1, 1)
+    keep_empty: bool = True
+    on_bad_image: OnBadImage = "stop"
     eval_short_side: int = _bounded(_COCO_SHORT_SIDE, 1)
     eval_max_size: int = _bounded(_COCO_LONG_SIDE, 1)
 
@@ -381,8 +397,11 @@ def _check_relations(recipe: Recipe, source: str) -> None:
             f"{source}: data.max_size ({data.max_size}) must be at least the largest of "
             f"data.short_sides"
         )
-    if data.crop_range[0] > data.crop_range[1]:
-        raise RecipeError(f"{source}: data.crop_range must be [least, greatest]")
+    for key in ("crop_range", "jitter_range"):
+        if getattr(data, key)[0] > getattr(data, key)[1]:
+            raise RecipeError(f"{source}: data.{key} must be [least, greatest]")
+    if data.crop and data.jitter_size:
+        raise RecipeError(f"{source}: data.crop and data.jitter_size exclude each other")
     if list(milestones) != sorted(set(milestones)):
         raise RecipeError(f"{source}: train.milestones must increase, found {list(milestones)}")
 

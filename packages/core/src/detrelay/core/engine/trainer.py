@@ -82,7 +82,7 @@ class Trainer:
         self.record = dict(record)
         self.on_evaluation = on_evaluation
         self.metrics = MetricsLog(output / "metrics.jsonl", accelerator.is_main_process)
-        self._sampler = VisitSampler(len(parts.train_data), seed=settings.seed)
+        self._sampler = parts.train_data.sampler()
         train_loader = make_loader(
             parts.train_data,
             self._sampler,
