@@ -106,7 +106,7 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
     Raises:
         CheckpointError: in one line, what could not be written and how much room is left.
     """
-    problem = None
+    problem: Exception | None = None
     try:
         yield
     except (OSError, SafetensorError) as error:
