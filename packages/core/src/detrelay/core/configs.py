@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
+ScalingRule = Literal["none", "linear", "sqrt"]
 _Value = TypeVar("_Value")
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
 
@@ -101,6 +102,9 @@ class TrainConfig:
         accumulation_steps: passes whose gradients make one step, as one batch of all their images
             would; each pass then costs a third more. Normalisation by batches sees each by itself.
         learning_rate: of AdamW, at full height after the warm-up.
+        reference_batch_size: images a step that `learning_rate` is meant for.
+        scale_learning_rate: how the rate follows another number of images a step: "none" (it
+            stays), "linear" or "sqrt".
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
         lr_multipliers: factor on the learning rate of parameters whose name holds the key.
         no_decay: parameters whose name holds one of these strings are not decayed.
@@ -113,13 +117,19 @@ class TrainConfig:
             step; evaluated and published instead of the weights themselves. 0 for none. DINO's
             code has 0.9997, switched off.
         mixed_precision: autocast type of the model; losses are float32 in any case.
+        activation_checkpointing: run the layers of head and backbone twice instead of keeping what
+            is inside; less memory, the same losses.
+        compile: let torch.compile make the model faster; the losses stay outside.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        early_stopping_patience: evaluations in a row without a better AP that end the run; 0 for
+            never.
         checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
         keep_checkpoints: newest checkpoints that stay on disk.
         save_on_each_node: every machine keeps checkpoints of its own; for machines that share no
             disk.
         log_every: steps between lines of the log.
+        trackers: "tensorboard", "trackio" or "wandb", which get what the log gets.
         max_detections: boxes per image that count in evaluation; 100 in COCO.
         seed: of weights, order and augmentation.
     """
@@ -128,6 +138,8 @@ class TrainConfig:
     batch_size: int = _bounded(2, 1)
     accumulation_steps: int = _bounded(1, 1)
     learning_rate: float = _bounded(2.5e-5, 0)
+    reference_batch_size: int = _bounded(16, 1)
+    scale_learning_rate: ScalingRule = "none"
     weight_decay: float = _bounded(1e-4, 0)
     lr_multipliers: dict[str, float] = field(default_factory=dict)
     no_decay: tuple[str, ...] = ()
@@ -138,12 +150,16 @@ class TrainConfig:
     gamma: float = _bounded(0.1, 0, 1)
     ema_decay: float = _bounded(0.0, 0, 1)
     mixed_precision: MixedPrecision = "no"
+    activation_checkpointing: bool = False
+    compile: bool = False
     backbone_weights: str = "imagenet"
     evaluate_every: int = _bounded(1, 1)
+    early_stopping_patience: int = _bounded(0, 0)
     checkpoint_every: int = _bounded(1000, 1)
     keep_checkpoints: int = _bounded(2, 1)
     save_on_each_node: bool = False
     log_every: int = _bounded(50, 1)
+    trackers: tuple[str, ...] = ()
     max_detections: int = _bounded(100, 1)
     seed: int = _bounded(0, 0, 2**31 - 1)
 

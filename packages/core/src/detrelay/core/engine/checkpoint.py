@@ -40,6 +40,7 @@ class RunPosition:
         batch: steps of that epoch already done.
         best_ap: highest AP evaluated before this position; -1 before the first.
         best_step: step of that evaluation; -1 before the first.
+        stale: evaluations since the best one.
         images_per_step: images of one step over all processes and accumulated batches.
     """
 
@@ -48,6 +49,7 @@ class RunPosition:
     batch: int = 0
     best_ap: float = -1.0
     best_step: int = -1
+    stale: int = 0
     images_per_step: int = 0
 
 
@@ -106,7 +108,7 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
     Raises:
         CheckpointError: in one line, what could not be written and how much room is left.
     """
-    problem = None
+    problem: Exception | None = None
     try:
         yield
     except (OSError, SafetensorError) as error:
