@@ -267,7 +267,8 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
         on_evaluation=Reporter(output, val_samples),
     )
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
-    if accelerator.is_main_process:
+    each = recipe.train.save_on_each_node
+    if accelerator.is_local_main_process if each else accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     if recipe.train.trackers:

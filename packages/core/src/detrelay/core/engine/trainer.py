@@ -169,9 +169,7 @@ class Trainer:
         finally:
             progress.close()
         assert last is not None  # a run ends with an evaluation
-        with written_together(self.accelerator, self.output / "last"):
-            if main:
-                self._save_model("last", last)
+        self._save_model("last", last)
         return last
 
     def _restore(self) -> None:
@@ -338,9 +336,8 @@ class Trainer:
             self.position = replace(self.position, best_ap=ap, best_step=step, stale=0)
         else:
             self.position = replace(self.position, stale=self.position.stale + 1)
-        with written_together(self.accelerator, self.output / "best"):
-            if is_best and self.accelerator.is_main_process:
-                self._save_model("best", evaluation)
+        if is_best:
+            self._save_model("best", evaluation)
         if self.accelerator.is_main_process:
             self.metrics.write("evaluation", self.position.step, {"epoch": done, **scores.stats})
             progress.message(
@@ -364,13 +361,19 @@ class Trainer:
         return scores[0]
 
     def _save_model(self, name: str, evaluation: Evaluation) -> None:
+        """Write the folder `name`; to be called by every process."""
         measured = {
             "epoch": evaluation.epoch,
             "step": evaluation.step,
             **evaluation.scores.to_dict(),
         }
         record = {**self.record, "measured": measured}
-        save_model(self._published_model, self.parts.processor, record, self.output / name)
+        target, weights = self.output / name, None
+        if _is_sharded(self.accelerator):
+            weights = self.accelerator.get_state_dict(self._model)
+        with written_together(self.accelerator, target):
+            if self.accelerator.is_main_process:
+                save_model(self._published_model, self.parts.processor, record, target, weights)
 
     def _save_checkpoint(self) -> None:
         save_checkpoint(
@@ -404,11 +407,15 @@ def _whole_groups(loader: Iterator[Any], count: int) -> Iterator[list[Any]]:
         yield group
 
 
+def _is_sharded(accelerator: Accelerator) -> bool:
+    """Whether processes hold shares of the weights, not all of them."""
+    kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    return accelerator.distributed_type in kinds
+
+
 def _refuse_sharding(accelerator: Accelerator, option: str, value: str) -> None:
-    """Some options need whole weights and gradients in every process."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if _is_sharded(accelerator):
         raise ValueError(
             f"{option} needs whole weights in every process and cannot be used with "
-            f"{kind.value}; set {option}={value}"
+            f"{accelerator.distributed_type.value}; set {option}={value}"
         )

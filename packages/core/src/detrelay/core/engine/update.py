@@ -78,8 +78,10 @@ class Updater:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 results.append(self._learn(batch, counts))
         norm = self.accelerator.clip_grad_norm_(self._parameters, self.clip_norm)
+        if norm is None:  # DeepSpeed has clipped and stepped already, and tells nothing
+            norm = torch.tensor(math.nan)
         # under fp16 the scaler meets infinite gradients by design and skips the step itself
-        if self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
+        elif self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
             raise FloatingPointError("non-finite gradient")
         self.optimizer.step()
         self.optimizer.zero_grad()
