@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.engine.trainer import TrainingParts
 from detrelay.core.image_processing import DetrelayImageProcessor
 from detrelay.core.losses import LossConfig
-from detrelay.heads import HEADS, HeadEntry
+from detrelay.heads import HEADS, HeadEntry, find_head
 
 AnyDataset = CocoDataset | ShapesDataset
 
@@ -39,10 +41,17 @@ _DRAWN_TRAIN_SEED, _DRAWN_VAL_SEED = 0, 1
 
 
 def head_entry(name: str) -> HeadEntry:
-    """The head of that name, or a `RecipeError` with the nearest one."""
-    if name not in HEADS:
-        raise RecipeError(unknown_name("head", name, HEADS))
-    return HEADS[name]
+    """The head of that name; one outside of this project may stand in the working directory.
+
+    Raises:
+        RecipeError: there is no such head.
+    """
+    if ":" in name and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return find_head(name)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
@@ -57,10 +66,15 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
             ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
         )
     train, val = (
-        CocoDataset(Path(file), None if images is None else Path(images), strict=data.strict)
-        for file, images in (
-            (data.train_annotations, data.train_images),
-            (data.val_annotations, data.val_images),
+        CocoDataset(
+            Path(file),
+            None if images is None else Path(images),
+            strict=data.strict,
+            keep_empty=keep_empty,
+        )
+        for file, images, keep_empty in (
+            (data.train_annotations, data.train_images, data.keep_empty),
+            (data.val_annotations, data.val_images, True),
         )
     )
     if train.categories != val.categories:
@@ -95,7 +109,15 @@ def build_parts(
         processor=processor,
         criterion=build_criterion(recipe),
         train_data=DetectionDataset(
-            train, build_train_transform(augmentation), processor, seed=recipe.train.seed
+            train,
+            build_train_transform(augmentation),
+            processor,
+            seed=recipe.train.seed,
+            mosaic=augmentation.mosaic,
+            mosaic_tile=augmentation.mosaic_tile,
+            skip_broken=data.on_bad_image == "skip",
+            wide=[image["width"] >= image["height"] for image in train.ground_truth["images"]],
+            aspect_group=data.aspect_group,
         ),
         val_data=eval_data(val, processor),
         ground_truth=val.ground_truth,
@@ -186,12 +208,20 @@ def build_criterion(recipe: Recipe) -> Criterion:
     return Criterion(losses.terms(), assigners)
 
 
-def load_saved(folder: Path) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
+def load_saved(
+    folder: Path, head: str | None = None
+) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
     """A model folder as training writes it.
 
+    Args:
+        folder: where the model is.
+        head: `module:ConfigClass` of its head, if that is not one of this project.
+
     Raises:
-        ValueError: the folder is missing or does not hold a detector of this project.
+        ValueError: the folder is missing or does not hold a detector.
     """
+    if head is not None:
+        head_entry(head)
     _check_model_folder(folder)
     try:
         model = AutoModelForObjectDetection.from_pretrained(folder)

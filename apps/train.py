@@ -19,6 +19,7 @@ import tyro
 
 from console import run
 from detrelay.core.configs import (
+    AssignerSettings,
     DataConfig,
     Recipe,
     RecipeError,
@@ -51,7 +52,7 @@ class Arguments:
     recipe: str | None = None
     """TOML file, or name of a file in apps/recipes. Without recipe and data: drawn shapes."""
     head: str | None = None
-    """Decoder head, such as stageinteractor."""
+    """Decoder head, such as dino; module:ConfigClass for one of your own."""
     assigner: str | None = None
     """Training targets: cross_stage or hungarian."""
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
@@ -66,6 +67,8 @@ class Arguments:
     """Lower train.batch_size until a step fits into memory, with more accumulation in return."""
     seed: int | None = None
     """Of weights, order and augmentation."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print recipe, steps, optimiser groups and an estimate of the memory; train nothing."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
         tyro.conf.arg(metavar="KEY=VALUE ..."),
@@ -81,12 +84,12 @@ def resolve(arguments: Arguments) -> Recipe:
     else:
         recipe = load_recipe(recipe_file(arguments))
     if arguments.head is not None and arguments.head != recipe.head:
-        if recipe.model:
+        if recipe.model and arguments.recipe is not None:
             raise RecipeError(
-                f"--head {arguments.head}: the recipe {arguments.recipe or _DRAWN_SHAPES_RECIPE} "
-                f"holds model settings of head {recipe.head}; name a recipe of that head"
+                f"--head {arguments.head}: the recipe {arguments.recipe} holds model settings of "
+                f"head {recipe.head}; name a recipe of that head"
             )
-        recipe = replace(recipe, head=arguments.head)
+        recipe = replace(recipe, head=arguments.head, model={}, assigner=AssignerSettings())
     if arguments.assigner is not None and arguments.assigner != recipe.assigner.name:
         recipe = override(recipe, ["assigner.options={}", f"assigner.name={arguments.assigner}"])
     if arguments.data:
@@ -100,7 +103,9 @@ def recipe_file(arguments: Arguments) -> Path | None:
     """The recipe to read; None for the bare defaults."""
     name = arguments.recipe
     if name is None:
-        return None if arguments.data else RECIPES / f"{_DRAWN_SHAPES_RECIPE}.toml"
+        own = RECIPES / f"{_DRAWN_SHAPES_RECIPE}_{arguments.head}.toml"
+        drawn = own if own.is_file() else RECIPES / f"{_DRAWN_SHAPES_RECIPE}.toml"
+        return None if arguments.data else drawn
     if name.endswith(".toml"):
         return Path(name)
     known = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -153,21 +158,28 @@ def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
         raise RecipeError("--resume goes on with the weights of the run; do without --init")
     changed = differences(stored_recipe(output / "training.json"), recipe)
     epochs = changed.get("train.epochs")
-    if epochs is not None and epochs[1] > epochs[0]:
+    # a cosine depends on its end: with more epochs all of it would have been another one
+    may_grow = recipe.train.schedule == "multi_step"
+    if may_grow and epochs is not None and epochs[1] > epochs[0]:
         del changed["train.epochs"]
     for key in _FREE_ON_RESUME:
         changed.pop(key, None)
     if changed:
         listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
+        rule = "only train.epochs may grow" if may_grow else "under a cosine nothing may change"
         raise RecipeError(
-            f"--resume: the recipe differs from that of the run in {output}: {listed}; only "
-            f"train.epochs may grow, and {' and '.join(_FREE_ON_RESUME)} share out a step's images"
+            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}; "
+            f"{' and '.join(_FREE_ON_RESUME)} share out a step's images"
         )
 
 
 def train(arguments: Arguments) -> int:
     """Set up and run the training; the exit code."""
     recipe = resolve(arguments)
+    if arguments.dry_run:
+        from dry_run import dry_run
+
+        return dry_run(recipe)
 
     import torch
     from accelerate import Accelerator
@@ -190,7 +202,7 @@ def train(arguments: Arguments) -> int:
     )
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(usable_cores())
     set_seed(recipe.train.seed)
     trainer = set_up(recipe, arguments, output, accelerator)
     try:
@@ -226,6 +238,13 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise RecipeError(
                 f"train.trackers: {name} is not installed; pip install {name}, or leave it out"
             )
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Accelerator) -> Trainer:

@@ -319,6 +319,9 @@ def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyP
         "crop": True,
         "crop_short_sides": (50,),
         "crop_range": (20, 30),
+        "jitter_size": 50,
+        "jitter_range": (0.5, 0.75),
+        "mosaic": 0.25,
         "color_jitter": 0.125,
     }
     settings = [entry for entry in TINY if not entry.startswith("train")]
@@ -365,7 +368,7 @@ def test_two_processes_are_one_process_with_their_images(tmp_path: Path) -> None
         (["--predictions", "bad.json"], "bad.json: not json"),
         (["--predictions", "truth.json"], "truth.json: not a COCO results list"),
         (["--predictions", "list.json", "--data", "list.json"], "not a COCO detection json"),
-        (["--predictions", "list.json", "--data", "half.json"], "annotations must be a list of"),
+        (["--predictions", "list.json", "--data", "half.json"], "annotations[0] has no 'image_id'"),
         (["--predictions", "stranger.json"], "image_id 99"),
         (["--predictions", "list.json", "--max-detections", "0"], "at least 1, found 0"),
         (["--model", "nowhere"], "nowhere: no saved model"),

@@ -30,16 +30,16 @@ def parsed(*arguments: str) -> Arguments:
 def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
-        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "set",
+        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "dry_run", "set",
     ]  # fmt: skip
 
 
 def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
-        "data", "model", "predictions", "images", "output", "max_detections",
+        "data", "model", "head", "predictions", "images", "output", "max_detections",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
-        "model", "input", "output", "threshold",
+        "model", "input", "output", "threshold", "head",
     ]  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> Non
         (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
         (["--data", "a", "b", "c"], "--data: expected a folder with train.json and val.json"),
         (["--data", "only.json"], "or two COCO json files"),
-        (["--head", "dino"], "holds model settings of head stageinteractor"),
+        (["--head", "dino", "--recipe", "shapes"], "holds model settings of head stageinteractor"),
         (["--seed", "-1"], "train.seed must be between 0 and"),
         (["--set", "train.epoch=3"], "did you mean train.epochs?"),
     ],
@@ -160,6 +160,14 @@ def test_resume_takes_the_stored_recipe_and_lets_epochs_grow(tmp_path: Path) -> 
     recipe = resolve(arguments)
     assert (recipe.train.learning_rate, recipe.train.epochs) == (0.25, 99)
     check_output(output, recipe, arguments)
+
+
+def test_resume_under_a_cosine_may_not_grow(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    begin_run(output, Arguments(set=(("train.schedule=cosine",),)))
+    arguments = parsed("--resume", "--output", str(output), "--set", "train.epochs=99")
+    with pytest.raises(RecipeError, match=r"train.epochs .* under a cosine nothing may change"):
+        check_output(output, resolve(arguments), arguments)
 
 
 @pytest.mark.parametrize(

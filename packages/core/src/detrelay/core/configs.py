@@ -12,21 +12,21 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from detrelay.core.recipe_files import RecipeError as RecipeError
+from detrelay.core.recipe_files import parse_value, read_recipe, to_toml
+
 MixedPrecision = Literal["no", "bf16", "fp16"]
 ScalingRule = Literal["none", "linear", "sqrt"]
+OnBadImage = Literal["stop", "skip"]
+Schedule = Literal["multi_step", "cosine"]
 _Value = TypeVar("_Value")
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
-
-
-class RecipeError(ValueError):
-    """A recipe or an override is malformed; the message names the source and the key."""
 
 
 def _bounded(default: _Value, low: float, high: float = math.inf) -> _Value:
@@ -67,7 +67,16 @@ class DataConfig:
         crop: DETR's scheme: half of the images are resized, cropped and resized again.
         crop_short_sides: short sides to choose from before a crop, pixels (DETR).
         crop_range: least and greatest side of a crop, pixels (DETR).
+        jitter_size: 0, or large-scale jitter instead of resizes and crops: side of its square,
+            pixels; 1024 in the paper.
+        jitter_range: least and greatest scale of the large-scale jitter.
+        mosaic: chance that four images are joined into one; 0 in the papers.
         color_jitter: strength of random brightness, contrast and saturation; 0 in the papers.
+        aspect_group: how many training images in a row are all wide or all high. As many as
+            `train.batch_size` makes padding least; the order does not depend on that.
+        keep_empty: train on images without any annotation too, as DETR and its children do.
+        on_bad_image: an image that cannot be read in training ends the run ("stop"), or is
+            reported and replaced by the next one ("skip"). In evaluation it always ends it.
         eval_short_side: short side in evaluation, pixels.
         eval_max_size: limit of the long side in evaluation, pixels.
     """
@@ -87,7 +96,13 @@ class DataConfig:
     crop: bool = False
     crop_short_sides: tuple[int, ...] = _bounded((400, 500, 600), 1)
     crop_range: tuple[int, int] = _bounded((384, 600), 1)
+    jitter_size: int = _bounded(0, 0)
+    jitter_range: tuple[float, float] = _bounded((0.1, 2.0), 0.01)
+    mosaic: float = _bounded(0.0, 0, 1)
     color_jitter: float = _bounded(0.0, 0, 1)
+    aspect_group: int = _bounded(1, 1)
+    keep_empty: bool = True
+    on_bad_image: OnBadImage = "stop"
     eval_short_side: int = _bounded(_COCO_SHORT_SIDE, 1)
     eval_max_size: int = _bounded(_COCO_LONG_SIDE, 1)
 
@@ -98,21 +113,28 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images per process and pass; the published total is 16, as 8 processes of 2.
+        batch_size: images per process and pass.
+        published_batch_size: images a step of all processes together in the published run, to
+            which `learning_rate` belongs; None where nothing was published.
         accumulation_steps: passes whose gradients make one step, as one batch of all their images
             would; each pass then costs a third more. Normalisation by batches sees each by itself.
         learning_rate: of AdamW, at full height after the warm-up.
-        reference_batch_size: images a step that `learning_rate` is meant for.
-        scale_learning_rate: how the rate follows another number of images a step: "none" (it
-            stays), "linear" or "sqrt".
+        scale_learning_rate: how the rate follows a number of images a step other than the
+            published one: "none" (it stays), "linear" or "sqrt".
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
-        lr_multipliers: factor on the learning rate of parameters whose name holds the key.
-        no_decay: parameters whose name holds one of these strings are not decayed.
+        adam_epsilon: added to the root of the second moment in AdamW.
+        lr_multipliers: factor on the learning rate of parameters whose name holds the key, in
+            which * stands for any characters, as in "backbone*norm".
+        no_decay: parameters whose name holds one of these keys are not decayed.
+        layer_decay: factor on the learning rate from each backbone stage to the one before, and
+            from the head to the last stage; 1 is none.
         clip_norm: limit of the L2 norm of all gradients together; 0 for no limit.
         warmup_steps: steps over which the rate climbs linearly.
         warmup_factor: fraction of the learning rate at step 0.
-        milestones: epochs after which the rate drops.
-        gamma: factor of each drop.
+        schedule: after the warm-up the rate drops at `milestones` ("multi_step"), or falls to 0
+            at the end of the last epoch along half a cosine ("cosine").
+        milestones: epochs after which the rate drops ("multi_step").
+        gamma: factor of each drop ("multi_step").
         ema_decay: share of the old average in the running average of the weights, taken after each
             step; evaluated and published instead of the weights themselves. 0 for none. DINO's
             code has 0.9997, switched off.
@@ -136,16 +158,19 @@ class TrainConfig:
 
     epochs: int = _bounded(12, 1)
     batch_size: int = _bounded(2, 1)
+    published_batch_size: int | None = _bounded(None, 1)
     accumulation_steps: int = _bounded(1, 1)
     learning_rate: float = _bounded(2.5e-5, 0)
-    reference_batch_size: int = _bounded(16, 1)
     scale_learning_rate: ScalingRule = "none"
     weight_decay: float = _bounded(1e-4, 0)
+    adam_epsilon: float = _bounded(1e-10, 0)
     lr_multipliers: dict[str, float] = field(default_factory=dict)
     no_decay: tuple[str, ...] = ()
+    layer_decay: float = _bounded(1.0, 0, 1)
     clip_norm: float = _bounded(1.0, 0)
     warmup_steps: int = _bounded(500, 0)
     warmup_factor: float = _bounded(0.001, 0, 1)
+    schedule: Schedule = "multi_step"
     milestones: tuple[int, ...] = _bounded((8, 11), 1)
     gamma: float = _bounded(0.1, 0, 1)
     ema_decay: float = _bounded(0.0, 0, 1)
@@ -206,21 +231,27 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The resolved recipe as a file that reads back equal; unset values are left out."""
-        return "\n".join(_toml_lines(self.to_mapping(), "")) + "\n"
+        return to_toml(self.to_mapping())
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Resolve defaults, a recipe file and overrides, in this order.
 
     Args:
-        path: TOML file; None for the defaults.
+        path: TOML file, which may extend others, see `read_recipe`; None for the defaults.
         overrides: "dotted.key=value" strings; values are written as in TOML, plain words may
             stand without quotes.
 
     Raises:
         RecipeError: the file cannot be read or parsed, or a key or value is refused.
     """
-    recipe = Recipe() if path is None else Recipe.from_mapping(_read_toml(path), str(path))
+    if path is None:
+        return override(Recipe(), overrides)
+
+    def check(values: Mapping[str, Any], source: str) -> object:
+        return _convert_table(Recipe, values, "", source)
+
+    recipe = Recipe.from_mapping(read_recipe(path, check), str(path))
     return override(recipe, overrides)
 
 
@@ -236,7 +267,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
         source = f"--set {assignment}"
         if not equals or not key:
             raise RecipeError(f"{source}: expected key=value, such as train.epochs=12")
-        _assign(values, key.strip(), _parse_value(text.strip()), source)
+        _assign(values, key.strip(), parse_value(text.strip()), source)
         recipe = _convert_table(Recipe, values, "", source)
     _check_relations(recipe, "--set")
     return recipe
@@ -257,22 +288,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
     return f"unknown {kind} {name}; {hint}"
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file ({error})") from error
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -373,7 +388,7 @@ def _show(value: Any) -> str:
 
 def _check_range(value: Any, bounds: Mapping[str, float], key: str, source: str) -> None:
     for entry in value if isinstance(value, tuple) else (value,):
-        if not bounds["low"] <= entry <= bounds["high"]:
+        if entry is not None and not bounds["low"] <= entry <= bounds["high"]:
             limit = f"at least {bounds['low']}"
             if math.isfinite(bounds["high"]):
                 limit = f"between {bounds['low']} and {bounds['high']}"
@@ -396,8 +411,11 @@ def _check_relations(recipe: Recipe, source: str) -> None:
             f"{source}: data.max_size ({data.max_size}) must be at least the largest of "
             f"data.short_sides"
         )
-    if data.crop_range[0] > data.crop_range[1]:
-        raise RecipeError(f"{source}: data.crop_range must be [least, greatest]")
+    for key in ("crop_range", "jitter_range"):
+        if getattr(data, key)[0] > getattr(data, key)[1]:
+            raise RecipeError(f"{source}: data.{key} must be [least, greatest]")
+    if data.crop and data.jitter_size:
+        raise RecipeError(f"{source}: data.crop and data.jitter_size exclude each other")
     if list(milestones) != sorted(set(milestones)):
         raise RecipeError(f"{source}: train.milestones must increase, found {list(milestones)}")
 
@@ -410,29 +428,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _toml_lines(values: Mapping[str, Any], table: str) -> list[str]:
-    lines = [
-        f"{_toml_key(name)} = {_toml_value(value)}"
-        for name, value in values.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    if table and lines:
-        lines = ["", f"[{table}]", *lines]
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            dotted = f"{table}.{_toml_key(name)}" if table else _toml_key(name)
-            lines += _toml_lines(value, dotted)
-    return lines
-
-
-def _toml_key(name: str) -> str:
-    plain = name.replace("_", "").replace("-", "")
-    return name if plain.isascii() and plain.isalnum() else json.dumps(name)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value)

@@ -88,7 +88,7 @@ class Trainer:
         per_process = settings.batch_size * settings.accumulation_steps
         self.images_per_step = per_process * accelerator.num_processes
         self.position = RunPosition(images_per_step=self.images_per_step)
-        self._sampler = VisitSampler(len(parts.train_data), seed=settings.seed)
+        self._sampler = parts.train_data.sampler()
         self._prepare(*self._make_loaders(num_workers))
         self.steps_per_epoch = len(self._train_loader) // settings.accumulation_steps
         if self.steps_per_epoch == 0:
