@@ -39,6 +39,8 @@ RECIPES = Path(__file__).parent / "recipes"
 _DRAWN_SHAPES_RECIPE = "shapes"
 _RUN_FILES = ("training.json", "metrics.jsonl", "checkpoints", "best", "last")
 _NOT_FINITE = 1
+# the trainer checks that their product with the number of processes stays
+_FREE_ON_RESUME = ("train.batch_size", "train.accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,14 @@ def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
     may_grow = recipe.train.schedule == "multi_step"
     if may_grow and epochs is not None and epochs[1] > epochs[0]:
         del changed["train.epochs"]
+    for key in _FREE_ON_RESUME:
+        changed.pop(key, None)
     if changed:
         listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
         rule = "only train.epochs may grow" if may_grow else "under a cosine nothing may change"
         raise RecipeError(
-            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}"
+            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}; "
+            f"{' and '.join(_FREE_ON_RESUME)} share out a step's images"
         )
 
 
@@ -176,7 +181,8 @@ def train(arguments: Arguments) -> int:
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from detrelay.core.engine.trainer import TrainingInterrupted
+    from detrelay.core.engine.failure import NonFiniteStep
+    from detrelay.core.engine.stopping import TrainingInterrupted
     from loading import head_entry
 
     assigner = recipe.assigner.name or head_entry(recipe.head).assigner
@@ -196,9 +202,13 @@ def train(arguments: Arguments) -> int:
         command = f"python apps/train.py --resume --output {shlex.quote(str(output))}"
         accelerator.print(f"{stop}; resume with: {command}", flush=True)
         return 128 + stop.signal_number
-    except FloatingPointError as error:
-        checkpoints = output / "checkpoints"
-        print(f"error: {error}; the last checkpoint is kept in {checkpoints}", file=sys.stderr)
+    except NonFiniteStep as error:
+        replay = f"; see it again with: python apps/replay.py {shlex.quote(str(error.file))}"
+        print(
+            f"error: {error}; the last checkpoint is kept in {output / 'checkpoints'}"
+            f"{replay if error.file else ''}",
+            file=sys.stderr,
+        )
         return _NOT_FINITE
     if accelerator.is_main_process:
         conclude(last, output)

@@ -36,10 +36,10 @@ def test_flags_of_train_are_frozen() -> None:
 
 def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
-        "data", "model", "predictions", "images", "output", "max_detections",
+        "data", "model", "head", "predictions", "images", "output", "max_detections",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
-        "model", "input", "output", "threshold",
+        "model", "input", "output", "threshold", "head",
     ]  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> Non
         (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
         (["--data", "a", "b", "c"], "--data: expected a folder with train.json and val.json"),
         (["--data", "only.json"], "or two COCO json files"),
-        (["--head", "dino"], "holds model settings of head stageinteractor"),
+        (["--head", "dino", "--recipe", "shapes"], "holds model settings of head stageinteractor"),
         (["--seed", "-1"], "train.seed must be between 0 and"),
         (["--set", "train.epoch=3"], "did you mean train.epochs?"),
     ],

@@ -112,9 +112,11 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images per process and step.
+        batch_size: images per process and pass.
         published_batch_size: images a step of all processes together in the published run, to
             which `learning_rate` belongs; None where nothing was published.
+        accumulation_steps: passes whose gradients make one step, as one batch of all their images
+            would; each pass then costs a third more. Normalisation by batches sees each by itself.
         learning_rate: of AdamW, at full height after the warm-up.
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
         adam_epsilon: added to the root of the second moment in AdamW.
@@ -130,11 +132,16 @@ class TrainConfig:
             at the end of the last epoch along half a cosine ("cosine").
         milestones: epochs after which the rate drops ("multi_step").
         gamma: factor of each drop ("multi_step").
+        ema_decay: share of the old average in the running average of the weights, taken after each
+            step; evaluated and published instead of the weights themselves. 0 for none. DINO's
+            code has 0.9997, switched off.
         mixed_precision: autocast type of the model; losses are float32 in any case.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
         keep_checkpoints: newest checkpoints that stay on disk.
+        save_on_each_node: every machine keeps checkpoints of its own; for machines that share no
+            disk.
         log_every: steps between lines of the log.
         max_detections: boxes per image that count in evaluation; 100 in COCO.
         seed: of weights, order and augmentation.
@@ -143,6 +150,7 @@ class TrainConfig:
     epochs: int = _bounded(12, 1)
     batch_size: int = _bounded(2, 1)
     published_batch_size: int | None = _bounded(None, 1)
+    accumulation_steps: int = _bounded(1, 1)
     learning_rate: float = _bounded(2.5e-5, 0)
     weight_decay: float = _bounded(1e-4, 0)
     adam_epsilon: float = _bounded(1e-10, 0)
@@ -155,11 +163,13 @@ class TrainConfig:
     schedule: Schedule = "multi_step"
     milestones: tuple[int, ...] = _bounded((8, 11), 1)
     gamma: float = _bounded(0.1, 0, 1)
+    ema_decay: float = _bounded(0.0, 0, 1)
     mixed_precision: MixedPrecision = "no"
     backbone_weights: str = "imagenet"
     evaluate_every: int = _bounded(1, 1)
     checkpoint_every: int = _bounded(1000, 1)
     keep_checkpoints: int = _bounded(2, 1)
+    save_on_each_node: bool = False
     log_every: int = _bounded(50, 1)
     max_detections: int = _bounded(100, 1)
     seed: int = _bounded(0, 0, 2**31 - 1)

@@ -7,12 +7,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -32,9 +37,10 @@ class RunPosition:
     Attributes:
         step: optimiser steps done.
         epoch: epoch that is being trained, from 0.
-        batch: batches of that epoch already seen by each process.
+        batch: steps of that epoch already done.
         best_ap: highest AP evaluated before this position; -1 before the first.
         best_step: step of that evaluation; -1 before the first.
+        images_per_step: images of one step over all processes and accumulated batches.
     """
 
     step: int = 0
@@ -42,10 +48,16 @@ class RunPosition:
     batch: int = 0
     best_ap: float = -1.0
     best_step: int = -1
+    images_per_step: int = 0
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, position: RunPosition, keep: int
+    accelerator: Accelerator,
+    folder: Path,
+    position: RunPosition,
+    keep: int,
+    *,
+    on_each_node: bool = False,
 ) -> Path:
     """Write the whole training state; to be called by every process.
 
@@ -57,21 +69,61 @@ def save_checkpoint(
         folder: the folder of all checkpoints.
         position: stored with the state.
         keep: how many of the newest stay.
+        on_each_node: every machine writes all of it, because they share no disk.
+
+    Raises:
+        CheckpointError: the disk is full or refuses; what was there before is untouched.
     """
     target = folder / f"step_{position.step:07d}"
     partial = folder / f".{target.name}{_PARTIAL}"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _seal(partial, position)
-        replace_folder(partial, target)
-        _prune(folder, keep)
-    accelerator.wait_for_everyone()
+    writes = accelerator.is_local_main_process if on_each_node else accelerator.is_main_process
+    accelerator.project_configuration.save_on_each_node = on_each_node
+    try:
+        with written_together(accelerator, target):
+            if writes:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        hook = accelerator.register_save_state_pre_hook(_save_bare_weights)
+        with written_together(accelerator, target):
+            accelerator.save_state(str(partial))
+        hook.remove()
+        with written_together(accelerator, target):
+            if writes:
+                _seal(partial, position)
+                replace_folder(partial, target)
+                _prune(folder, keep)
+    except CheckpointError:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     return target
+
+
+@contextmanager
+def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
+    """Wait until every process has written its part; if one could not, all raise.
+
+    Raises:
+        CheckpointError: in one line, what could not be written and how much room is left.
+    """
+    problem = None
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        problem = error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        problem = error  # this is how torch.save reports a full disk
+    reasons = gather_object([None if problem is None else _one_line(problem)])
+    for process, reason in enumerate(reasons):
+        if reason is not None:
+            folder = next(path for path in target.parents if path.exists())
+            free = shutil.disk_usage(folder).free / 2**20
+            raise CheckpointError(
+                f"{target} cannot be written (process {process}: {reason}; {free:.0f} MiB are "
+                f"free on this disk); the checkpoints before it are whole: make room and --resume"
+            ) from problem
 
 
 def load_newest_checkpoint(
@@ -81,7 +133,8 @@ def load_newest_checkpoint(
 
     Args:
         accelerator: holds the prepared model, optimiser and scaler to fill.
-        folder: the folder of all checkpoints.
+        folder: the folder of all checkpoints; the main process says which there are, and every
+            machine must find them under this name.
         report: told in one line about each damaged checkpoint that is passed over.
 
     Returns:
@@ -90,18 +143,29 @@ def load_newest_checkpoint(
     Raises:
         CheckpointError: there are checkpoints and all are damaged; nothing is deleted.
     """
-    candidates = checkpoints(folder)
+    found: list[Any] = [[path.name for path in checkpoints(folder)]]
+    broadcast_object_list(found)
+    candidates = [folder / name for name in found[0]]
     for candidate in reversed(candidates):
-        problem = find_damage(candidate)
-        if problem is not None:
-            report(f"checkpoint {candidate} is damaged ({problem}); trying the one before")
+        own = find_damage(candidate) if accelerator.is_local_main_process else None
+        problems = gather_object([own])
+        damaged = next((rank for rank, problem in enumerate(problems) if problem is not None), None)
+        if damaged is not None:
+            where = "" if damaged == 0 else f" as process {damaged} sees it"
+            report(
+                f"checkpoint {candidate} is damaged{where} ({problems[damaged]}); "
+                f"trying the one before"
+            )
             continue
+        hook = accelerator.register_load_state_pre_hook(_load_bare_models)
         accelerator.load_state(str(candidate))
+        hook.remove()
         return RunPosition(**json.loads((candidate / _MARKER).read_text())["position"])
     if candidates:
         raise CheckpointError(
             f"{folder}: all {len(candidates)} checkpoints are damaged; start again with another "
-            f"--output, or give --init a saved model folder"
+            f"--output, or give --init a saved model folder (several machines need a shared disk, "
+            f"or train.save_on_each_node from the start)"
         )
     return None
 
@@ -179,6 +243,26 @@ def recover_folder(target: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(target)
+
+
+def _save_bare_weights(
+    models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str
+) -> None:
+    """Name the weights as without a wrapper, so that any number of processes can resume."""
+    for model, state in zip(models, weights, strict=False):  # sharded models come without
+        if isinstance(model, DistributedDataParallel):
+            for key in list(state):
+                state[key.removeprefix("module.")] = state.pop(key)
+
+
+def _load_bare_models(models: list[nn.Module], folder: str) -> None:
+    for index, model in enumerate(models):
+        if isinstance(model, DistributedDataParallel):
+            models[index] = model.module
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _old_name(target: Path) -> Path:

@@ -134,6 +134,36 @@ class Progress:
             self._bar.close()
 
 
+class SpeedMeter:
+    """Images per second and the share of time spent waiting for data, between two readings."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+
+    def batch_came(self) -> None:
+        """End the wait for a batch."""
+        self._waited += time.perf_counter() - self._last
+
+    def step_done(self) -> None:
+        """Count one step; what follows is waiting, until the next batch has come."""
+        self._steps += 1
+        self._last = time.perf_counter()
+
+    def read(self) -> tuple[float, float]:
+        """Images per second and share of waiting since the last reading."""
+        elapsed = time.perf_counter() - self._start
+        speed = self._steps * self.images_per_step / elapsed
+        share = self._waited / elapsed
+        self._reset()
+        return speed, share
+
+
 def _clock(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "unknown"
