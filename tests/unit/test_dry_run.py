@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 import dry_run as plans
-from detrelay.core.configs import Recipe, load_recipe
+from detrelay.core.configs import Recipe, load_recipe, override
 from detrelay.core.data.coco import DataError
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.detector import DetectorForObjectDetection
@@ -43,7 +43,7 @@ def test_the_plan_is_printed_and_nothing_is_trained(
     out = capsys.readouterr().out
     assert "num_queries = 8" in out  # the resolved recipe
     assert "train: 14 images" in out
-    assert "batch:  4 images a step = 4 x 1 process(es); published: 16" in out
+    assert "batch:  4 images a step = 4 x 1 pass(es) x 1 process(es); published: 16" in out
     assert "steps:  3 an epoch x 2 epochs = 6; 24 images seen" in out
     (slow,) = [line for line in out.splitlines() if line.endswith("backbone.conv1.weight")]
     assert slow.split()[2:4] == ["0.0001", "0.0001"]
@@ -64,6 +64,8 @@ def test_drops_are_given_in_steps() -> None:
     recipe = tiny_recipe("train.epochs=12", "train.milestones=[8,11,12]", "train.gamma=0.1")
     *_, rate = plans.schedule_lines(recipe, 2, 800)  # 4 x 2 images a step: 100 steps an epoch
     assert rate == "rate:   warm-up of 2 steps, then x 0.1 at steps 800, 1100"
+    batch, *_ = plans.schedule_lines(tiny_recipe("train.accumulation_steps=3"), 2, 800)
+    assert batch.startswith("batch:  24 images a step = 4 x 3 pass(es) x 2 process(es)")
     recipe = tiny_recipe("train.schedule=cosine")
     assert plans.schedule_lines(recipe, 1, 14)[-1].endswith("then half a cosine to 0")
 
@@ -94,7 +96,8 @@ def test_the_largest_batch(settings: list[str], expected: tuple[int, int]) -> No
 
 def test_memory_of_weights_is_exact_and_that_of_activations_follows_the_rule() -> None:
     sizes = ["data.short_sides=[512]", "data.max_size=640", "data.aspect_group=3"]
-    recipe = tiny_recipe(*sizes, "train.batch_size=3", "model.backbone_frozen_stages=1")
+    recipe = tiny_recipe(*sizes, "train.batch_size=3", "train.ema_decay=0.9")
+    recipe = override(recipe, ["model.backbone_frozen_stages=1"])
     model, criterion = tiny_model(recipe), build_criterion(recipe)
     memory = plans.estimate_memory(model, criterion, recipe, Accelerator(cpu=True))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -102,6 +105,7 @@ def test_memory_of_weights_is_exact_and_that_of_activations_follows_the_rule() -
     assert memory.optimizer == 8 * trained
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     assert memory.model == 4 * sum(p.numel() for p in model.parameters()) + buffers
+    assert memory.average == memory.model
     one = plans.kept_for_backward(model, criterion, (512, 640), None, torch.device("cpu"))
     assert memory.activations == pytest.approx(3 * one, rel=0.01)
     # the first norm alone keeps a map of 8 channels at a quarter of the pixels
