@@ -33,11 +33,13 @@ from detrelay.core.configs import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from detrelay.core.engine.trainer import Evaluation, Trainer
+    from detrelay.core.engine.parts import Evaluation, TrainingParts
+    from detrelay.core.engine.trainer import Trainer
 
 RECIPES = Path(__file__).parent / "recipes"
 _DRAWN_SHAPES_RECIPE = "shapes"
 _RUN_FILES = ("training.json", "metrics.jsonl", "checkpoints", "best", "last")
+_TRACKERS = ("tensorboard", "trackio", "wandb")
 _NOT_FINITE = 1
 # the trainer checks that their product with the number of processes stays
 _FREE_ON_RESUME = ("train.batch_size", "train.accumulation_steps")
@@ -61,6 +63,8 @@ class Arguments:
     """Folder of a saved model whose weights to start from."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
+    find_batch_size: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Lower train.batch_size until a step fits into memory, with more accumulation in return."""
     seed: int | None = None
     """Of weights, order and augmentation."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -190,7 +194,12 @@ def train(arguments: Arguments) -> int:
     if arguments.resume and arguments.output is None:
         recipe = resolve(replace(arguments, output=output))
     check_output(output, recipe, arguments)
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    check_trackers(recipe.train.trackers)
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        log_with=list(recipe.train.trackers),
+        project_dir=output,
+    )
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
         torch.set_num_threads(usable_cores())
@@ -210,9 +219,25 @@ def train(arguments: Arguments) -> int:
             file=sys.stderr,
         )
         return _NOT_FINITE
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
     if accelerator.is_main_process:
         conclude(last, output)
     return 0
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse a tracker that is unknown or whose package is missing."""
+    from accelerate.tracking import get_available_trackers
+
+    for name in names:
+        if name not in _TRACKERS:
+            raise RecipeError(f"train.trackers: {unknown_name('tracker', name, _TRACKERS)}")
+        if name not in map(str, get_available_trackers()):
+            raise RecipeError(
+                f"train.trackers: {name} is not installed; pip install {name}, or leave it out"
+            )
 
 
 def usable_cores() -> int:
@@ -226,6 +251,7 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
     """Data, model and trainer; the record of the run is written once all of it stands."""
     from transformers.utils import logging as transformers_logging
 
+    from detrelay.core.engine.scaling import describe_step
     from detrelay.core.engine.trainer import Trainer
     from drawing import Reporter
     from loading import build_datasets, build_parts, facts_of_run
@@ -243,6 +269,9 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
         f"{recipe.head}: {count / 1e6:.1f} M parameters on {accelerator.device}, "
         f"{accelerator.num_processes} process(es)"
     )
+    if arguments.find_batch_size:
+        recipe = fitting_recipe(recipe, parts, accelerator)
+    accelerator.print(describe_step(recipe.train, accelerator.num_processes))
     record = facts_of_run(recipe, arguments.init, shlex.join(["apps/train.py", *sys.argv[1:]]))
     if arguments.resume:
         stored = json.loads((output / "training.json").read_text(encoding="utf-8"))
@@ -257,10 +286,34 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
         on_evaluation=Reporter(output, val_samples),
     )
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
-    if accelerator.is_main_process:
+    each = recipe.train.save_on_each_node
+    if accelerator.is_local_main_process if each else accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    if recipe.train.trackers:
+        accelerator.init_trackers("detrelay", {key: str(value) for key, value in record.items()})
     return trainer
+
+
+def fitting_recipe(recipe: Recipe, parts: TrainingParts, accelerator: Accelerator) -> Recipe:
+    """The recipe with the largest batches that fit, and the same images a step."""
+    from detrelay.core.engine.memory import find_fitting_batch
+
+    divisor = 32  # to which batches are padded
+    side = -(-recipe.data.max_size // divisor) * divisor
+    fit = find_fitting_batch(accelerator, parts.model, parts.criterion, recipe.train, side)
+    accelerator.print(
+        f"fits into memory: train.batch_size={fit.batch_size} "
+        f"train.accumulation_steps={fit.accumulation_steps}"
+    )
+    return replace(
+        recipe,
+        train=replace(
+            recipe.train,
+            batch_size=fit.batch_size,
+            accumulation_steps=fit.accumulation_steps,
+        ),
+    )
 
 
 def conclude(last: Evaluation, output: Path) -> None:

@@ -22,6 +22,7 @@ from detrelay.core.recipe_files import RecipeError as RecipeError
 from detrelay.core.recipe_files import parse_value, read_recipe, to_toml
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
+ScalingRule = Literal["none", "linear", "sqrt"]
 OnBadImage = Literal["stop", "skip"]
 Schedule = Literal["multi_step", "cosine"]
 _Value = TypeVar("_Value")
@@ -118,6 +119,8 @@ class TrainConfig:
         accumulation_steps: passes whose gradients make one step, as one batch of all their images
             would; each pass then costs a third more. Normalisation by batches sees each by itself.
         learning_rate: of AdamW, at full height after the warm-up.
+        scale_learning_rate: how the rate follows a number of images a step other than the
+            published one: "none" (it stays), "linear" or "sqrt".
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
         adam_epsilon: added to the root of the second moment in AdamW.
         lr_multipliers: factor on the learning rate of parameters whose name holds the key, in
@@ -136,13 +139,19 @@ class TrainConfig:
             step; evaluated and published instead of the weights themselves. 0 for none. DINO's
             code has 0.9997, switched off.
         mixed_precision: autocast type of the model; losses are float32 in any case.
+        activation_checkpointing: run the layers of head and backbone twice instead of keeping what
+            is inside; less memory, the same losses.
+        compile: let torch.compile make the model faster; the losses stay outside.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        early_stopping_patience: evaluations in a row without a better AP that end the run; 0 for
+            never.
         checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
         keep_checkpoints: newest checkpoints that stay on disk.
         save_on_each_node: every machine keeps checkpoints of its own; for machines that share no
             disk.
         log_every: steps between lines of the log.
+        trackers: "tensorboard", "trackio" or "wandb", which get what the log gets.
         max_detections: boxes per image that count in evaluation; 100 in COCO.
         seed: of weights, order and augmentation.
     """
@@ -152,6 +161,7 @@ class TrainConfig:
     published_batch_size: int | None = _bounded(None, 1)
     accumulation_steps: int = _bounded(1, 1)
     learning_rate: float = _bounded(2.5e-5, 0)
+    scale_learning_rate: ScalingRule = "none"
     weight_decay: float = _bounded(1e-4, 0)
     adam_epsilon: float = _bounded(1e-10, 0)
     lr_multipliers: dict[str, float] = field(default_factory=dict)
@@ -165,12 +175,16 @@ class TrainConfig:
     gamma: float = _bounded(0.1, 0, 1)
     ema_decay: float = _bounded(0.0, 0, 1)
     mixed_precision: MixedPrecision = "no"
+    activation_checkpointing: bool = False
+    compile: bool = False
     backbone_weights: str = "imagenet"
     evaluate_every: int = _bounded(1, 1)
+    early_stopping_patience: int = _bounded(0, 0)
     checkpoint_every: int = _bounded(1000, 1)
     keep_checkpoints: int = _bounded(2, 1)
     save_on_each_node: bool = False
     log_every: int = _bounded(50, 1)
+    trackers: tuple[str, ...] = ()
     max_detections: int = _bounded(100, 1)
     seed: int = _bounded(0, 0, 2**31 - 1)
 

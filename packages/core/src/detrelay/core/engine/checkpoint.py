@@ -40,6 +40,7 @@ class RunPosition:
         batch: steps of that epoch already done.
         best_ap: highest AP evaluated before this position; -1 before the first.
         best_step: step of that evaluation; -1 before the first.
+        stale: evaluations since the best one.
         images_per_step: images of one step over all processes and accumulated batches.
     """
 
@@ -48,6 +49,7 @@ class RunPosition:
     batch: int = 0
     best_ap: float = -1.0
     best_step: int = -1
+    stale: int = 0
     images_per_step: int = 0
 
 
@@ -106,7 +108,7 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
     Raises:
         CheckpointError: in one line, what could not be written and how much room is left.
     """
-    problem = None
+    problem: Exception | None = None
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -203,6 +205,7 @@ def save_model(
     processor: BaseImageProcessor,
     record: Mapping[str, Any],
     target: Path,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a folder that `from_pretrained` loads, under its name only when it is whole.
 
@@ -211,10 +214,11 @@ def save_model(
         processor: its image processor.
         record: facts of the training, stored beside as `training.json`.
         target: the folder; one of that name is replaced.
+        weights: gathered ones, where the model itself holds only a share of them.
     """
     aside = target.with_name(f".{target.name}{_PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     replace_folder(aside, target)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from detrelay.core.configs import TrainConfig
 from detrelay.core.data.transforms import VisitSampler
@@ -30,19 +31,19 @@ from detrelay.core.engine.failure import NonFiniteStep, random_states, save_fail
 from detrelay.core.engine.inference import ImageResult, detect
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, SpeedMeter
+from detrelay.core.engine.memory import checkpoint_activations, peak_memory_mib
 from detrelay.core.engine.optimizer import (
     build_optimizer,
     learning_rate_factor,
     set_learning_rate,
 )
 from detrelay.core.engine.parts import Evaluation, TrainingParts
+from detrelay.core.engine.scaling import with_scaled_rate
 from detrelay.core.engine.stopping import StopSignals, TrainingInterrupted
-from detrelay.core.engine.update import Update, Updater
+from detrelay.core.engine.update import Update, Updater, assignment_counts
 from detrelay.core.evaluation.coco_ap import CocoResult, detections_from_results, evaluate_coco
 
 __all__ = ["Evaluation", "StopSignals", "Trainer", "TrainingInterrupted", "TrainingParts"]
-
-_MEBIBYTE = 2**20
 
 
 class Trainer:
@@ -81,45 +82,60 @@ class Trainer:
         self.output = output
         self.record = dict(record)
         self.on_evaluation = on_evaluation
-        self.metrics = MetricsLog(output / "metrics.jsonl", accelerator.is_main_process)
-        self._sampler = parts.train_data.sampler()
-        train_loader = make_loader(
-            parts.train_data,
-            self._sampler,
-            settings.batch_size,
-            num_workers=num_workers,
-            drop_last=True,
-        )
-        val_loader = make_loader(
-            parts.val_data,
-            VisitSampler(len(parts.val_data), seed=0, shuffle=False),
-            settings.batch_size,
-            num_workers=num_workers,
-        )
-        self._average = None
-        if settings.ema_decay > 0:
-            _refuse_sharding(accelerator, "train.ema_decay", "0")
-            self._average = average_of(parts.model, settings.ema_decay)
-        if settings.accumulation_steps > 1:
-            _refuse_sharding(accelerator, "train.accumulation_steps", "1")
-        self._model, self._optimizer, self._train_loader, self._val_loader = accelerator.prepare(
-            parts.model, build_optimizer(parts.model, settings), train_loader, val_loader
-        )
-        if self._average is not None:
-            # among the accelerator's models it is part of every checkpoint
-            accelerator.prepare_model(self._average.module, evaluation_mode=True)
-        self._update = Updater(
-            accelerator, self._model, parts.criterion, self._optimizer, settings.clip_norm
+        self.metrics = MetricsLog(
+            output / "metrics.jsonl", accelerator.is_main_process, forward=accelerator.log
         )
         per_process = settings.batch_size * settings.accumulation_steps
         self.images_per_step = per_process * accelerator.num_processes
+        self.position = RunPosition(images_per_step=self.images_per_step)
+        self._sampler = parts.train_data.sampler()
+        self._prepare(*self._make_loaders(num_workers))
         self.steps_per_epoch = len(self._train_loader) // settings.accumulation_steps
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"one step takes {self.images_per_step} images, but there are "
                 f"{len(parts.train_data)} to train on; lower train.batch_size"
             )
-        self.position = RunPosition(images_per_step=self.images_per_step)
+
+    def _make_loaders(self, num_workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        settings = self.settings
+        train_loader = make_loader(
+            self.parts.train_data,
+            self._sampler,
+            settings.batch_size,
+            num_workers=num_workers,
+            drop_last=True,
+        )
+        val_loader = make_loader(
+            self.parts.val_data,
+            VisitSampler(len(self.parts.val_data), seed=0, shuffle=False),
+            settings.batch_size,
+            num_workers=num_workers,
+        )
+        return train_loader, val_loader
+
+    def _prepare(self, train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
+        accelerator, model, settings = self.accelerator, self.parts.model, self.settings
+        if settings.accumulation_steps > 1:
+            _refuse_sharding(accelerator, "train.accumulation_steps", "1")
+        self._average = None
+        if settings.ema_decay > 0:
+            _refuse_sharding(accelerator, "train.ema_decay", "0")
+            self._average = average_of(model, settings.ema_decay)
+        if settings.activation_checkpointing:
+            checkpoint_activations(model)
+        if settings.compile:
+            model.compile(dynamic=True)
+        optimizer = build_optimizer(model, with_scaled_rate(settings, self.images_per_step))
+        self._model, self._optimizer, self._train_loader, self._val_loader = accelerator.prepare(
+            model, optimizer, train_loader, val_loader
+        )
+        if self._average is not None:
+            # among the accelerator's models it is part of every checkpoint
+            accelerator.prepare_model(self._average.module, evaluation_mode=True)
+        self._update = Updater(
+            accelerator, self._model, self.parts.criterion, self._optimizer, settings.clip_norm
+        )
 
     def fit(self, *, resume: bool = False) -> Evaluation:
         """Train to the end of the last epoch.
@@ -145,17 +161,15 @@ class Trainer:
         last = None
         try:
             with StopSignals() as stop:
-                while self.position.epoch < self.settings.epochs:
+                while self.position.epoch < self.settings.epochs and not self._is_stale():
                     self._train_epoch(stop, progress)
                     if self._evaluation_is_due():
                         last = self._evaluate(stop, progress)
                     self.position = replace(self.position, epoch=self.position.epoch + 1, batch=0)
         finally:
             progress.close()
-        assert last is not None  # the last epoch is always evaluated
-        with written_together(self.accelerator, self.output / "last"):
-            if main:
-                self._save_model("last", last)
+        assert last is not None  # a run ends with an evaluation
+        self._save_model("last", last)
         return last
 
     def _restore(self) -> None:
@@ -192,6 +206,10 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         done = self.position.epoch + 1
         return done % self.settings.evaluate_every == 0 or done == self.settings.epochs
+
+    def _is_stale(self) -> bool:
+        patience = self.settings.early_stopping_patience
+        return 0 < patience <= self.position.stale
 
     def _train_epoch(self, stop: StopSignals, progress: Progress) -> None:
         """Train from the current position to the end of its epoch."""
@@ -262,13 +280,27 @@ class Trainer:
             "gradient_norm": float(update.gradient_norm),
             "images_per_second": images_per_second,
             "data_wait_share": waiting,
+            "peak_memory_mib": peak_memory_mib(self.accelerator.device),
+            **self._assignment_figures(update),
         }
-        if self.accelerator.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.accelerator.device)
-            values["peak_memory_mib"] = peak / _MEBIBYTE
         self.metrics.write("train", self.position.step, values)
         shown = {"loss": total, "lr": rate, "images/s": images_per_second}
         progress.report(self.position.epoch + 1, shown)
+
+    def _assignment_figures(self, update: Update) -> dict[str, dict[str, float]]:
+        """Of each stage: matches an image, and the share of its labels from other stages."""
+        tags, counts = assignment_counts(update, self.parts.criterion.assigners)
+        rows = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").tolist()
+        return {
+            "matches_per_image": {
+                tag: matches / self.images_per_step
+                for tag, (matches, _, _) in zip(tags, rows, strict=True)
+            },
+            "moved_labels_share": {
+                tag: moved / max(labels, 1)
+                for tag, (_, labels, moved) in zip(tags, rows, strict=True)
+            },
+        }
 
     @property
     def _published_model(self) -> DetectorForObjectDetection:
@@ -300,15 +332,18 @@ class Trainer:
         ap = scores.stats["AP"]
         is_best = self.position.best_step < 0 or ap > self.position.best_ap
         if is_best:
-            self.position = replace(self.position, best_ap=ap, best_step=self.position.step)
-        with written_together(self.accelerator, self.output / "best"):
-            if is_best and self.accelerator.is_main_process:
-                self._save_model("best", evaluation)
+            step = self.position.step
+            self.position = replace(self.position, best_ap=ap, best_step=step, stale=0)
+        else:
+            self.position = replace(self.position, stale=self.position.stale + 1)
+        if is_best:
+            self._save_model("best", evaluation)
         if self.accelerator.is_main_process:
             self.metrics.write("evaluation", self.position.step, {"epoch": done, **scores.stats})
             progress.message(
                 f"epoch {done}: AP {ap:.4f}  AP50 {scores.stats['AP50']:.4f}"
                 f"{'  (best so far)' if is_best else ''}"
+                f"{'  (no better one for long: stopping early)' if self._is_stale() else ''}"
             )
             self.on_evaluation(evaluation)
         self.accelerator.wait_for_everyone()
@@ -326,13 +361,19 @@ class Trainer:
         return scores[0]
 
     def _save_model(self, name: str, evaluation: Evaluation) -> None:
+        """Write the folder `name`; to be called by every process."""
         measured = {
             "epoch": evaluation.epoch,
             "step": evaluation.step,
             **evaluation.scores.to_dict(),
         }
         record = {**self.record, "measured": measured}
-        save_model(self._published_model, self.parts.processor, record, self.output / name)
+        target, weights = self.output / name, None
+        if _is_sharded(self.accelerator):
+            weights = self.accelerator.get_state_dict(self._model)
+        with written_together(self.accelerator, target):
+            if self.accelerator.is_main_process:
+                save_model(self._published_model, self.parts.processor, record, target, weights)
 
     def _save_checkpoint(self) -> None:
         save_checkpoint(
@@ -366,11 +407,15 @@ def _whole_groups(loader: Iterator[Any], count: int) -> Iterator[list[Any]]:
         yield group
 
 
+def _is_sharded(accelerator: Accelerator) -> bool:
+    """Whether processes hold shares of the weights, not all of them."""
+    kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    return accelerator.distributed_type in kinds
+
+
 def _refuse_sharding(accelerator: Accelerator, option: str, value: str) -> None:
-    """Some options need whole weights and gradients in every process."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if _is_sharded(accelerator):
         raise ValueError(
             f"{option} needs whole weights in every process and cannot be used with "
-            f"{kind.value}; set {option}={value}"
+            f"{accelerator.distributed_type.value}; set {option}={value}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detrelay.core.criterion import Criterion, CriterionOutput, sum_over_processes
-from detrelay.core.structures import Assignment, StageGroup, Targets
+from detrelay.core.structures import Assignment, Pairs, StageGroup, Targets
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,10 @@ class Updater:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 results.append(self._learn(batch, counts))
         norm = self.accelerator.clip_grad_norm_(self._parameters, self.clip_norm)
+        if norm is None:  # DeepSpeed has clipped and stepped already, and tells nothing
+            norm = torch.tensor(math.nan)
         # under fp16 the scaler meets infinite gradients by design and skips the step itself
-        if self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
+        elif self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
             raise FloatingPointError("non-finite gradient")
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -142,6 +144,38 @@ class Updater:
             raise FloatingPointError(
                 f"non-finite value on process {bad[0]}, whose message names it"
             )
+
+
+def assignment_counts(update: Update, groups: Container[str]) -> tuple[list[str], Tensor]:
+    """How the stages of an update were supervised on this process.
+
+    Args:
+        update: with the assignments of its batches.
+        groups: names of the stage groups to count.
+
+    Returns:
+        Tags such as "decoder/5", and float [S, 3]: box matches, class labels, and those of the
+        class labels that are none of the stage's own matches.
+    """
+    rows: dict[str, Tensor] = {}
+    for assignments in update.assignments:
+        for group, stages in assignments.items():
+            if group not in groups:
+                continue
+            for index, stage in enumerate(stages):
+                lent = len(stage.classes) - _common(stage.classes, stage.boxes)
+                row = torch.tensor([len(stage.boxes), len(stage.classes), lent]).float()
+                tag = f"{group}/{index}"
+                rows[tag] = rows.get(tag, torch.zeros(3)) + row
+    return list(rows), torch.stack([*rows.values(), torch.zeros(3)])[:-1]
+
+
+def _common(first: Pairs, second: Pairs) -> int:
+    """How many pairs of query and target stand in both; a target names its image."""
+    own = set(zip(second.query.tolist(), second.target.tolist(), strict=True))
+    return sum(
+        pair in own for pair in zip(first.query.tolist(), first.target.tolist(), strict=True)
+    )
 
 
 def _objects(batch: Mapping[str, Any]) -> tuple[Targets, list[int]]:
