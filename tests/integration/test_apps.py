@@ -332,6 +332,38 @@ def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyP
     assert seen == [AugmentationConfig(**values)]
 
 
+def test_data_settings_of_the_recipe_reach_the_training_data(coco_folder: Path) -> None:
+    settings = [*TINY, "data.mosaic=0.25", "data.aspect_group=2", "data.on_bad_image=skip"]
+    recipe = override(Recipe(), [entry for entry in settings if not entry.startswith("train")])
+    samples = ShapesDataset(6, image_size=64, seed=0)
+    parts = build_parts(recipe, samples, samples, None, fresh=False)
+    data, sampler = parts.train_data, parts.train_data.sampler()
+    assert (data.mosaic, data.mosaic_tile, data.skips_broken) == (0.25, 64, True)
+    assert (sampler.seed, sampler.aspect_group) == (recipe.train.seed, 2)
+    sizes = [samples[index].original_size for index in range(6)]
+    assert list(sampler.wide) == [width >= height for height, width in sizes]
+    assert (parts.val_data.mosaic, parts.val_data.skips_broken) == (0, False)
+
+
+def test_images_without_annotations_are_left_out_of_training_only(
+    coco_folder: Path, tmp_path: Path
+) -> None:
+    truth = json.loads((coco_folder / "train.json").read_text())
+    kept = truth["images"][0]["id"]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] == kept]
+    annotations = tmp_path / "one.json"
+    annotations.write_text(json.dumps(truth))
+    data = DataConfig(
+        train_annotations=str(annotations),
+        train_images=str(coco_folder / "images"),
+        val_annotations=str(annotations),
+        val_images=str(coco_folder / "images"),
+        keep_empty=False,
+    )
+    train_data, val_data = build_datasets(data)
+    assert (len(train_data), len(val_data)) == (1, 8)
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_process_with_their_images(tmp_path: Path) -> None:
     """Losses, order of images and evaluation do not depend on the number of processes."""

@@ -63,7 +63,10 @@ def test_headers_say_what_is_published_and_on_what(name: str) -> None:
     assert f"Hardware: {processes} " in header
     assert f"with {recipe.train.batch_size} image" in header
     assert processes * recipe.train.batch_size == recipe.train.published_batch_size
-    assert f"train.batch_size={recipe.train.published_batch_size}" in header
+    assert f"the {recipe.train.published_batch_size} images a step" in header
+    assert f"train.accumulation_steps={processes}" in header
+    assert recipe.train.accumulation_steps == 1
+    assert recipe.train.ema_decay == 0
 
 
 # AP, AP50, AP75 of the StageInteractor paper, tables 2, 3 and 6; AP of the readmes of the others
@@ -301,3 +304,15 @@ def test_cross_stage_variants_change_the_labels_only(name: str) -> None:
     assert (decoder.inclusive, decoder.keep_own, decoder.leak) == (False, False, False)
     assert decoder.scope == "all"
     assert type(build_criterion(crossed).assigners["proposals"]).__name__ == "HungarianAssigner"
+
+
+def test_the_table_of_recipes_names_all_with_their_figure() -> None:
+    text = (RECIPES.parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+|-) \|", text, flags=re.MULTILINE))
+    for name in PUBLISHED:
+        if name.endswith("_cross_stage"):
+            assert f"`{name}`" in text
+        else:
+            figure = FIGURES.get(name)
+            assert rows[name] == ("-" if figure is None else figure.split()[1].strip(","))
+    assert set(rows) <= set(NAMES)
