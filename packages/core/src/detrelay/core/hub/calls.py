@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 
 _Answer = TypeVar("_Answer")
 

@@ -88,7 +88,7 @@ def check_card(text: str, source: str) -> None:
     if not re.match(r"\s*---\r?\n", text):
         raise ValueError(f"{source}: has no metadata; it must begin with a YAML block between ---")
     try:
-        data = ModelCard(text).data
+        data: Any = ModelCard(text).data
     except Exception as error:  # of the YAML parser or the model-index reader
         reason = " ".join(str(error).split())
         raise ValueError(f"{source}: its metadata cannot be read ({reason})") from error

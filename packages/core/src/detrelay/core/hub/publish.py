@@ -19,7 +19,7 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # lazily
 
 from detrelay.core.hub.calls import (
     CALL_ERRORS,
@@ -417,12 +417,8 @@ def _try_out(destination: Destination, tag: str, checked: CheckedFolder, cache: 
     for key, value in checked.weights.items():
         if not torch.equal(value, weights[key]):
             raise HubError(f"{name}: its weight {key} is not that of the folder")
-    logits, boxes = run_once(model, processor, name)
-    same = dict(rtol=_TOLERANCE, atol=_TOLERANCE)
-    if not (
-        torch.allclose(logits, checked.logits, **same)
-        and torch.allclose(boxes, checked.boxes, **same)
-    ):
+    answers = zip(run_once(model, processor, name), (checked.logits, checked.boxes), strict=True)
+    if not all(torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE) for a, b in answers):
         raise HubError(f"{name}: finds other boxes than the folder")
     if destination.private:
         _require_hidden(destination)
