@@ -236,6 +236,7 @@ def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, A
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "recipe": recipe.to_mapping(),
+        "assigner": recipe.assigner.name or head_entry(recipe.head).assigner,
         "init": None if init is None else str(init),
         "command": command,
         "device": device,

@@ -66,6 +66,10 @@ class Arguments:
         tyro.conf.arg(metavar="KEY=VALUE ..."),
     ] = ()
     """Recipe values, such as train.epochs=24 model.num_queries=300."""
+    push_to: str | None = None
+    """Name on the Hub, USER/MODEL, to publish the best model under when the training is done."""
+    push_private: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Let only the owners see what is published."""
 
 
 def resolve(arguments: Arguments) -> Recipe:
@@ -179,6 +183,8 @@ def train(arguments: Arguments) -> int:
         recipe = resolve(replace(arguments, output=output))
     check_output(output, recipe, arguments)
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    if accelerator.is_main_process:
+        check_push(arguments)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
         torch.set_num_threads(usable_cores())
@@ -196,7 +202,33 @@ def train(arguments: Arguments) -> int:
         return _NOT_FINITE
     if accelerator.is_main_process:
         conclude(last, output)
+        push(arguments, output / "best")
     return 0
+
+
+def check_push(arguments: Arguments) -> None:
+    """Find out before the training whether its model can be published."""
+    if arguments.push_to is not None:
+        from detrelay.core.hub.publish import check_destination
+
+        check_destination(arguments.push_to, private=arguments.push_private)
+    elif arguments.push_private:
+        raise ValueError("--push-private says how to publish, but no --push-to says where")
+
+
+def push(arguments: Arguments, best: Path) -> None:
+    """Publish the best model, if that was asked for."""
+    if arguments.push_to is None:
+        return
+    from detrelay.core.hub.publish import publish
+
+    try:
+        published = publish(best, arguments.push_to, private=arguments.push_private)
+    except ValueError as error:
+        private = " --private" if arguments.push_private else ""
+        command = f"python apps/publish.py {shlex.quote(str(best))} {arguments.push_to}{private}"
+        raise ValueError(f"{error}; the model is in {best}, publish it by: {command}") from error
+    print(f"published:  {published.url} (tag {published.tag})")
 
 
 def usable_cores() -> int:

@@ -30,7 +30,8 @@ def parsed(*arguments: str) -> Arguments:
 def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
-        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "set",
+        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "set", "push_to",
+        "push_private",
     ]  # fmt: skip
 
 

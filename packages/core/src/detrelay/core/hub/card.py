@@ -134,7 +134,7 @@ def _metadata(repo_id: str, facts: CardFacts) -> ModelCardData:
         license=facts.license,
         tags=[tag for tag in tags if tag is not None],
         metrics=["map"] if results else None,
-        model_name=repo_id.partition("/")[2],
+        model_name=repo_id.rpartition("/")[2],
         eval_results=results,
     )
 
