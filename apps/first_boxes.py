@@ -31,7 +31,7 @@ marks.append(time.time())
 model = AutoModelForObjectDetection.from_pretrained(source)
 processor = AutoImageProcessor.from_pretrained(source)
 marks.append(time.time())
-image = Image.open(path).convert("RGB") if path else Image.effect_noise((640, 480), 80).convert("RGB")
+image = (Image.open(path) if path else Image.effect_noise((640, 480), 80)).convert("RGB")
 for _ in range(2):
     with torch.no_grad():
         outputs = model(**processor(images=image, return_tensors="pt"))

@@ -68,8 +68,7 @@ class Fault:
 class HubServer(ThreadingHTTPServer):
     """The state of the Hub; answers are made by `_Handler`."""
 
-    daemon_threads = True
-    block_on_close = True
+    daemon_threads = False  # so that closing waits for them
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -115,7 +114,7 @@ def running_hub() -> Iterator[HubServer]:
         thread.join()
         with server.lock:
             for connection in server.connections:  # kept alive by a client
-                connection.close() if connection.fileno() < 0 else _hang_up(connection)
+                _hang_up(connection)
         server.server_close()
 
 

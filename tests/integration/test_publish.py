@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+import tyro
 from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 import hub_server
+import publish as publish_app
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.publish import Published, check_destination, publish
-from hub_model import IMAGE, NAMES, only_hub, small_model, write_run
+from hub_model import IMAGE, NAMES, environment, only_hub, small_model, write_run
 from hub_server import (
     ORGANIZATION,
     READ_ONLY_ORGANIZATION,
@@ -29,27 +33,24 @@ from hub_server import (
     HubServer,
     running_hub,
 )
-from tiny_run import shrink_backbone
+from loading import load_saved
+from tiny_run import shrink_backbone, skip_pictures, tiny_run
 
 REPOSITORY = f"{USER}/shapes"
 COMMIT, UPLOAD, TAG = rf"POST .*{REPOSITORY}/commit/", "PUT /lfs/", "POST .*/tag/"
 DOWNLOAD = "GET .*/resolve/.*safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         shrink_backbone(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def best(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("run"), small_model())
+        return write_run(tmp_path_factory.mktemp("run"), small_model())
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    shrink_backbone(monkeypatch)
     threads = threading.active_count()
     with running_hub() as server, only_hub(server, tmp_path / "home"):
         yield server
@@ -368,3 +369,112 @@ def test_facts_go_up_as_they_are(hub: HubServer, best: Path) -> None:
     assert facts == json.loads((best / "training.json").read_text())
     with pytest.raises(RepositoryNotFoundError):
         check_destination(REPOSITORY).api.model_info(f"{USER}/other")
+
+
+def test_training_publishes_its_best_model(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_pictures(monkeypatch)
+    output = tmp_path / "run"
+    with pytest.raises(HubError, match=f"no right to write under {STRANGER}"):
+        tiny_run(output, push_to=f"{STRANGER}/shapes")
+    with pytest.raises(ValueError, match="--push-private says how to publish, but no --push-to"):
+        tiny_run(output, push_private=True)
+    assert not output.exists()
+    assert tiny_run(output, "train.epochs=1", push_to=REPOSITORY, push_private=True) == 0
+    assert hub.repositories[REPOSITORY].private
+    assert (
+        hub.files(REPOSITORY, "v1")["model.safetensors"]
+        == (output / "best" / "model.safetensors").read_bytes()
+    )
+    monkeypatch.setattr(hub, "faults", [Fault(COMMIT, "status", status=403)])
+    again = tmp_path / "again"
+    with pytest.raises(ValueError, match=r"publish it by: .*publish.py \S*again/best .* --private"):
+        tiny_run(again, "train.epochs=1", "train.seed=1", push_to=REPOSITORY, push_private=True)
+    assert (again / "best" / "model.safetensors").is_file()
+
+
+def test_commands_take_models_from_the_hub(
+    hub: HubServer, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(best, REPOSITORY)
+    hub.repositories[REPOSITORY].commit({})
+    model, processor = load_saved(Path(f"{REPOSITORY}@v1"))
+    assert model.config.id2label == dict(enumerate(NAMES))
+    assert processor.size["shortest_edge"] == 64
+    with pytest.raises(HubError, match=f"no folder {USER}/none; as a model on the Hub: .* 404"):
+        load_saved(Path(f"{USER}/none"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    load_saved(Path(f"{REPOSITORY}@v1"))
+    with pytest.raises(HubError, match=r"no folder tess/none; .*HF_HUB_OFFLINE is set; unset it"):
+        load_saved(Path(f"{USER}/none"))
+
+
+def test_damage_in_the_cache_is_found_by_the_commands(hub: HubServer, best: Path) -> None:
+    publish(best, REPOSITORY)
+    hub.faults = [Fault(DOWNLOAD, "flip")]
+    with pytest.raises(HubError, match=r"model.safetensors was damaged .*; delete (\S+) and"):
+        load_saved(Path(REPOSITORY))
+
+
+def test_the_command_says_where_the_model_is(
+    hub: HubServer, best: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tyro.cli(publish_app.Arguments, args=[str(best), "shapes", "--private", "--tag=a"])
+    assert publish_app.publish(arguments) == 0
+    commit = hub.repositories[REPOSITORY].head
+    line = f"published: {hub.url}/{REPOSITORY} (private), tag a, commit {commit}"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+LOAD = """
+import sys
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+repository, trust = sys.argv[1], {"trust_remote_code": True}
+assert not any(name.startswith("detrelay") for name in sys.modules)
+"""
+REMOTE = f"""{LOAD}
+detector = pipeline("object-detection", model=repository, revision="v1", **trust)
+assert type(detector.model).__module__ == "detrelay.heads.stageinteractor"
+print(type(detector.image_processor).__name__)
+print(len(detector(Image.new("RGB", (96, 64)), threshold=0.0)))
+model = AutoModelForObjectDetection.from_pretrained(repository)
+model.save_pretrained(sys.argv[2])
+"""
+WITHOUT_PACKAGE = f"""{LOAD}
+sys.modules["detrelay.heads"] = None
+for options in ({{}}, trust):
+    try:
+        AutoModelForObjectDetection.from_pretrained(repository, **options)
+    except (ImportError, ValueError) as error:
+        print(type(error).__name__, " ".join(str(error).split()))
+"""
+
+
+def in_fresh_process(code: str, server: HubServer, home: Path, *arguments: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, REPOSITORY, *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=environment(server, home),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_fresh_processes_load_it_without_importing_the_package(tmp_path: Path) -> None:
+    with running_hub() as server, only_hub(server, tmp_path / "home"):
+        publish(write_run(tmp_path / "run", small_model()), REPOSITORY, private=True)
+        printed = in_fresh_process(REMOTE, server, tmp_path / "one", str(tmp_path / "saved"))
+        assert printed == ["DetrelayImageProcessor", "32"]
+        # saved again, the code stays in the package
+        assert not list((tmp_path / "saved").glob("*.py"))
+        untrusted, missing = in_fresh_process(WITHOUT_PACKAGE, server, tmp_path / "two")
+        assert untrusted.startswith("ValueError")
+        assert "trust_remote_code=True" in untrusted
+        assert missing.startswith("ImportError this model needs the Python package detrelay")
+        assert "pip install detrelay" in missing

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from huggingface_hub import HfApi, get_session
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 
 _Answer = TypeVar("_Answer")
@@ -19,8 +23,10 @@ _LONGEST_WAIT = 300  # seconds; a Hub that asks for more is not waited for
 # The client itself waits for ever. Seconds without a single byte, which even a large commit meets.
 _TIMEOUT = httpx.Timeout(120, connect=20)
 
-# What a call to the Hub may raise; uploads wrap the error of a file in a RuntimeError.
-CALL_ERRORS = (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, RuntimeError)
+# Uploads of files and downloads hide what went wrong behind these.
+_WRAPPERS = (RuntimeError, LocalEntryNotFoundError)
+# What a call to the Hub may raise.
+CALL_ERRORS = (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, *_WRAPPERS)
 
 
 class HubError(ValueError):
@@ -62,8 +68,8 @@ def patiently(call: Callable[[], _Answer], *, reachable: bool = True) -> _Answer
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The Hub's own error behind that of an upload."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+    """The Hub's own error behind that of an upload or a download."""
+    while isinstance(error, _WRAPPERS) and error.__cause__ is not None:
         error = error.__cause__
     return error
 

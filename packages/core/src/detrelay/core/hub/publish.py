@@ -16,7 +16,6 @@ from huggingface_hub import (
     HfApi,
     get_token,
     is_offline_mode,
-    snapshot_download,
 )
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # lazily
@@ -32,6 +31,7 @@ from detrelay.core.hub.calls import (
     status,
     wait,
 )
+from detrelay.core.hub.fetch import fetch_verified
 from detrelay.core.hub.folder import CheckedFolder, complete_folder, load_folder, run_once
 
 _Answer = TypeVar("_Answer")
@@ -433,46 +433,3 @@ def _require_hidden(destination: Destination) -> None:
     except CALL_ERRORS as error:
         raise HubError(f"{repo_id}: {explain(error, api)}") from error
     raise HubError(f"{repo_id}: should be private, but can be seen without a token")
-
-
-def fetch_verified(
-    api: HfApi, repo_id: str, revision: str | None, cache: Path | None = None
-) -> Path:
-    """Download a model and compare every file with the Hub's checksums.
-
-    The client itself compares sizes only, so a damaged file would load without a word.
-
-    Args:
-        api: the client, with the token.
-        repo_id: "user/model".
-        revision: tag, branch or commit; the main branch if None.
-        cache: where to keep it; the usual cache if None.
-
-    Returns:
-        The folder in the cache.
-
-    Raises:
-        HubError: it cannot be downloaded, or a file is damaged; names the file.
-    """
-    where = {"revision": revision, "cache_dir": cache, "token": api.token}
-    try:
-        folder = Path(
-            patiently(
-                lambda: snapshot_download(repo_id, endpoint=api.endpoint, **where)  # type: ignore
-            )
-        )
-        found = patiently(
-            lambda: api.verify_repo_checksums(repo_id, revision=folder.name, local_dir=folder)
-        )
-    except CALL_ERRORS as error:
-        raise HubError(f"{repo_id}: cannot be downloaded: {explain(error, api)}") from error
-    for entry in found.mismatches:
-        file = folder / entry["path"]
-        raise HubError(
-            f"{repo_id}: {entry['path']} was damaged on its way ({entry['algorithm']} "
-            f"{entry['actual'][:12]}... instead of {entry['expected'][:12]}...); delete "
-            f"{file.resolve()} and download it again"
-        )
-    if found.missing_paths:
-        raise HubError(f"{repo_id}: {', '.join(found.missing_paths)} did not arrive")
-    return folder
