@@ -55,7 +55,7 @@ print(json.dumps({
 class Arguments:
     """Time to first boxes: start of Python, imports, loading, one image; medians."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
     """Folder of a saved model, or its name on the Hub."""
     image: Path | None = None
     """Image to look at; 640 x 480 pixels of noise if not named."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -18,9 +19,9 @@ from console import run
 class Arguments:
     """Publish a saved model: checked, in one commit, tagged, and tried out from the Hub."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
     """Folder of a saved model, such as best/ of a run."""
-    repo_id: tyro.conf.Positional[str]
+    repo_id: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="REPO_ID")]]
     """Name on the Hub, USER/MODEL; MODEL alone stands for your own."""
     private: tyro.conf.FlagCreatePairsOff[bool] = False
     """Let only the owners see it."""
