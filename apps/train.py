@@ -56,7 +56,7 @@ class Arguments:
     output: Path | None = None
     """Folder of the run; runs/HEAD-ASSIGNER if not named."""
     init: Path | None = None
-    """Folder of a saved model whose weights to start from."""
+    """Folder of a saved model, or its name on the Hub, whose weights to start from."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
     seed: int | None = None

@@ -165,10 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is not None and fault.kind == "drop":
                 return self._drop()
             if fault is not None and fault.kind == "status":
-                headers = {}
+                headers = {"Content-Type": "text/html"}  # as gateways do
                 if fault.retry_after is not None:
                     headers["Retry-After"] = str(fault.retry_after)
-                return self._answer(fault.status, b'{"error": "a fault of the test"}', headers)
+                return self._answer(fault.status, b"<html>a fault of the test</html>", headers)
             try:
                 status, content, headers = self._act(body)
             except _Refused as refused:

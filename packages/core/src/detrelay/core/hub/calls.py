@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,13 @@ _TIMEOUT = httpx.Timeout(120, connect=20)
 # Uploads of files and downloads hide what went wrong behind these.
 _WRAPPERS = (RuntimeError, LocalEntryNotFoundError)
 # What a call to the Hub may raise.
-CALL_ERRORS = (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, *_WRAPPERS)
+CALL_ERRORS = (
+    HfHubHTTPError,
+    httpx.HTTPError,
+    OfflineModeIsEnabled,
+    json.JSONDecodeError,
+    *_WRAPPERS,
+)
 
 
 class HubError(ValueError):
@@ -79,7 +86,8 @@ def is_transient(error: BaseException) -> bool:
     error = root_cause(error)
     if isinstance(error, HfHubHTTPError):
         return status(error) in _TRANSIENT_STATUS
-    return isinstance(error, httpx.TransportError)
+    # a gateway in trouble answers with a page, which the client fails to read as JSON
+    return isinstance(error, httpx.TransportError | json.JSONDecodeError)
 
 
 def status(error: BaseException) -> int | None:
@@ -106,6 +114,8 @@ def explain(error: BaseException, api: HfApi) -> str:
     if isinstance(error, HfHubHTTPError):
         said = error.server_message or error.response.reason_phrase
         return f"{api.endpoint} answered {error.response.status_code} ({' '.join(said.split())})"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{api.endpoint} answered with something that is not JSON"
     if isinstance(error, httpx.TransportError):
         kind = type(error).__name__
         return f"{api.endpoint} cannot be reached ({kind}: {' '.join(str(error).split())})"

@@ -300,6 +300,8 @@ def _create(destination: Destination) -> Destination:
         raise HubError(
             f"{repo_id}: somebody else has pushed to it in the meantime; nothing was published"
         )
+    if private:
+        _require_hidden(destination)
     return replace(destination, head=info.sha)
 
 
@@ -345,7 +347,8 @@ def _after_failure(destination: Destination, folder: Path, error: Exception) -> 
     if not outdated and not is_transient(error):
         raise HubError(_refused(destination, error)) from error
     api, repo_id = destination.api, destination.repo_id
-    head = destination.ask(lambda: api.model_info(repo_id).sha, "state after an error")
+    what = "a commit was sent, the same command again finds out whether it arrived"
+    head = destination.ask(lambda: api.model_info(repo_id).sha, what)
     if head != destination.head and not any(_difference(destination, head, folder)):
         return head
     if head != destination.head or outdated:
@@ -406,7 +409,7 @@ def _tag(destination: Destination, commit: str, tag: str | None) -> str:
 
 
 def _try_out(destination: Destination, tag: str, checked: CheckedFolder, cache: Path) -> None:
-    """Download by the tag into an empty cache and compare; a private model asks for a token."""
+    """Download by the tag into an empty cache and compare."""
     repo_id = destination.repo_id
     fetch_verified(destination.api, repo_id, tag, cache)
     name = f"{repo_id} at {tag}"
@@ -420,8 +423,6 @@ def _try_out(destination: Destination, tag: str, checked: CheckedFolder, cache: 
     answers = zip(run_once(model, processor, name), (checked.logits, checked.boxes), strict=True)
     if not all(torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE) for a, b in answers):
         raise HubError(f"{name}: finds other boxes than the folder")
-    if destination.private:
-        _require_hidden(destination)
 
 
 def _require_hidden(destination: Destination) -> None:
@@ -432,4 +433,6 @@ def _require_hidden(destination: Destination) -> None:
         return
     except CALL_ERRORS as error:
         raise HubError(f"{repo_id}: {explain(error, api)}") from error
-    raise HubError(f"{repo_id}: should be private, but can be seen without a token")
+    raise HubError(
+        f"{repo_id}: should be private, but can be seen without a token; nothing was published"
+    )
