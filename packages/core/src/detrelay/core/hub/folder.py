@@ -146,6 +146,8 @@ def _check_files(folder: Path) -> Mapping[str, Any]:
         if not (folder / name).is_file():
             inside = folder / "best"
             hint = f"; did you mean {inside}?" if (inside / name).is_file() else ""
+            if not hint and name == "training.json":
+                hint = " (facts of the training as a JSON object; {} if nothing is known)"
             raise HubError(
                 f"{folder}: no published model can be made of it, it has no {name}{hint}"
             )

@@ -33,6 +33,7 @@ from detrelay.core.hub.calls import (
 )
 from detrelay.core.hub.fetch import fetch_verified
 from detrelay.core.hub.folder import CheckedFolder, complete_folder, load_folder, run_once
+from detrelay.core.hub.shim import SHIM
 
 _Answer = TypeVar("_Answer")
 
@@ -40,7 +41,8 @@ DEFAULT_LICENSE = "apache-2.0"
 # what a repository without a model may hold, and what the Hub itself keeps in one
 _HUB_FILE = ".gitattributes"
 _NO_CONTENT = frozenset({_HUB_FILE, ".gitignore", "LICENSE", "README.md"})
-_MARK = "training.json"
+# what a model of this project is known by
+_MARKS = frozenset({"training.json", SHIM})
 # boxes and scores of the same weights may differ by the order of additions
 _TOLERANCE = 1e-4
 
@@ -259,11 +261,11 @@ def _check_existing(destination: Destination, is_private: bool, tag: str | None)
         lambda: set(api.list_repo_files(repo_id, revision=destination.head)), "list of its files"
     )
     content = sorted(files - _NO_CONTENT)
-    if content and _MARK not in files:
+    if content and _MARKS.isdisjoint(files):
         shown = ", ".join(content[:3])
         raise HubError(
             f"{repo_id}: the name is taken by something else ({len(content)} files, such as {shown}"
-            f"; no {_MARK}); choose another name"
+            f"; no {' or '.join(sorted(_MARKS))}); choose another name"
         )
     if tag is not None and destination.tags.get(tag, destination.head) != destination.head:
         raise HubError(f"{repo_id}: has a tag {tag} already, of an older commit; choose another")
