@@ -244,12 +244,12 @@ def test_write_access_is_asked_for(hub: HubServer) -> None:
 QUICK = [
     Fault(UPLOAD, "drop", times=2),
     Fault(COMMIT, "lose"),
-    Fault(COMMIT, "status", status=503),
-    Fault("POST .*/validate-yaml", "status", status=502),
     Fault(TAG, "lose"),
-    Fault(DOWNLOAD, "drop"),
 ]
 MORE = [
+    Fault(DOWNLOAD, "drop"),
+    Fault("POST .*/validate-yaml", "status", status=502),
+    Fault(COMMIT, "status", status=503),
     Fault(UPLOAD, "lose"),
     Fault(UPLOAD, "status", times=2, status=503),
     Fault(COMMIT, "drop"),
@@ -302,8 +302,8 @@ def test_retry_after_is_waited_for(
     ("fault", "message"),
     [
         (Fault(UPLOAD, "drop", times=99), "the repository is as it was before"),
-        (Fault(COMMIT, "status", times=99, status=503), r"as it was before: .* answered 503"),
         *slow(
+            (Fault(COMMIT, "status", times=99, status=503), r"as it was before: .* answered 503"),
             (Fault(COMMIT, "drop", times=99), "as it was before: .* cannot be reached"),
             (Fault(COMMIT, "status", status=403), "as it was before: .* answered 403"),
             (Fault("POST .*/create", "status", status=403), "no right to make it; nothing was"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,28 +14,44 @@ from factories import SMALL_HEADS, small_head_config
 from tiny_run import shrink_backbone
 
 
-@pytest.fixture(params=["stageinteractor", "deformable_detr_two_stage", "dn_detr", "dino"])
-def saved(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    shrink_backbone(monkeypatch)
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_backbone(patch)
+        yield
+
+
+def save_small(case: str, folder: Path) -> Path:
     config = small_head_config(
-        request.param, num_labels=4, id2label=dict(enumerate("abcd")), category_ids=[7, 3, 90, 11]
+        case, num_labels=4, id2label=dict(enumerate("abcd")), category_ids=[7, 3, 90, 11]
     )
     torch.manual_seed(0)
-    model = HEADS[SMALL_HEADS[request.param][0]].model(config)
+    model = HEADS[SMALL_HEADS[case][0]].model(config)
     for parameter in model.parameters():  # off the values that initialisation gives
         parameter.data += 0.01
-    model.save_pretrained(tmp_path / "saved")
-    return tmp_path / "saved"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small("stageinteractor", tmp_path_factory.mktemp("models") / "saved")
 
 
 @pytest.mark.parametrize(
-    "classes",
-    [{"num_labels": 7}, {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}],
-    ids=["number", "names"],
+    ("case", "classes"),
+    [
+        ("stageinteractor", {"num_labels": 7}),
+        ("stageinteractor", {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}),
+        ("deformable_detr_two_stage", {"num_labels": 7}),
+        ("dn_detr", {"num_labels": 7}),
+        ("dino", {"num_labels": 7}),
+    ],
 )
 def test_every_renewed_weight_is_listed_and_all_others_are_kept(
-    saved: Path, classes: dict[str, object]
+    case: str, classes: dict[str, object], tmp_path: Path
 ) -> None:
+    saved = save_small(case, tmp_path / "saved")
     old = AutoModelForObjectDetection.from_pretrained(saved).state_dict()
     model, report = AutoModelForObjectDetection.from_pretrained(
         saved, ignore_mismatched_sizes=True, output_loading_info=True, **classes
