@@ -1,38 +1,54 @@
-"""Measure decoders on this machine: time, arithmetic rate, and the share of the matmul rate."""
+"""Measure the detectors on this machine's CPU.
+
+Three questions: how near the StageInteractor decoder and DINO come to the rate of a large matrix
+product, what a pass of each costs in time and memory, and how Deformable DETR compares with that
+of transformers, with the same weights. Runs that are compared alternate in one process.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from console import run
 
-_STRIDES = (4, 8, 16, 32)
+if TYPE_CHECKING:
+    from benchmark_cases import Action
+
 _MATMUL_SIZE = 2048
+_HEADER = f"{'':34}{'s':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB':>10}"
 
 
 @dataclass
 class Arguments:
-    """Time the StageInteractor decoder beside this machine's own large matrix product."""
+    """Time detectors beside this machine's own matrix product, and beside transformers."""
 
+    what: tuple[Literal["stageinteractor", "deformable_detr", "dino"], ...] = (
+        "stageinteractor",
+        "deformable_detr",
+        "dino",
+    )
+    """What to measure: the StageInteractor decoder alone, the others from image to boxes."""
     queries: tuple[int, ...] = (100, 300)
-    """Numbers of queries to measure."""
+    """Numbers of queries of the StageInteractor decoder."""
     height: int = 800
-    """Height of the image whose features are decoded, pixels."""
+    """Height of the image, pixels."""
     width: int = 1344
-    """Width of that image, pixels."""
+    """Width of the image, pixels."""
     threads: int = 1
     """CPU threads."""
-    repeats: int = 9
+    repeats: int = 5
     """Timed runs of each row; the median is reported."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the rows as json, too."""
@@ -44,21 +60,25 @@ class Row:
 
     Attributes:
         name: what was run.
-        queries: number of queries.
-        seconds: median time of a forward pass.
-        gflop: floating-point operations of a pass, in units of 1e9.
-        gflops: rate, 1e9 operations a second.
-        matmul_gflops: rate of a large float32 matrix product, runs alternating with the passes.
-        ratio: the decoder's rate over the matrix product's, median over alternating pairs.
+        seconds: median time.
+        gflop: floating-point operations in matrix products and convolutions, in units of 1e9.
+        matmul: its rate over that of a large float32 matrix product between the runs, median.
+        peak_mib: largest resident size of a process that does it once, 2^20 bytes.
+        of_other: its time over that of the row before, median over neighbouring runs.
     """
 
     name: str
-    queries: int
     seconds: float
     gflop: float
-    gflops: float
-    matmul_gflops: float
-    ratio: float
+    matmul: float
+    peak_mib: float
+    of_other: float | None = None
+
+    def __str__(self) -> str:
+        rate = self.gflop / self.seconds
+        text = f"{self.name:34}{self.seconds:8.2f}{self.gflop:8.1f}{rate:9.1f}{self.matmul:10.2f}"
+        text += f"{self.peak_mib:10.0f}"
+        return text if self.of_other is None else f"{text}   {self.of_other:.2f} of the row above"
 
 
 def seconds_of(action: Callable[[], object]) -> float:
@@ -68,82 +88,115 @@ def seconds_of(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(arguments: Arguments, queries: int, *, bfloat16: bool) -> Row:
-    """Time one decoder; each pass stands between two matrix products."""
+def measure(cases: dict[str, Callable[[], Action]], arguments: Arguments) -> list[Row]:
+    """Time actions in turns, with a matrix product between any two."""
+    import torch
+
+    actions = {name: build() for name, build in cases.items()}
+    left = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE)
+    right = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE)
+    work = {name: operations_of(action) for name, action in actions.items()}
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    products = [seconds_of(lambda: left @ right)]
+    for _ in range(arguments.repeats):
+        for name, action in actions.items():
+            times[name].append(seconds_of(action))
+            products.append(seconds_of(lambda: left @ right))
+    beside = [(before + after) / 2 for before, after in itertools.pairwise(products)]
+    rows: list[Row] = []
+    for index, (name, seconds) in enumerate(times.items()):
+        own = beside[index :: len(times)]
+        product = 2 * _MATMUL_SIZE**3
+        rates = [
+            (work[name] / took) / (product / base) for took, base in zip(seconds, own, strict=True)
+        ]
+        others = times[rows[-1].name] if rows else None
+        rows.append(
+            Row(
+                name=name,
+                seconds=statistics.median(seconds),
+                gflop=work[name] / 1e9,
+                matmul=statistics.median(rates),
+                peak_mib=peak_memory(cases[name], arguments.threads),
+                of_other=others and statistics.median(map(float.__truediv__, seconds, others)),
+            )
+        )
+    return rows
+
+
+def operations_of(action: Action) -> int:
+    """Floating-point operations of one call, which also warms it up."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorHead
-
-    torch.manual_seed(0)
-    head = StageInteractorHead(StageInteractorConfig(num_queries=queries)).eval()
-    pyramid = make_pyramid(arguments.height, arguments.width)
-    left = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE)
-    right = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE)
-    precision = torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext()
-    with torch.no_grad():
-        # the counter does not know oneDNN's linear: count the same products through BLAS
-        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-            head(pyramid)
-        operations = counter.get_total_flops()
-        with precision:
-            head(pyramid)
-            passes, products = [], [seconds_of(lambda: left @ right)]
-        for _ in range(arguments.repeats):
-            with precision:
-                passes.append(seconds_of(lambda: head(pyramid)))
-            products.append(seconds_of(lambda: left @ right))
-    work = 2 * _MATMUL_SIZE**3
-    rates = [operations / seconds for seconds in passes]
-    beside = [work * 2 / (before + after) for before, after in itertools.pairwise(products)]
-    return Row(
-        name="bf16 autocast" if bfloat16 else "float32",
-        queries=queries,
-        seconds=statistics.median(passes),
-        gflop=operations / 1e9,
-        gflops=statistics.median(rates) / 1e9,
-        matmul_gflops=statistics.median(beside) / 1e9,
-        ratio=statistics.median(a / b for a, b in zip(rates, beside, strict=True)),
-    )
+    # the counter does not know oneDNN's linear: count the same products through BLAS
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        action()
+    action()
+    return counter.get_total_flops()
 
 
-def make_pyramid(height: int, width: int):  # type: ignore[no-untyped-def]
-    """Random features of one image, laid out channels-last as the neck hands them over."""
+def peak_memory(build: Callable[[], Action], threads: int) -> float:
+    """Largest resident size of a fresh process that does the action once, MiB."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_memory_here, build, threads).result()
+
+
+def _peak_memory_here(build: Callable[[], Action], threads: int) -> float:
+    import resource
+
     import torch
 
-    from detrelay.core.structures import FeaturePyramid
+    torch.set_num_threads(threads)
+    build()()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    shapes = [(height // stride, width // stride) for stride in _STRIDES]
-    return FeaturePyramid(
-        levels=tuple(
-            torch.randn(1, 256, *shape).contiguous(memory_format=torch.channels_last)
-            for shape in shapes
-        ),
-        strides=_STRIDES,
-        valid=tuple(torch.ones(1, *shape, dtype=torch.bool) for shape in shapes),
-        image_sizes=torch.tensor([[height, width]]),
-    )
+
+def tables(arguments: Arguments) -> dict[str, dict[str, Callable[[], Action]]]:
+    """What to compare, by title."""
+    import benchmark_cases as cases
+
+    size = (arguments.height, arguments.width)
+    found: dict[str, dict[str, Callable[[], Action]]] = {}
+    if "stageinteractor" in arguments.what:
+        for queries in arguments.queries:
+            decoder = partial(cases.stageinteractor_decoder, *size, queries)
+            found[f"StageInteractor decoder, {queries} queries"] = {
+                "float32": partial(decoder, False),
+                "bf16 autocast": partial(decoder, True),
+            }
+    if "deformable_detr" in arguments.what:
+        for train, title in ((False, "forward"), (True, "losses and gradients")):
+            found[f"Deformable DETR, {title}"] = {
+                "transformers": partial(cases.deformable_detr_of_transformers, *size, train),
+                "detrelay": partial(cases.deformable_detr, *size, train),
+            }
+    if "dino" in arguments.what:
+        found["DINO, 4-scale"] = {
+            "forward": partial(cases.dino, *size, False),
+            "losses and gradients": partial(cases.dino, *size, True),
+        }
+    return found
 
 
 def main(arguments: Arguments) -> int:
-    """Print a row for each number of queries and precision."""
+    """Print a table for each comparison."""
     import torch
 
     torch.set_num_threads(arguments.threads)
-    print(f"StageInteractor decoder, {arguments.height}x{arguments.width}, {torch.__version__}")
-    print(f"{'':14}{'queries':>8}{'ms':>9}{'GFLOP':>8}{'GFLOP/s':>9}{'matmul':>8}{'ratio':>7}")
-    rows = []
-    for queries in arguments.queries:
-        for bfloat16 in (False, True):
-            row = measure(arguments, queries, bfloat16=bfloat16)
-            rows.append(asdict(row))
-            print(
-                f"{row.name:14}{row.queries:8d}{row.seconds * 1e3:9.0f}{row.gflop:8.1f}"
-                f"{row.gflops:9.1f}{row.matmul_gflops:8.1f}{row.ratio:7.2f}",
-                flush=True,
-            )
+    print(
+        f"{arguments.height}x{arguments.width}, batch 1, {arguments.threads} CPU thread(s), "
+        f"torch {torch.__version__}"
+    )
+    results = {}
+    for title, cases in tables(arguments).items():
+        rows = measure(cases, arguments)
+        results[title] = [asdict(row) for row in rows]
+        print(f"\n{title}\n{_HEADER}")
+        print("\n".join(map(str, rows)), flush=True)
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -36,6 +36,8 @@ class Arguments:
     """COCO json with the truth."""
     model: Path | None = None
     """Folder of a saved model."""
+    head: str | None = None
+    """The model's head as module:ConfigClass, if it is none of this project's."""
     predictions: Path | None = None
     """COCO results list to score instead of a model's."""
     images: Path | None = None
@@ -117,7 +119,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], list[dict[str, Any
 
     assert arguments.model is not None
     samples = CocoDataset(arguments.data, arguments.images)
-    model, processor = load_saved(arguments.model)
+    model, processor = load_saved(arguments.model, arguments.head)
     category_ids = known_categories(model, samples, arguments)
     accelerator = Accelerator()
     sampler = VisitSampler(len(samples), seed=0, shuffle=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.engine.trainer import TrainingParts
 from detrelay.core.image_processing import DetrelayImageProcessor
 from detrelay.core.losses import LossConfig
-from detrelay.heads import HEADS, HeadEntry
+from detrelay.heads import HEADS, HeadEntry, find_head
 
 AnyDataset = CocoDataset | ShapesDataset
 
@@ -39,10 +41,17 @@ _DRAWN_TRAIN_SEED, _DRAWN_VAL_SEED = 0, 1
 
 
 def head_entry(name: str) -> HeadEntry:
-    """The head of that name, or a `RecipeError` with the nearest one."""
-    if name not in HEADS:
-        raise RecipeError(unknown_name("head", name, HEADS))
-    return HEADS[name]
+    """The head of that name; one outside of this project may stand in the working directory.
+
+    Raises:
+        RecipeError: there is no such head.
+    """
+    if ":" in name and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return find_head(name)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
@@ -186,12 +195,20 @@ def build_criterion(recipe: Recipe) -> Criterion:
     return Criterion(losses.terms(), assigners)
 
 
-def load_saved(folder: Path) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
+def load_saved(
+    folder: Path, head: str | None = None
+) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
     """A model folder as training writes it.
 
+    Args:
+        folder: where the model is.
+        head: `module:ConfigClass` of its head, if that is not one of this project.
+
     Raises:
-        ValueError: the folder is missing or does not hold a detector of this project.
+        ValueError: the folder is missing or does not hold a detector.
     """
+    if head is not None:
+        head_entry(head)
     _check_model_folder(folder)
     try:
         model = AutoModelForObjectDetection.from_pretrained(folder)

@@ -39,6 +39,8 @@ class Arguments:
     """Folder for the drawn images and predictions.json."""
     threshold: float = 0.5
     """Least score of a detection, 0 to 1."""
+    head: str | None = None
+    """The model's head as module:ConfigClass, if it is none of this project's."""
 
 
 def predict(arguments: Arguments) -> int:
@@ -52,7 +54,7 @@ def predict(arguments: Arguments) -> int:
 
     from loading import load_saved
 
-    model, processor = load_saved(arguments.model)
+    model, processor = load_saved(arguments.model, arguments.head)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

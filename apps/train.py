@@ -19,6 +19,7 @@ import tyro
 
 from console import run
 from detrelay.core.configs import (
+    AssignerSettings,
     DataConfig,
     Recipe,
     RecipeError,
@@ -47,7 +48,7 @@ class Arguments:
     recipe: str | None = None
     """TOML file, or name of a file in apps/recipes. Without recipe and data: drawn shapes."""
     head: str | None = None
-    """Decoder head, such as stageinteractor."""
+    """Decoder head, such as dino; module:ConfigClass for one of your own."""
     assigner: str | None = None
     """Training targets: cross_stage or hungarian."""
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
@@ -75,12 +76,12 @@ def resolve(arguments: Arguments) -> Recipe:
     else:
         recipe = load_recipe(recipe_file(arguments))
     if arguments.head is not None and arguments.head != recipe.head:
-        if recipe.model:
+        if recipe.model and arguments.recipe is not None:
             raise RecipeError(
-                f"--head {arguments.head}: the recipe {arguments.recipe or _DRAWN_SHAPES_RECIPE} "
-                f"holds model settings of head {recipe.head}; name a recipe of that head"
+                f"--head {arguments.head}: the recipe {arguments.recipe} holds model settings of "
+                f"head {recipe.head}; name a recipe of that head"
             )
-        recipe = replace(recipe, head=arguments.head)
+        recipe = replace(recipe, head=arguments.head, model={}, assigner=AssignerSettings())
     if arguments.assigner is not None and arguments.assigner != recipe.assigner.name:
         recipe = override(recipe, ["assigner.options={}", f"assigner.name={arguments.assigner}"])
     if arguments.data:
@@ -94,7 +95,9 @@ def recipe_file(arguments: Arguments) -> Path | None:
     """The recipe to read; None for the bare defaults."""
     name = arguments.recipe
     if name is None:
-        return None if arguments.data else RECIPES / f"{_DRAWN_SHAPES_RECIPE}.toml"
+        own = RECIPES / f"{_DRAWN_SHAPES_RECIPE}_{arguments.head}.toml"
+        drawn = own if own.is_file() else RECIPES / f"{_DRAWN_SHAPES_RECIPE}.toml"
+        return None if arguments.data else drawn
     if name.endswith(".toml"):
         return Path(name)
     known = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -147,13 +150,15 @@ def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
         raise RecipeError("--resume goes on with the weights of the run; do without --init")
     changed = differences(stored_recipe(output / "training.json"), recipe)
     epochs = changed.get("train.epochs")
-    if epochs is not None and epochs[1] > epochs[0]:
+    # a cosine depends on its end: with more epochs all of it would have been another one
+    may_grow = recipe.train.schedule == "multi_step"
+    if may_grow and epochs is not None and epochs[1] > epochs[0]:
         del changed["train.epochs"]
     if changed:
         listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
+        rule = "only train.epochs may grow" if may_grow else "under a cosine nothing may change"
         raise RecipeError(
-            f"--resume: the recipe differs from that of the run in {output}: {listed}; only "
-            f"train.epochs may grow"
+            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}"
         )
 
 
@@ -176,7 +181,7 @@ def train(arguments: Arguments) -> int:
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(usable_cores())
     set_seed(recipe.train.seed)
     trainer = set_up(recipe, arguments, output, accelerator)
     try:
@@ -192,6 +197,13 @@ def train(arguments: Arguments) -> int:
     if accelerator.is_main_process:
         conclude(last, output)
     return 0
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Accelerator) -> Trainer:

@@ -55,7 +55,8 @@ class TinyResNet(nn.Module):
 
 
 def shrink_backbone(patch: pytest.MonkeyPatch) -> None:
-    """Let every ResNet be the tiny one."""
+    """Let every ResNet be the tiny one, on one core: more would only wait for each other."""
+    patch.setattr("train.usable_cores", lambda: 1)
     patch.setattr(torchvision.models, "get_model", lambda name, weights=None: TinyResNet())
 
 

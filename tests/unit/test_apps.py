@@ -162,6 +162,14 @@ def test_resume_takes_the_stored_recipe_and_lets_epochs_grow(tmp_path: Path) -> 
     check_output(output, recipe, arguments)
 
 
+def test_resume_under_a_cosine_may_not_grow(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    begin_run(output, Arguments(set=(("train.schedule=cosine",),)))
+    arguments = parsed("--resume", "--output", str(output), "--set", "train.epochs=99")
+    with pytest.raises(RecipeError, match=r"train.epochs .* under a cosine nothing may change"):
+        check_output(output, resolve(arguments), arguments)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

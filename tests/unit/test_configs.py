@@ -22,8 +22,6 @@ from detrelay.core.configs import (
 )
 from detrelay.core.data.transforms import AugmentationConfig
 
-RECIPES = Path(__file__).parents[2] / "apps" / "recipes"
-
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "my.toml"
@@ -87,6 +85,8 @@ def test_files_that_belong_together_may_be_named_one_after_the_other() -> None:
         ("[data]\nflip_probability = 2", "data.flip_probability must be between 0 and 1, found 2"),
         ("[data]\nshort_sides = [0]", "data.short_sides must be at least 1, found 0"),
         ("[data]\nshort_sides = []", "data.short_sides must hold at least one value"),
+        ("[train]\npublished_batch_size = 0", "published_batch_size must be at least 1, found 0"),
+        ('[train]\nschedule = "linear"', "must be 'multi_step' or 'cosine', found str 'linear'"),
         ("[data]\nmax_size = 700", "data.max_size (700) must be at least the largest of"),
         ("[train]\nmilestones = [8, 8]", "train.milestones must increase, found [8, 8]"),
         ("[data]\ncrop_range = [600, 384]", "data.crop_range must be [least, greatest]"),
@@ -102,6 +102,42 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(
         load_recipe(path)
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_extends_others_key_by_key(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "far.toml").write_text("[train]\nepochs = 1\nbatch_size = 1\nseed = 1\ngamma = 0.5\n")
+    (folder / "near.toml").write_text('extends = "far.toml"\n[train]\nepochs = 2\nbatch_size = 2\n')
+    (folder / "side.toml").write_text("[train]\nbatch_size = 3\n[model]\nnum_queries = 7\n")
+    extends = 'extends = ["base/near.toml", "base/side.toml"]\n'
+    recipe = load_recipe(write(tmp_path, extends + "[train]\nseed = 4\n[model]\nd_model = 8\n"))
+    train = recipe.train
+    assert (train.epochs, train.batch_size, train.seed, train.gamma) == (2, 3, 4, 0.5)
+    assert recipe.model == {"num_queries": 7, "d_model": 8}
+
+
+@pytest.mark.parametrize(
+    ("base", "text", "message"),
+    [
+        ("", 'extends = "bsae.toml"', r"bsae.toml: cannot read the recipe \(No such .*my.toml ext"),
+        ("[train", 'extends = "base.toml"', r"base.toml: not a TOML file .*my.toml extends"),
+        ("[train]\nepoch = 1", 'extends = "base.toml"', r"base.toml: unknown key train.epoch; did"),
+        (
+            'extends = "my.toml"',
+            'extends = "base.toml"',
+            r"my.toml: extends itself \(.*my.toml -> ",
+        ),
+        ("", 'extends = "my.toml"', "my.toml: extends itself"),
+        ("", "extends = 3", "my.toml: extends must be a file name or a list of them, found 3"),
+        ("", '[train]\nextends = "base.toml"', "my.toml: unknown key train.extends"),
+    ],
+)
+def test_a_bad_base_is_refused_by_name(base: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(base)
+    with pytest.raises(RecipeError, match=message) as error:
+        load_recipe(write(tmp_path, text))
     assert "\n" not in str(error.value)
 
 
@@ -162,65 +198,3 @@ def test_augmentation_has_the_same_defaults_in_both_places() -> None:
 def test_recipes_can_be_read_without_torch() -> None:
     code = "import sys, detrelay.core.configs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# name, backbone, queries, sides, crop, epochs, milestones
-PUBLISHED = [
-    ("r50_1x", "resnet50", 100, "fixed", False, 12, (8, 11)),
-    ("r50_mstrain_1x", "resnet50", 100, "many", False, 12, (8, 11)),
-    ("r50_mstrain_3x", "resnet50", 100, "many", False, 36, (27, 33)),
-    ("r50_300q_crop_1x", "resnet50", 300, "many", True, 12, (8, 11)),
-    ("r50_300q_crop_2x", "resnet50", 300, "many", True, 24, (16, 22)),
-    ("r50_300q_crop_3x", "resnet50", 300, "many", True, 36, (24, 33)),
-    ("r101_mstrain_3x", "resnet101", 100, "many", False, 36, (27, 33)),
-    ("r101_300q_crop_3x", "resnet101", 300, "many", True, 36, (24, 33)),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "backbone", "queries", "sides", "crop", "epochs", "milestones"), PUBLISHED
-)
-def test_published_recipe(
-    name: str,
-    backbone: str,
-    queries: int,
-    sides: str,
-    crop: bool,
-    epochs: int,
-    milestones: tuple[int, ...],
-) -> None:
-    recipe = load_recipe(RECIPES / f"stageinteractor_{name}.toml")
-    many = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    assert recipe.head == "stageinteractor"
-    assert recipe.model == {
-        "backbone_name": backbone,
-        "backbone_norm": "eval",
-        "backbone_frozen_stages": 1,
-        "num_queries": queries,
-    }
-    assert recipe.assigner.name == "cross_stage"
-    assert (recipe.assigner.options, recipe.loss) == ({}, {})
-    data, train = recipe.data, recipe.train
-    assert data.short_sides == (many if sides == "many" else (800,))
-    assert (data.max_size, data.eval_short_side, data.eval_max_size) == (1333, 800, 1333)
-    assert (data.flip_probability, data.color_jitter) == (0.5, 0)
-    assert data.crop is crop
-    assert (data.crop_short_sides, data.crop_range) == ((400, 500, 600), (384, 600))
-    assert (train.epochs, train.milestones, train.gamma) == (epochs, milestones, 0.1)
-    assert train.batch_size * 8 == 16
-    assert (train.learning_rate, train.weight_decay, train.clip_norm) == (2.5e-5, 1e-4, 1.0)
-    assert (train.no_decay, train.lr_multipliers) == ((), {})
-    assert (train.warmup_steps, train.warmup_factor) == (500, 0.001)
-    assert train.backbone_weights == "imagenet"
-
-
-def test_every_recipe_says_how_to_run_it() -> None:
-    paths = sorted(RECIPES.glob("*.toml"))
-    assert len(paths) >= len(PUBLISHED) + 2
-    for path in paths:
-        load_recipe(path)
-        header = path.read_text().split("\n\n")[0]
-        command = "apps/train.py --head" if path.stem == "shapes" else f"--recipe {path.stem}"
-        assert command in header, path
-        if path.stem.startswith("stageinteractor_"):
-            assert "measured here" in header, path

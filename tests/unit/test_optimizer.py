@@ -103,3 +103,91 @@ def test_first_update_of_a_tiny_gradient_is_a_full_one() -> None:
     model.weight.grad = torch.full((1, 1), 1e-8)
     optimizer.step()
     assert (before - model.weight).item() == pytest.approx(0.1 / 1.01, rel=1e-3)
+
+
+def test_stars_in_keys_stand_for_any_characters() -> None:
+    model = Model()
+    settings = TrainConfig(
+        learning_rate=1.0, weight_decay=0.5, no_decay=("backbone*norm", "head*s")
+    )
+    found = {
+        group["weight_decay"]: names_of(model, group) for group in parameter_groups(model, settings)
+    }
+    assert found[0.0] == {"backbone.norm.weight", "backbone.norm.bias", "head.bias"}
+    with pytest.raises(ValueError, match=r"train.no_decay: 'norm\*backbone' is part of no trained"):
+        parameter_groups(model, TrainConfig(no_decay=("norm*backbone",)))
+
+
+def test_epsilon_of_the_recipe_holds_tiny_gradients_back() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.detach().clone()
+    settings = TrainConfig(learning_rate=0.1, weight_decay=0.0, adam_epsilon=1e-8)
+    optimizer = build_optimizer(model, settings)
+    model.weight.grad = torch.full((1, 1), 1e-8)
+    optimizer.step()
+    assert (before - model.weight).item() == pytest.approx(0.1 / 2, rel=1e-3)
+
+
+class Staged(nn.Module):
+    """Parameters named as by a ResNet of torchvision (`stem`, `layers`) or a Swin."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            *parents, last = name.split(".")
+            module: nn.Module = self
+            for parent in parents:
+                if parent not in dict(module.named_children()):
+                    module.add_module(parent, nn.Module())
+                module = module.get_submodule(parent)
+            module.register_parameter(last, nn.Parameter(torch.zeros(1)))
+
+
+@pytest.mark.parametrize(
+    ("expected"),
+    [
+        {
+            "backbone.conv1.weight": 0.5**5,
+            "backbone.layer1.0.conv2.weight": 0.5**4,
+            "backbone.layer3.11.bn1.bias": 0.5**2,
+            "backbone.layer4.2.conv1.weight": 0.5,
+            "neck.convs.0.weight": 1.0,
+            "head.layers.1.weight": 1.0,
+        },
+        {
+            "backbone.swin.embeddings.norm.weight": 0.5**5,
+            "backbone.swin.encoder.layers.0.blocks.1.mlp.fc1.weight": 0.5**4,
+            "backbone.swin.encoder.layers.3.blocks.0.mlp.fc1.weight": 0.5,
+            "backbone.hidden_states_norms.stage2.weight": 0.5**3,
+            "head.stages.2.weight": 1.0,
+        },
+    ],
+)
+def test_layer_decay_counts_backbone_stages_from_the_head(expected: dict[str, float]) -> None:
+    model = Staged(*expected)
+    settings = TrainConfig(learning_rate=1.0, layer_decay=0.5)
+    found = {
+        name: group["lr"]
+        for group in parameter_groups(model, settings)
+        for name in names_of(model, group)
+    }
+    assert found == expected
+
+
+def test_layer_decay_and_multipliers_multiply() -> None:
+    model = Staged("backbone.layer4.weight", "head.weight")
+    settings = TrainConfig(learning_rate=1.0, layer_decay=0.5, lr_multipliers={"backbone": 0.1})
+    assert [group["lr"] for group in parameter_groups(model, settings)] == [0.05, 1.0]
+
+
+def test_layer_decay_without_stages_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train.layer_decay: .* tell no stages apart"):
+        parameter_groups(Model(), TrainConfig(layer_decay=0.9))
+
+
+def test_cosine_falls_from_the_warm_up_to_the_end() -> None:
+    settings = TrainConfig(schedule="cosine", epochs=11, warmup_steps=100, warmup_factor=0.0)
+    expected = {0: 0.0, 50: 0.5, 100: 1.0, 350: 0.8535533906, 600: 0.5, 850: 0.1464466094}
+    for step, factor in expected.items():
+        assert learning_rate_factor(step, 100, settings) == pytest.approx(factor, abs=1e-9)
+    assert 0 < learning_rate_factor(1099, 100, settings) < 1e-5

@@ -180,11 +180,14 @@ def test_gradients_of_late_stages_reach_the_generators_of_earlier_ones() -> None
         ({"backbone_frozen_stages": 9}, r"must lie in 0\.\.4"),
         ({"num_querys": 3}, "has no option 'num_querys'; did you mean 'num_queries'"),
         ({"id2label": {0: "a", 2: "b"}}, r"classes 0\.\.1; found \[0, 2\]"),
+        ({"num_queries": 2.5}, "'num_queries' expected int, got float"),
+        ({"d_model": "64"}, "'d_model' expected int, got str"),
+        ({"backbone_name": "resnet5"}, "'backbone_name' expected one of"),
         ({"category_ids": [1, 2]}, r"one id a class \(4\); found 2"),
     ],
 )
 def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, StrictDataclassError), match=message):
+    with pytest.raises((ValueError, TypeError, StrictDataclassError), match=message):
         small_config(**changes)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,12 +71,14 @@ def test_loading_takes_nothing_from_the_global_random_state() -> None:
 
 
 def test_a_stop_signal_is_remembered_and_the_next_one_acts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_workers_outlive_signals_to_the_group() -> None:
@@ -86,6 +90,21 @@ def test_workers_outlive_signals_to_the_group() -> None:
             os.kill(worker.pid, signal.SIGINT)
             os.kill(worker.pid, signal.SIGTERM)
     assert seen == list(range(7))
+
+
+def test_workers_do_not_outlive_a_program_that_fails(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import detrelay.core.engine.loaders as loaders\n"
+        "from detrelay.core.data.transforms import VisitSampler\n"
+        "loaders.collate = list\n"
+        "sampler = VisitSampler(3, seed=0, shuffle=False)\n"
+        "batches = iter(loaders.make_loader([7, 8, 9], sampler, 1, num_workers=1))\n"
+        "next(batches)\n"
+        "raise SystemExit(5)\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], timeout=60, check=False)
+    assert ended.returncode == 5
 
 
 def test_the_log_rewinds_to_before_the_evaluation_of_a_step(tmp_path: Path) -> None:

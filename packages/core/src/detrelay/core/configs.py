@@ -12,20 +12,19 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from detrelay.core.recipe_files import RecipeError as RecipeError
+from detrelay.core.recipe_files import parse_value, read_recipe, to_toml
+
 MixedPrecision = Literal["no", "bf16", "fp16"]
+Schedule = Literal["multi_step", "cosine"]
 _Value = TypeVar("_Value")
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
-
-
-class RecipeError(ValueError):
-    """A recipe or an override is malformed; the message names the source and the key."""
 
 
 def _bounded(default: _Value, low: float, high: float = math.inf) -> _Value:
@@ -97,16 +96,24 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images per process and step; the published total is 16, as 8 processes of 2.
+        batch_size: images per process and step.
+        published_batch_size: images a step of all processes together in the published run, to
+            which `learning_rate` belongs; None where nothing was published.
         learning_rate: of AdamW, at full height after the warm-up.
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
-        lr_multipliers: factor on the learning rate of parameters whose name holds the key.
-        no_decay: parameters whose name holds one of these strings are not decayed.
+        adam_epsilon: added to the root of the second moment in AdamW.
+        lr_multipliers: factor on the learning rate of parameters whose name holds the key, in
+            which * stands for any characters, as in "backbone*norm".
+        no_decay: parameters whose name holds one of these keys are not decayed.
+        layer_decay: factor on the learning rate from each backbone stage to the one before, and
+            from the head to the last stage; 1 is none.
         clip_norm: limit of the L2 norm of all gradients together; 0 for no limit.
         warmup_steps: steps over which the rate climbs linearly.
         warmup_factor: fraction of the learning rate at step 0.
-        milestones: epochs after which the rate drops.
-        gamma: factor of each drop.
+        schedule: after the warm-up the rate drops at `milestones` ("multi_step"), or falls to 0
+            at the end of the last epoch along half a cosine ("cosine").
+        milestones: epochs after which the rate drops ("multi_step").
+        gamma: factor of each drop ("multi_step").
         mixed_precision: autocast type of the model; losses are float32 in any case.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -119,13 +126,17 @@ class TrainConfig:
 
     epochs: int = _bounded(12, 1)
     batch_size: int = _bounded(2, 1)
+    published_batch_size: int | None = _bounded(None, 1)
     learning_rate: float = _bounded(2.5e-5, 0)
     weight_decay: float = _bounded(1e-4, 0)
+    adam_epsilon: float = _bounded(1e-10, 0)
     lr_multipliers: dict[str, float] = field(default_factory=dict)
     no_decay: tuple[str, ...] = ()
+    layer_decay: float = _bounded(1.0, 0, 1)
     clip_norm: float = _bounded(1.0, 0)
     warmup_steps: int = _bounded(500, 0)
     warmup_factor: float = _bounded(0.001, 0, 1)
+    schedule: Schedule = "multi_step"
     milestones: tuple[int, ...] = _bounded((8, 11), 1)
     gamma: float = _bounded(0.1, 0, 1)
     mixed_precision: MixedPrecision = "no"
@@ -180,21 +191,27 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The resolved recipe as a file that reads back equal; unset values are left out."""
-        return "\n".join(_toml_lines(self.to_mapping(), "")) + "\n"
+        return to_toml(self.to_mapping())
 
 
 def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Resolve defaults, a recipe file and overrides, in this order.
 
     Args:
-        path: TOML file; None for the defaults.
+        path: TOML file, which may extend others, see `read_recipe`; None for the defaults.
         overrides: "dotted.key=value" strings; values are written as in TOML, plain words may
             stand without quotes.
 
     Raises:
         RecipeError: the file cannot be read or parsed, or a key or value is refused.
     """
-    recipe = Recipe() if path is None else Recipe.from_mapping(_read_toml(path), str(path))
+    if path is None:
+        return override(Recipe(), overrides)
+
+    def check(values: Mapping[str, Any], source: str) -> object:
+        return _convert_table(Recipe, values, "", source)
+
+    recipe = Recipe.from_mapping(read_recipe(path, check), str(path))
     return override(recipe, overrides)
 
 
@@ -210,7 +227,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
         source = f"--set {assignment}"
         if not equals or not key:
             raise RecipeError(f"{source}: expected key=value, such as train.epochs=12")
-        _assign(values, key.strip(), _parse_value(text.strip()), source)
+        _assign(values, key.strip(), parse_value(text.strip()), source)
         recipe = _convert_table(Recipe, values, "", source)
     _check_relations(recipe, "--set")
     return recipe
@@ -231,22 +248,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
     return f"unknown {kind} {name}; {hint}"
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file ({error})") from error
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -347,7 +348,7 @@ def _show(value: Any) -> str:
 
 def _check_range(value: Any, bounds: Mapping[str, float], key: str, source: str) -> None:
     for entry in value if isinstance(value, tuple) else (value,):
-        if not bounds["low"] <= entry <= bounds["high"]:
+        if entry is not None and not bounds["low"] <= entry <= bounds["high"]:
             limit = f"at least {bounds['low']}"
             if math.isfinite(bounds["high"]):
                 limit = f"between {bounds['low']} and {bounds['high']}"
@@ -384,29 +385,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _toml_lines(values: Mapping[str, Any], table: str) -> list[str]:
-    lines = [
-        f"{_toml_key(name)} = {_toml_value(value)}"
-        for name, value in values.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    if table and lines:
-        lines = ["", f"[{table}]", *lines]
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            dotted = f"{table}.{_toml_key(name)}" if table else _toml_key(name)
-            lines += _toml_lines(value, dotted)
-    return lines
-
-
-def _toml_key(name: str) -> str:
-    plain = name.replace("_", "").replace("-", "")
-    return name if plain.isascii() and plain.isalnum() else json.dumps(name)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value)

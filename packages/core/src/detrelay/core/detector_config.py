@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from dataclasses import fields
 from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, type_validator
 from transformers import PreTrainedConfig
 
 from detrelay.core.backbones import BACKBONES, SWINS
@@ -51,6 +52,7 @@ class DetectorConfig(PreTrainedConfig):
 
     Raises:
         ValueError: an unknown key, a gap in `id2label`, or a value out of range.
+        TypeError: a value of another type.
     """
 
     model_type = "detrelay_detector"
@@ -70,6 +72,7 @@ class DetectorConfig(PreTrainedConfig):
                 raise ValueError(f"{type(self).__name__} has no option {key!r}; {hint}")
         if self.id2label is None:
             kwargs.setdefault("num_labels", _COCO_CLASSES)
+        self._check_types()
         super().__post_init__(**kwargs)
         labels = sorted(int(index) for index in self.id2label or {})
         if labels != list(range(len(labels))):
@@ -79,6 +82,13 @@ class DetectorConfig(PreTrainedConfig):
                 f"category_ids must hold one id a class ({len(labels)}); "
                 f"found {len(self.category_ids)}"
             )
+
+    def _check_types(self) -> None:
+        # `strict` leaves out annotations that are kept as text, as they are in these modules
+        for kind in reversed(type(self).__mro__):
+            if issubclass(kind, DetectorConfig):
+                for name, expected in inspect.get_annotations(kind, eval_str=True).items():
+                    type_validator(name, getattr(self, name), expected)
 
     def validate_architecture(self) -> None:
         """Refuse values that no model can be built from."""

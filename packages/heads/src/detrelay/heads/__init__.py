@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import NamedTuple
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
+from detrelay.core.configs import unknown_name
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.image_processing import DetrelayImageProcessor
@@ -44,15 +46,61 @@ HEADS: dict[str, HeadEntry] = {
     "dino": HeadEntry(DinoConfig, DinoForObjectDetection, "hungarian"),
 }
 
-for _entry in HEADS.values():
-    AutoConfig.register(_entry.config.model_type, _entry.config, exist_ok=True)
-    AutoModelForObjectDetection.register(_entry.config, _entry.model, exist_ok=True)
+
+def register(entry: HeadEntry) -> None:
+    """Let the Auto classes and the pipeline find a head."""
+    AutoConfig.register(entry.config.model_type, entry.config, exist_ok=True)
+    AutoModelForObjectDetection.register(entry.config, entry.model, exist_ok=True)
     AutoImageProcessor.register(
-        _entry.config,
+        entry.config,
         image_processor_classes={"torchvision": DetrelayImageProcessor},
         exist_ok=True,
     )
     # the pipeline looks names up here before it believes that a model can detect objects
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(
-        _entry.config.model_type, _entry.model.__name__
+        entry.config.model_type, entry.model.__name__
     )
+
+
+def find_head(name: str) -> HeadEntry:
+    """The head of that name, or a private one that stands elsewhere.
+
+    Args:
+        name: a key of `HEADS`, or `package.module:ConfigClass` of a head outside this package,
+            whose module also holds the model class of that config. It learns from the Hungarian
+            assigner unless told otherwise.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    module_name, colon, config_name = name.partition(":")
+    if not colon:
+        if name not in HEADS:
+            raise ValueError(unknown_name("head", name, HEADS))
+        return HEADS[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"head {name!r}: {error}") from error
+    config = getattr(module, config_name, None)
+    if not (isinstance(config, type) and issubclass(config, DetectorConfig)):
+        raise ValueError(f"head {name!r}: {module_name} has no DetectorConfig {config_name!r}")
+    models = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, DetectorForObjectDetection)
+        and vars(value).get("config_class") is config
+    ]
+    if not models:
+        raise ValueError(
+            f"head {name!r}: {module_name} has no DetectorForObjectDetection whose config_class "
+            f"is {config_name}"
+        )
+    entry = HeadEntry(config, models[0], "hungarian")
+    register(entry)
+    return entry
+
+
+for _entry in HEADS.values():
+    register(_entry)

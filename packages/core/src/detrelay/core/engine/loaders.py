@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
 import signal
+from functools import cache, partial
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
@@ -36,13 +41,21 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=partial(_outlive_signals, _closing()) if num_workers else None,
         generator=torch.Generator(),  # the default draws worker seeds from the global state
     )
 
 
-def _outlive_signals(worker: int) -> None:
+@cache
+def _closing() -> Event:
+    """Set once this program ends: Python then sends SIGTERM to workers that are still there."""
+    closing = multiprocessing.Event()
+    atexit.register(closing.set)
+    return closing
+
+
+def _outlive_signals(closing: Event, worker: int) -> None:
     # A stop signal often reaches the whole process group. The workers must go on until the
-    # training process has finished its step; it then ends them itself.
+    # training process has finished its step; it then ends them itself, at the latest when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)

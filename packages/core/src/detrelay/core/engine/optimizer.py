@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -11,33 +14,39 @@ from torch import nn
 from detrelay.core.configs import TrainConfig
 
 _BETAS = (0.9, 0.999)
-# The published runs divide by max(sqrt(v), 1e-10): parameters with small gradients keep moving.
-_EPSILON = 1e-10
+# "layer3" as torchvision counts the stages of a ResNet, from 1; "layers.2" as transformers counts
+# those of Swin, from 0, and "stage3", the norms of its outputs, from 1
+_STAGE = re.compile(r"\b(?:layer|stage)(?P<from_one>\d)\b|\blayers\.(?P<from_zero>\d)\b")
 
 
 def parameter_groups(model: nn.Module, settings: TrainConfig) -> list[dict[str, object]]:
     """Trained parameters, grouped by learning rate and weight decay.
 
     A parameter takes the product of the multipliers whose key its name holds, and no decay if its
-    name holds an entry of `no_decay`. Frozen parameters are left out.
+    name holds an entry of `no_decay`. With `layer_decay` d, the last of S backbone stages takes
+    another factor d, the one before d^2, and what comes before the first stage d^(S + 1). Frozen
+    parameters are left out.
 
     Returns:
         Groups for `torch.optim`, in order of first appearance, each with its own `base_lr`.
 
     Raises:
-        ValueError: a key names no trained parameter, or nothing is left to train.
+        ValueError: a key names no trained parameter, nothing is left to train, or the backbone has
+            no stages to tell apart.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     if not named:
         raise ValueError("the model has no parameter to train: everything is frozen")
-    _check_keys("train.lr_multipliers", settings.lr_multipliers, [name for name, _ in named])
-    _check_keys("train.no_decay", settings.no_decay, [name for name, _ in named])
+    names = [name for name, _ in named]
+    _check_keys("train.lr_multipliers", settings.lr_multipliers, names)
+    _check_keys("train.no_decay", settings.no_decay, names)
+    depths = _depths(names) if settings.layer_decay != 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        rate = settings.learning_rate
+        rate = settings.learning_rate * settings.layer_decay ** depths.get(name, 0)
         for key, factor in settings.lr_multipliers.items():
-            rate *= factor if key in name else 1.0
-        decayed = not any(key in name for key in settings.no_decay)
+            rate *= factor if _holds(name, key) else 1.0
+        decayed = not any(_holds(name, key) for key in settings.no_decay)
         decay = settings.weight_decay if decayed else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [
@@ -49,17 +58,22 @@ def parameter_groups(model: nn.Module, settings: TrainConfig) -> list[dict[str, 
 def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
     """AdamW as in the published runs."""
     groups = parameter_groups(model, settings)
-    return torch.optim.AdamW(groups, betas=_BETAS, eps=_EPSILON, fused=True)
+    return torch.optim.AdamW(groups, betas=_BETAS, eps=settings.adam_epsilon, fused=True)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: TrainConfig) -> float:
     """Factor on every learning rate at a step, counted from 0.
 
     A linear climb from `warmup_factor` over `warmup_steps`, times `gamma` for each milestone that
-    lies behind. Nothing is remembered between steps, so a resumed run needs no state for it.
+    lies behind; or, from the warm-up to the end of the last epoch, half a cosine from 1 to 0.
+    Nothing is remembered between steps, so a resumed run needs no state for it.
     """
-    drops = bisect_right(settings.milestones, step // steps_per_epoch)
-    factor = settings.gamma**drops
+    factor = 1.0
+    if settings.schedule == "multi_step":
+        factor = settings.gamma ** bisect_right(settings.milestones, step // steps_per_epoch)
+    elif step > settings.warmup_steps:
+        falling = settings.epochs * steps_per_epoch - settings.warmup_steps
+        factor = (1 + math.cos(math.pi * (step - settings.warmup_steps) / falling)) / 2
     if step < settings.warmup_steps:
         remaining = 1 - step / settings.warmup_steps
         factor *= 1 - remaining * (1 - settings.warmup_factor)
@@ -72,9 +86,35 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def _check_keys(option: str, keys: Iterable[str], names: list[str]) -> None:
+def _holds(name: str, key: str) -> bool:
+    return fnmatchcase(name, f"*{key}*")
+
+
+def _depths(names: Sequence[str]) -> dict[str, int]:
+    """How far parameters of the backbone lie below the head: 1 for those of its last stage."""
+    stages = {}
+    for name in names:
+        if name.startswith("backbone."):
+            found = _STAGE.search(name)
+            # what belongs to no stage comes before the first
+            stages[name] = 0 if found is None else _number(found)
+    last = max(stages.values(), default=0)
+    if last == 0:
+        raise ValueError(
+            "train.layer_decay: the names of the trained backbone parameters tell no stages apart; "
+            "set it to 1, or name factors in train.lr_multipliers"
+        )
+    return {name: last + 1 - stage for name, stage in stages.items()}
+
+
+def _number(found: re.Match[str]) -> int:
+    from_zero = found["from_zero"]
+    return int(found["from_one"]) if from_zero is None else int(from_zero) + 1
+
+
+def _check_keys(option: str, keys: Iterable[str], names: Sequence[str]) -> None:
     for key in keys:
-        if not any(key in name for name in names):
+        if not any(_holds(name, key) for name in names):
             raise ValueError(
                 f"{option}: {key!r} is part of no trained parameter's name, such as {names[0]}"
             )

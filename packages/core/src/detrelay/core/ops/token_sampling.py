@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 Shapes = tuple[tuple[int, int], ...]
 
+_CORNERS_AT_A_TIME = 2**17
+
 
 def flatten_levels(levels: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
     """Lay the cells of all levels out as rows.
@@ -55,8 +57,9 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     slot_values = values.transpose(1, 2).flatten(0, 1)  # [B * G, S, D]
     slot_locations = locations.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # [B * G, Q * N, ...]
     slot_weights = weights.transpose(1, 2).flatten(0, 1).flatten(1, 2)
-    # one slot at a time fits a CPU's cache; a GPU wants few large kernels
-    step = 1 if values.device.type == "cpu" else batch * groups
+    step = batch * groups
+    if values.device.type == "cpu":  # what is read at a time should fit a CPU's cache
+        step = min(step, max(1, _CORNERS_AT_A_TIME // max(1, 4 * slot_weights[0].numel())))
     parts = [
         _sample_slots(v.contiguous(), shapes, at, w)
         for v, at, w in zip(
