@@ -6,6 +6,7 @@ transformers; Swin transformers of their authors, mmdetection, torchvision and t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -88,13 +89,14 @@ class Naming:
             theirs[key] = value
         if self.interleaves_merging:
             theirs = {key: _interleaved(key, value) for key, value in theirs.items()}
-        return _packed(theirs) if self.packs_attention else theirs
+        return _with_indices(_packed(theirs)) if self.packs_attention else theirs
 
     def _parts(self, key: str, value: Tensor) -> State:
         """One entry as the table knows it: attention apart, merging token by token."""
         if self.packs_attention and (match := _PACKED.match(key)):
             parts = zip("qkv", value.chunk(3), strict=True)
-            return {f"{match[1]}{part}.{match[2]}": tensor for part, tensor in parts}
+            # copies: a file may not hold tensors that share their memory
+            return {f"{match[1]}{part}.{match[2]}": tensor.clone() for part, tensor in parts}
         if self.interleaves_merging and _MERGING.search(key):
             # the four tokens stand row by row there, column by column here
             tokens = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :]
@@ -118,6 +120,19 @@ def _packed(state: State) -> State:
             parts = [state[f"{match[1]}{part}.{match[3]}"] for part in "qkv"]
             packed[f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)
     return packed
+
+
+def _with_indices(state: State) -> State:
+    """Beside each table of relative positions, which row of it a pair of tokens reads."""
+    indices: State = {}
+    for key, table in state.items():
+        if key.endswith("relative_position_bias_table"):
+            window = (math.isqrt(len(table)) + 1) // 2
+            row, column = torch.arange(window**2) // window, torch.arange(window**2) % window
+            steps = (row[:, None] - row) * (2 * window - 1) + column[:, None] - column
+            name = key.replace("relative_position_bias_table", "relative_position_index")
+            indices[name] = steps - steps.min()
+    return state | indices
 
 
 def _transformers_resnet() -> KeyTable:
