@@ -237,8 +237,8 @@ def test_detr_runs(name: str) -> None:
 
 
 BACKBONE = 23_232_512  # ResNet-50 without stem, first stage and norms
-# depth, channels, heads of the stages: attention, feed-forward, norms and tables of every block, then
-# merging between stages, patch embedding with its norm, norms of the three maps
+# depth, channels and heads of the stages: attention, feed-forward, norms and tables of every block,
+# then merging between stages, patch embedding with its norm, norms of the three maps
 SWIN_L_STAGES = [(2, 192, 6), (2, 384, 12), (18, 768, 24), (2, 1536, 48)]
 SWIN_L = (
     sum(depth * (12 * c * c + 13 * c + 529 * heads) for depth, c, heads in SWIN_L_STAGES)
