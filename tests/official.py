@@ -26,6 +26,8 @@ LISTED = (
     ("dino", "swin_l_4scale", "swin_l_4scale", "r50_4scale"),
 )
 
+_PREDICTOR = re.compile(r"(class|bbox)_embed\.(\d+)\.(.+)$")
+
 
 @cache
 def manifest(head: str) -> Any:
@@ -42,23 +44,39 @@ def listed_shapes(head: str, name: str, base: str | None) -> dict[str, list[int]
 
 
 def all_shapes(head: str, name: str, base: str | None) -> dict[str, list[int]]:
-    """Shapes by name, as a file has them: with the second names of shared heads."""
-    shapes = dict(listed_shapes(head, name, base))
-    if head == "stageinteractor":
-        return shapes
-    predictor = re.compile(r"(class|bbox)_embed\.(\d+)\.(.+)$")
+    """Shapes by name, as a file has them."""
+    return with_second_names(listed_shapes(head, name, base), head, name, layers=6)
+
+
+def with_second_names(entries: dict[str, Any], head: str, name: str, layers: int) -> dict[str, Any]:
+    """The same entries, with those that stand in a file under several names."""
+    result = dict(entries)
     shared = head == "dino" or name == "base"
-    for key, shape in list(shapes.items()):
-        if match := predictor.match(key):
-            kind, index, rest = match.groups()
-            for number in range(6) if shared else [index]:
-                shapes[f"{kind}_embed.{number}.{rest}"] = shape
-                in_decoder = head == "dino" or name == "two_stage" or (
-                    name == "refine" and kind == "bbox"
-                )  # fmt: skip
-                if in_decoder:
-                    shapes[f"transformer.decoder.{kind}_embed.{number}.{rest}"] = shape
-    return shapes
+    for key, value in entries.items():
+        if (match := _PREDICTOR.match(key)) is None:
+            continue
+        kind, index, rest = match.groups()
+        in_decoder = head == "dino" or name == "two_stage" or (name, kind) == ("refine", "bbox")
+        for number in range(layers) if shared else [index]:
+            result[f"{kind}_embed.{number}.{rest}"] = value
+            if in_decoder:
+                result[f"transformer.decoder.{kind}_embed.{number}.{rest}"] = value
+    return result
+
+
+def shallow(shapes: dict[str, list[int]], encoder: int, decoder: int) -> dict[str, list[int]]:
+    """The shapes of a model with fewer layers; heads of the encoder follow those of the layers."""
+    result = {}
+    for key, shape in shapes.items():
+        layer = re.match(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.", key)
+        if layer and int(layer[2]) >= {"encoder": encoder, "decoder": decoder}[layer[1]]:
+            continue
+        if match := _PREDICTOR.match(key):
+            if decoder <= int(match[2]) < 6:
+                continue
+            key = key.replace("_embed.6.", f"_embed.{decoder}.")
+        result[key] = shape
+    return result
 
 
 def hollow(shapes: dict[str, list[int]]) -> dict[str, Tensor]:

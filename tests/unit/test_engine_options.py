@@ -170,7 +170,7 @@ def test_the_largest_batch_that_fits_keeps_the_images_of_a_step(
     monkeypatch.setattr(memory, "_OBJECTS_PER_IMAGE", 2)
     before = copy.deepcopy(model.state_dict())
     settings = TrainConfig(batch_size=6, accumulation_steps=2)
-    fit = find_fitting_batch(Accelerator(), model, criterion, settings, side=64)
+    fit = find_fitting_batch(Accelerator(), model, criterion, settings, side=128)
     assert fit == Fit(*expected)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

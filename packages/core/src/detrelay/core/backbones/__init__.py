@@ -6,7 +6,15 @@ from detrelay.core.backbones.base import Backbone, BackboneNorm
 from detrelay.core.backbones.resnet import RESNETS, ResNetBackbone
 from detrelay.core.backbones.swin import SWINS, SwinBackbone
 
-__all__ = ["BACKBONES", "SWINS", "Backbone", "ResNetBackbone", "SwinBackbone", "build_backbone"]
+__all__ = [
+    "BACKBONES",
+    "RESNETS",
+    "SWINS",
+    "Backbone",
+    "ResNetBackbone",
+    "SwinBackbone",
+    "build_backbone",
+]
 
 BACKBONES = (*RESNETS, *SWINS)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from detrelay.core.backbones import BACKBONES, SWINS, build_backbone
+from detrelay.core.backbones import BACKBONES, RESNETS, SWINS, build_backbone
 from detrelay.core.key_table import KeyTable
 
 State = dict[str, Tensor]
@@ -321,9 +321,8 @@ def find_backbone(state: Mapping[str, Tensor]) -> str:
         ValueError: none has these shapes.
     """
     found = {key: value.shape for key, value in state.items() if not _may_differ(key)}
-    for name in BACKBONES:
-        if any(key.startswith("network.") for key in found) != (name in SWINS):
-            continue
+    swin = any(key.startswith("network.") for key in found)
+    for name in SWINS if swin else RESNETS:
         with torch.device("meta"):
             backbone = build_backbone(name, "eval", 0)
         shapes = {key: v.shape for key, v in backbone.state_dict().items() if not _may_differ(key)}

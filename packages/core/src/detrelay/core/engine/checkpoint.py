@@ -24,6 +24,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 _MARKER = "complete.json"
 _NAME = re.compile(r"step_(\d{7,})")
 _PARTIAL = ".partial"
+# torch.save has no exception of its own for a full disk
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 class CheckpointError(ValueError):
@@ -114,9 +116,9 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         problem = error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        if not any(word in str(error) for word in _TORCH_CANNOT_WRITE):
             raise
-        problem = error  # this is how torch.save reports a full disk
+        problem = error
     reasons = gather_object([None if problem is None else _one_line(problem)])
     for process, reason in enumerate(reasons):
         if reason is not None:
