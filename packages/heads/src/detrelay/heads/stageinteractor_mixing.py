@@ -293,7 +293,7 @@ class DynamicMixing(nn.Module):
             carried = adapter(mixed, carried)
             # equation 3: gates over input and output channels blend own and earlier filter
             gate = gates[:, :, 1, index, :, None] * gates[:, :, 0, index, None, :]
-            blended = torch.lerp(channel, earlier, gate)
+            blended = _blend(channel, earlier, gate)
             mixed = _norm_relu(_product(carried, blended, biases[:, :, index]))
         return mixed
 
@@ -317,7 +317,12 @@ def _blend_spatial(own: Tensor, dynamic: _Dynamic, bank: FilterBank) -> Tensor:
     assert bank.spatial is not None
     gate = dynamic.pattern_gate.sigmoid().unsqueeze(-1) * dynamic.point_gate.sigmoid().unsqueeze(-2)
     earlier = bank.spatial[:, :, : own.shape[2]]
-    return torch.cat([own, torch.lerp(own, earlier, gate)], dim=2)
+    return torch.cat([own, _blend(own, earlier, gate)], dim=2)
+
+
+def _blend(own: Tensor, earlier: Tensor, gate: Tensor) -> Tensor:
+    """(1 - gate) * own + gate * earlier; without gradients in the memory of the gate."""
+    return torch.lerp(own, earlier, gate, out=None if torch.is_grad_enabled() else gate)
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
