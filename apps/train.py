@@ -194,14 +194,14 @@ def train(arguments: Arguments) -> int:
     from loading import head_entry
 
     assigner = recipe.assigner.name or head_entry(recipe.head).assigner
-    output = arguments.output or Path("runs") / f"{recipe.head}-{assigner}"
+    output = arguments.output or Path("runs") / f"{recipe.head.replace(':', '.')}-{assigner}"
     if arguments.resume and arguments.output is None:
         recipe = resolve(replace(arguments, output=output))
     check_output(output, recipe, arguments)
     check_trackers(recipe.train.trackers)
     accelerator = Accelerator(
         mixed_precision=recipe.train.mixed_precision,
-        log_with=list(recipe.train.trackers),
+        log_with=list(recipe.train.trackers) or None,
         project_dir=output,
     )
     if accelerator.is_main_process:
