@@ -15,7 +15,9 @@ from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import Category, DataError
 from detrelay.core.data.collate import padded_size
 from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.engine.memory import checkpoint_activations
 from detrelay.core.engine.optimizer import parameter_groups
+from detrelay.core.engine.scaling import describe_step, with_scaled_rate
 from detrelay.core.structures import Targets
 from loading import AnyDataset, build_criterion, build_datasets, build_model
 
@@ -72,7 +74,7 @@ def dry_run(recipe: Recipe) -> int:
     model = build_model(recipe, categories, None, fresh=False).to(accelerator.device).train()
     images = None if samples is None else len(samples)
     say("\n".join(schedule_lines(recipe, accelerator.num_processes, images)))
-    say("\n".join(group_lines(model, recipe)))
+    say("\n".join(group_lines(model, recipe, accelerator.num_processes)))
     memory = estimate_memory(model, build_criterion(recipe), recipe, accelerator)
     say("\n".join(memory_lines(memory, recipe, accelerator.device)))
     if problem is not None:
@@ -82,18 +84,13 @@ def dry_run(recipe: Recipe) -> int:
 
 def schedule_lines(recipe: Recipe, processes: int, images: int | None) -> list[str]:
     """Batch, steps and images seen; without the number of images, what does not depend on it."""
-    train = recipe.train
-    batch = train.batch_size * train.accumulation_steps * processes
-    published = train.published_batch_size
-    lines = [
-        f"batch:  {batch} images a step = {train.batch_size} x {train.accumulation_steps} pass(es) "
-        f"x {processes} process(es); published: {'none' if published is None else published}",
-    ]
+    train, batch = recipe.train, images_per_step(recipe, processes)
+    lines = [describe_step(train, processes)]
     if images is None:
-        return [*lines, f"steps:  {train.epochs} epochs of unknown length"]
+        return [*lines, f"steps: {train.epochs} epochs of unknown length"]
     steps = images // batch
     lines.append(
-        f"steps:  {steps} an epoch x {train.epochs} epochs = {steps * train.epochs}; "
+        f"steps: {steps} an epoch x {train.epochs} epochs = {steps * train.epochs}; "
         f"{steps * train.epochs * batch} images seen"
     )
     if train.schedule == "cosine":
@@ -101,15 +98,21 @@ def schedule_lines(recipe: Recipe, processes: int, images: int | None) -> list[s
     else:
         drops = ", ".join(str(epoch * steps) for epoch in train.milestones if epoch < train.epochs)
         shape = f"then x {train.gamma:g} at steps {drops or 'none'}"
-    lines.append(f"rate:   warm-up of {train.warmup_steps} steps, {shape}")
+    lines.append(f"learning rate: warm-up of {train.warmup_steps} steps, {shape}")
     return lines
 
 
-def group_lines(model: nn.Module, recipe: Recipe) -> list[str]:
+def images_per_step(recipe: Recipe, processes: int) -> int:
+    """Images of one step, over passes and processes."""
+    return recipe.train.batch_size * recipe.train.accumulation_steps * processes
+
+
+def group_lines(model: nn.Module, recipe: Recipe, processes: int) -> list[str]:
     """The optimiser's groups as a table, and what is frozen."""
+    settings = with_scaled_rate(recipe.train, images_per_step(recipe, processes))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     lines = ["", "tensors   parameters   learning rate   decay    such as"]
-    for group in parameter_groups(model, recipe.train):
+    for group in parameter_groups(model, settings):
         parameters: Any = group["params"]
         count = sum(parameter.numel() for parameter in parameters)
         rates = f"{group['lr']:13.4g}   {group['weight_decay']:<6g}"
@@ -149,9 +152,11 @@ def estimate_memory(
     recipe: Recipe,
     accelerator: Accelerator,
 ) -> Memory:
-    """Bytes that training holds on each device, see `Memory`."""
+    """Bytes that training holds on each device, see `Memory`; may make the model checkpoint."""
     held = [*model.parameters(), *model.buffers()]
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    if recipe.train.activation_checkpointing:
+        checkpoint_activations(model)
     dtype = _MIXED.get(recipe.train.mixed_precision)
     few, many = (
         kept_for_backward(model, criterion, size, dtype, accelerator.device)

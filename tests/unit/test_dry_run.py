@@ -43,8 +43,9 @@ def test_the_plan_is_printed_and_nothing_is_trained(
     out = capsys.readouterr().out
     assert "num_queries = 8" in out  # the resolved recipe
     assert "train: 14 images" in out
-    assert "batch:  4 images a step = 4 x 1 pass(es) x 1 process(es); published: 16" in out
-    assert "steps:  3 an epoch x 2 epochs = 6; 24 images seen" in out
+    assert "step: 4 images (1 process(es) x 4 images x 1 pass(es)), learning rate 0.001" in out
+    assert "published: 16 images" in out
+    assert "steps: 3 an epoch x 2 epochs = 6; 24 images seen" in out
     (slow,) = [line for line in out.splitlines() if line.endswith("backbone.conv1.weight")]
     assert slow.split()[2:4] == ["0.0001", "0.0001"]
     assert "GiB at least" in out
@@ -56,16 +57,16 @@ def test_without_data_the_rest_is_printed_before_the_error(
     with pytest.raises(DataError, match=r"no annotation file .*train\.json"):
         tiny_run(tmp_path / "run", dry_run=True, data=(tmp_path,))
     out = capsys.readouterr().out
-    assert "steps:  2 epochs of unknown length" in out
+    assert "steps: 2 epochs of unknown length" in out
     assert "activations" in out
 
 
 def test_drops_are_given_in_steps() -> None:
     recipe = tiny_recipe("train.epochs=12", "train.milestones=[8,11,12]", "train.gamma=0.1")
     *_, rate = plans.schedule_lines(recipe, 2, 800)  # 4 x 2 images a step: 100 steps an epoch
-    assert rate == "rate:   warm-up of 2 steps, then x 0.1 at steps 800, 1100"
-    batch, *_ = plans.schedule_lines(tiny_recipe("train.accumulation_steps=3"), 2, 800)
-    assert batch.startswith("batch:  24 images a step = 4 x 3 pass(es) x 2 process(es)")
+    assert rate == "learning rate: warm-up of 2 steps, then x 0.1 at steps 800, 1100"
+    _, steps, _ = plans.schedule_lines(tiny_recipe("train.accumulation_steps=3"), 2, 800)
+    assert steps == "steps: 33 an epoch x 2 epochs = 66; 1584 images seen"  # of 24 images each
     recipe = tiny_recipe("train.schedule=cosine")
     assert plans.schedule_lines(recipe, 1, 14)[-1].endswith("then half a cosine to 0")
 
@@ -73,10 +74,16 @@ def test_drops_are_given_in_steps() -> None:
 def test_groups_are_counted() -> None:
     recipe = tiny_recipe("train.lr_multipliers.backbone=0.1", "model.backbone_frozen_stages=1")
     model = tiny_model(recipe)
-    _, _, slow, fast, frozen, _ = plans.group_lines(model, recipe)
+    _, _, slow, fast, frozen, _ = plans.group_lines(model, recipe, 1)
     # conv1 and bn1, layer1 with its norm
     assert frozen.split() == ["6", f"{8 * 3 * 9 + 16 + 8 * 8 * 9 + 16:,}", "frozen"]
     assert slow.split()[0] == str(2 * 3)  # two more stages: convolution, scale, shift
+    scaled = [
+        *("train.lr_multipliers.backbone=0.1", "train.published_batch_size=2"),
+        "train.scale_learning_rate=linear",
+    ]
+    _, _, slow_again, *_ = plans.group_lines(model, tiny_recipe(*scaled), 3)  # 12 images a step
+    assert float(slow_again.split()[2]) == pytest.approx(6 * float(slow.split()[2]))
     counts = [int(line.split()[1].replace(",", "")) for line in (slow, fast, frozen)]
     assert sum(counts) == sum(parameter.numel() for parameter in model.parameters())
 
@@ -114,3 +121,10 @@ def test_memory_of_weights_is_exact_and_that_of_activations_follows_the_rule() -
         model, criterion, (512, 640), torch.bfloat16, torch.device("cpu")
     )
     assert half < 0.9 * one
+    less = plans.estimate_memory(
+        model,
+        criterion,
+        override(recipe, ["train.activation_checkpointing=true"]),
+        Accelerator(cpu=True),
+    )
+    assert less.activations < 0.9 * memory.activations

@@ -1,0 +1,59 @@
+"""The batches of training: the same with any number of loader processes, and after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.data.transforms import (
+    AugmentationConfig,
+    DetectionDataset,
+    build_train_transform,
+)
+from detrelay.core.engine.loaders import make_loader
+from detrelay.core.image_processing import DetrelayImageProcessor
+
+BATCH = 2
+
+
+def batches(num_workers: int, *, skip: int = 0) -> list[Mapping[str, Any]]:
+    """Batches of the second epoch, read as the trainer reads them."""
+    samples = ShapesDataset(11, image_size=48)
+    augmentation = AugmentationConfig(short_sides=(32, 40), max_size=64, mosaic=0.3)
+    data = DetectionDataset(
+        samples,
+        build_train_transform(augmentation),
+        DetrelayImageProcessor(),
+        seed=3,
+        mosaic=augmentation.mosaic,
+        mosaic_tile=augmentation.mosaic_tile,
+        wide=[image["width"] >= image["height"] for image in samples.ground_truth["images"]],
+        aspect_group=BATCH,
+    )
+    accelerator, sampler = Accelerator(cpu=True), data.sampler()
+    loader = accelerator.prepare(
+        make_loader(data, sampler, BATCH, num_workers=num_workers, drop_last=True)
+    )
+    loader.set_epoch(1)
+    sampler.set_epoch(1)
+    return list(accelerator.skip_first_batches(loader, skip) if skip else loader)
+
+
+def assert_same(found: list[Mapping[str, Any]], expected: list[Mapping[str, Any]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+        for first, second in zip(one["labels"], other["labels"], strict=True):
+            assert torch.equal(first["image_id"], second["image_id"])
+            assert torch.equal(first["boxes"], second["boxes"])
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_is_taken_up() -> None:
+    whole = batches(0)
+    assert len(whole) == 5
+    assert_same(batches(2), whole)
+    assert_same(batches(0, skip=3), whole[3:])
+    assert_same(batches(2, skip=1), whole[1:])
