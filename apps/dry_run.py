@@ -81,11 +81,13 @@ def dry_run(recipe: Recipe) -> int:
 def schedule_lines(recipe: Recipe, processes: int, images: int | None) -> list[str]:
     """Batch, steps and images seen; without the number of images, what does not depend on it."""
     train = recipe.train
-    batch = train.batch_size * processes
+    batch = train.batch_size * processes * train.accumulation_steps
+    passes = f" x {train.accumulation_steps} passes" if train.accumulation_steps > 1 else ""
     published = train.published_batch_size
     beside = "none" if published is None else str(published)
     lines = [
-        f"batch:  {batch} images a step = {train.batch_size} x {processes} process(es); "
+        f"batch:  {batch} images a step = {train.batch_size} x {processes} process(es)"
+        f"{passes}; "
         f"published: {beside}",
     ]
     if images is None:

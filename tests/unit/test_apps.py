@@ -16,6 +16,7 @@ import tyro
 import console
 import evaluate
 import predict
+import replay
 import train
 from detrelay.core.configs import RecipeError
 from train import Arguments, check_output, resolve
@@ -30,7 +31,8 @@ def parsed(*arguments: str) -> Arguments:
 def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
-        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "dry_run", "set",
+        "recipe", "head", "assigner", "data", "output", "init", "resume",
+        "find_batch_size", "seed", "dry_run", "set",
     ]  # fmt: skip
 
 
@@ -41,9 +43,10 @@ def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
         "model", "input", "output", "threshold", "head",
     ]  # fmt: skip
+    assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file"]
 
 
-@pytest.mark.parametrize("app", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("app", ["train", "evaluate", "predict", "replay"])
 def test_help_answers_at_once(app: str) -> None:
     """Without torch, whose import alone takes longer than one likes to wait."""
     code = (
