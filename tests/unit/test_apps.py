@@ -62,7 +62,7 @@ def test_help_answers_at_once(app: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     assert used < 2  # seconds of processor time, whatever else the machine does
-    module = {"train": train, "evaluate": evaluate, "predict": predict}[app]
+    module = {"train": train, "evaluate": evaluate, "predict": predict, "replay": replay}[app]
     for field in dataclasses.fields(module.Arguments):
         assert f"--{field.name.replace('_', '-')}" in done.stdout
 

@@ -162,7 +162,7 @@ def test_diverging_training_ends_in_one_line_and_keeps_the_checkpoint(
     assert "in step 2, whose batch holds the image ids [" in line
     assert "last checkpoint is kept" in line
     assert list((tmp_path / "run" / "checkpoints").iterdir())
-    file = Path(line.partition("python apps/replay.py ")[2])
+    file = Path(line.partition("python apps/replay.py --file ")[2])
     capsys.readouterr()
     assert replay(Replay(file)) == 1
     then, now = capsys.readouterr().out.strip().splitlines()
