@@ -197,7 +197,7 @@ def train(arguments: Arguments) -> int:
     check_trackers(recipe.train.trackers)
     accelerator = Accelerator(
         mixed_precision=recipe.train.mixed_precision,
-        log_with=list(recipe.train.trackers),
+        log_with=list(recipe.train.trackers) or None,
         project_dir=output,
     )
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
