@@ -37,12 +37,14 @@ class Memory:
         gradients: of the trained parameters; several processes hold them twice, in the buckets
             that are sent around too.
         optimizer: two moments of each trained parameter.
+        average: running average of parameters and buffers, where one is kept.
         activations: tensors that the forward pass keeps for the backward pass, estimated.
     """
 
     model: int
     gradients: int
     optimizer: int
+    average: int
     activations: int
 
 
@@ -81,14 +83,11 @@ def dry_run(recipe: Recipe) -> int:
 def schedule_lines(recipe: Recipe, processes: int, images: int | None) -> list[str]:
     """Batch, steps and images seen; without the number of images, what does not depend on it."""
     train = recipe.train
-    batch = train.batch_size * processes * train.accumulation_steps
-    passes = f" x {train.accumulation_steps} passes" if train.accumulation_steps > 1 else ""
+    batch = train.batch_size * train.accumulation_steps * processes
     published = train.published_batch_size
-    beside = "none" if published is None else str(published)
     lines = [
-        f"batch:  {batch} images a step = {train.batch_size} x {processes} process(es)"
-        f"{passes}; "
-        f"published: {beside}",
+        f"batch:  {batch} images a step = {train.batch_size} x {train.accumulation_steps} pass(es) "
+        f"x {processes} process(es); published: {'none' if published is None else published}",
     ]
     if images is None:
         return [*lines, f"steps:  {train.epochs} epochs of unknown length"]
@@ -127,6 +126,7 @@ def memory_lines(memory: Memory, recipe: Recipe, device: torch.device) -> list[s
         ("model", memory.model),
         ("gradients", memory.gradients),
         ("optimiser", memory.optimizer),
+        ("average", memory.average),
         ("activations", memory.activations),
     ]
     lines = [f"{name:<12}{value / _GIBIBYTE:8.2f} GiB" for name, value in rows]
@@ -162,10 +162,12 @@ def estimate_memory(
     height, width = largest_batch(recipe)
     image = few + slope * (height * width - area_small)
     copies = 2 if accelerator.num_processes > 1 else 1
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
     return Memory(
-        model=sum(tensor.numel() * tensor.element_size() for tensor in held),
+        model=weights,
         gradients=copies * trained,
         optimizer=2 * trained,
+        average=weights if recipe.train.ema_decay else 0,
         activations=round(image * recipe.train.batch_size),
     )
 

@@ -60,7 +60,7 @@ class Arguments:
     output: Path | None = None
     """Folder of the run; runs/HEAD-ASSIGNER if not named."""
     init: Path | None = None
-    """Folder of a saved model whose weights to start from."""
+    """Folder of a saved model, or its name on the Hub, whose weights to start from."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
     find_batch_size: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -74,6 +74,10 @@ class Arguments:
         tyro.conf.arg(metavar="KEY=VALUE ..."),
     ] = ()
     """Recipe values, such as train.epochs=24 model.num_queries=300."""
+    push_to: str | None = None
+    """Name on the Hub, USER/MODEL, to publish the best model under when the training is done."""
+    push_private: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Let only the owners see what is published."""
 
 
 def resolve(arguments: Arguments) -> Recipe:
@@ -190,7 +194,7 @@ def train(arguments: Arguments) -> int:
     from loading import head_entry
 
     assigner = recipe.assigner.name or head_entry(recipe.head).assigner
-    output = arguments.output or Path("runs") / f"{recipe.head}-{assigner}"
+    output = arguments.output or Path("runs") / f"{recipe.head.replace(':', '.')}-{assigner}"
     if arguments.resume and arguments.output is None:
         recipe = resolve(replace(arguments, output=output))
     check_output(output, recipe, arguments)
@@ -200,6 +204,8 @@ def train(arguments: Arguments) -> int:
         log_with=list(recipe.train.trackers) or None,
         project_dir=output,
     )
+    if accelerator.is_main_process:
+        check_push(arguments)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
         torch.set_num_threads(usable_cores())
@@ -224,6 +230,7 @@ def train(arguments: Arguments) -> int:
             tracker.finish()
     if accelerator.is_main_process:
         conclude(last, output)
+        push(arguments, output / "best")
     return 0
 
 
@@ -238,6 +245,31 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise RecipeError(
                 f"train.trackers: {name} is not installed; pip install {name}, or leave it out"
             )
+
+
+def check_push(arguments: Arguments) -> None:
+    """Find out before the training whether its model can be published."""
+    if arguments.push_to is not None:
+        from detrelay.core.hub.publish import check_destination
+
+        check_destination(arguments.push_to, private=arguments.push_private)
+    elif arguments.push_private:
+        raise ValueError("--push-private says how to publish, but no --push-to says where")
+
+
+def push(arguments: Arguments, best: Path) -> None:
+    """Publish the best model, if that was asked for."""
+    if arguments.push_to is None:
+        return
+    from detrelay.core.hub.publish import publish
+
+    try:
+        published = publish(best, arguments.push_to, private=arguments.push_private)
+    except ValueError as error:
+        private = " --private" if arguments.push_private else ""
+        command = f"python apps/publish.py {shlex.quote(str(best))} {arguments.push_to}{private}"
+        raise ValueError(f"{error}; the model is in {best}, publish it by: {command}") from error
+    print(f"published:  {published.url} (tag {published.tag})")
 
 
 def usable_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -16,8 +17,8 @@ import tyro
 import console
 import evaluate
 import predict
+import publish
 import replay
-import train
 from detrelay.core.configs import RecipeError
 from train import Arguments, check_output, resolve
 
@@ -31,8 +32,8 @@ def parsed(*arguments: str) -> Arguments:
 def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
-        "recipe", "head", "assigner", "data", "output", "init", "resume",
-        "find_batch_size", "seed", "dry_run", "set",
+        "recipe", "head", "assigner", "data", "output", "init", "resume", "find_batch_size", "seed",
+        "dry_run", "set", "push_to", "push_private",
     ]  # fmt: skip
 
 
@@ -40,13 +41,18 @@ def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
         "data", "model", "head", "predictions", "images", "output", "max_detections",
     ]  # fmt: skip
+    assert [field.name for field in dataclasses.fields(publish.Arguments)] == [
+        "folder", "repo_id", "private", "tag", "license", "head", "dry_run",
+    ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
         "model", "input", "output", "threshold", "head",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file"]
 
 
-@pytest.mark.parametrize("app", ["train", "evaluate", "predict", "replay"])
+@pytest.mark.parametrize(
+    "app", ["train", "evaluate", "predict", "replay", "publish", "first_boxes"]
+)
 def test_help_answers_at_once(app: str) -> None:
     """Without torch, whose import alone takes longer than one likes to wait."""
     code = (
@@ -62,9 +68,9 @@ def test_help_answers_at_once(app: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     assert used < 2  # seconds of processor time, whatever else the machine does
-    module = {"train": train, "evaluate": evaluate, "predict": predict, "replay": replay}[app]
-    for field in dataclasses.fields(module.Arguments):
-        assert f"--{field.name.replace('_', '-')}" in done.stdout
+    for field in dataclasses.fields(importlib.import_module(app).Arguments):
+        option = f"--{field.name.replace('_', '-')} "
+        assert option in done.stdout or f" {field.name.upper()} " in done.stdout
 
 
 def test_unknown_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,14 +97,13 @@ class DeformableForObjectDetection(DetectorForObjectDetection):
 
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__(config)
-        self.backbone = self.build_backbone()
-        channels = self.backbone.channels[-config.num_backbone_levels :]
-        self.neck = LevelMapper(channels, config.num_levels, config.d_model)
+        self.backbone = self.build_backbone(num_maps=config.num_backbone_levels)
+        self.neck = LevelMapper(self.backbone.channels, config.num_levels, config.d_model)
 
     @property
     def level_strides(self) -> tuple[int, ...]:
         """The strides of the backbone maps used, then twice the one before."""
-        strides = list(self.backbone.strides[-self.config.num_backbone_levels :])
+        strides = list(self.backbone.strides)
         while len(strides) < self.config.num_levels:
             strides.append(2 * strides[-1])
         return tuple(strides)

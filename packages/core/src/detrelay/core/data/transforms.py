@@ -252,6 +252,11 @@ class DetectionDataset(Dataset[EncodedSample]):
             sample = self.transform(sample)
         return self.processor.encode(sample)
 
+    @property
+    def skips_broken(self) -> bool:
+        """Whether images that cannot be read are replaced."""
+        return self._reported is not None
+
     def sampler(self) -> VisitSampler:
         """The visits to train on, in an order that follows from the seed and the epoch."""
         return VisitSampler(
