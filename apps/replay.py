@@ -1,6 +1,6 @@
 """See again a training step that met a value which is not finite.
 
-    python apps/replay.py runs/NAME/failures/step_0000123/process_0.safetensors
+    python apps/replay.py --file runs/NAME/failures/step_0000123/process_0.safetensors
 
 The weights, batches and random numbers of the step lie in the folder of the file, its recipe in
 training.json two folders above.
@@ -24,7 +24,7 @@ _NOT_FINITE = 1
 class Arguments:
     """Take a failed training step again; ends with code 1 if it fails again."""
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PROCESS_N.safetensors")]
+    file: Annotated[Path, tyro.conf.arg(metavar="PROCESS_N.safetensors")]
     """The batches of one process, as training saved them."""
 
 

@@ -218,7 +218,7 @@ def train(arguments: Arguments) -> int:
         accelerator.print(f"{stop}; resume with: {command}", flush=True)
         return 128 + stop.signal_number
     except NonFiniteStep as error:
-        replay = f"; see it again with: python apps/replay.py {shlex.quote(str(error.file))}"
+        replay = f"; see it again with: python apps/replay.py --file {shlex.quote(str(error.file))}"
         print(
             f"error: {error}; the last checkpoint is kept in {output / 'checkpoints'}"
             f"{replay if error.file else ''}",

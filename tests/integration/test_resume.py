@@ -173,7 +173,10 @@ def test_more_epochs_on_a_finished_run(uninterrupted: Path, tmp_path: Path) -> N
     assert_same_run(output, uninterrupted)
 
 
-KILLED = ("train.epochs=60", "train.checkpoint_every=2", "train.ema_decay=0.9")
+KILLED = (
+    *("train.epochs=100", "train.evaluate_every=4"),
+    *("train.checkpoint_every=2", "train.ema_decay=0.9"),
+)
 
 
 @pytest.mark.slow
@@ -194,7 +197,7 @@ def test_thirty_kills_at_random_moments(tmp_path: Path) -> None:
         else:
             goal = newest_step(killed) + generator.randint(1, 3)
             wait_while(process, lambda goal=goal: newest_step(killed) < goal)
-            time.sleep(generator.random() * 0.2)
+            time.sleep(generator.random() * 0.03)
         os.kill(process, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(process, 0)[1]), "the run ended before its kill"
         half_written += being_saved(killed)

@@ -18,6 +18,7 @@ import console
 import evaluate
 import predict
 import publish
+import replay
 from detrelay.core.configs import RecipeError
 from train import Arguments, check_output, resolve
 
@@ -46,9 +47,12 @@ def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
         "model", "input", "output", "threshold", "head",
     ]  # fmt: skip
+    assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file"]
 
 
-@pytest.mark.parametrize("app", ["train", "evaluate", "predict", "publish", "first_boxes"])
+@pytest.mark.parametrize(
+    "app", ["train", "evaluate", "predict", "replay", "publish", "first_boxes"]
+)
 def test_help_answers_at_once(app: str) -> None:
     """Without torch, whose import alone takes longer than one likes to wait."""
     code = (

@@ -154,7 +154,7 @@ def test_the_model_is_compiled_and_the_criterion_is_not(
     assert compiled == [("StageInteractorForObjectDetection", {"dynamic": True})]
 
 
-@pytest.mark.parametrize(("fitting", "expected"), [(12, (12, 1)), (5, (4, 3)), (1, (1, 12))])
+@pytest.mark.parametrize(("fitting", "expected"), [(6, (6, 1)), (5, (3, 2)), (1, (1, 6))])
 def test_the_largest_batch_that_fits_keeps_the_images_of_a_step(
     fitting: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +169,7 @@ def test_the_largest_batch_that_fits_keeps_the_images_of_a_step(
     monkeypatch.setattr(DetectorForObjectDetection, "forward", short_of_memory)
     monkeypatch.setattr(memory, "_OBJECTS_PER_IMAGE", 2)
     before = copy.deepcopy(model.state_dict())
-    settings = TrainConfig(batch_size=6, accumulation_steps=2)
+    settings = TrainConfig(batch_size=3, accumulation_steps=2)
     fit = find_fitting_batch(Accelerator(), model, criterion, settings, side=128)
     assert fit == Fit(*expected)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

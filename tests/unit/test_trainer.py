@@ -162,7 +162,7 @@ def test_diverging_training_ends_in_one_line_and_keeps_the_checkpoint(
     assert "in step 2, whose batch holds the image ids [" in line
     assert "last checkpoint is kept" in line
     assert list((tmp_path / "run" / "checkpoints").iterdir())
-    file = Path(line.partition("python apps/replay.py ")[2])
+    file = Path(line.partition("python apps/replay.py --file ")[2])
     capsys.readouterr()
     assert replay(Replay(file)) == 1
     then, now = capsys.readouterr().out.strip().splitlines()
@@ -237,6 +237,25 @@ def test_bf16_changes_the_losses_a_little(small_and_silent: None, tmp_path: Path
     AcceleratorState._reset_state()
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
     assert losses["bf16"] != losses["no"]
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_in_bf16_stay_near_those_in_float32(
+    small_and_silent: None, tmp_path: Path
+) -> None:
+    """The loss, averaged over 20 steps, stays within 5 %."""
+    averages = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()
+        output = tmp_path / precision
+        rare = ("train.epochs=67", "train.evaluate_every=67", "train.checkpoint_every=1000")
+        assert tiny_run(output, *rare, f"train.mixed_precision={precision}") == 0
+        lines = [line for line in read_metrics(output / "metrics.jsonl") if "loss" in line]
+        losses = torch.tensor([line["loss"] for line in lines[:200]])
+        averages[precision] = losses.reshape(10, 20).mean(1)
+    AcceleratorState._reset_state()
+    torch.testing.assert_close(averages["bf16"], averages["no"], rtol=0.05, atol=0)
+    assert averages["no"][-1] < 0.8 * averages["no"][0]  # something was learnt
 
 
 def test_evaluations_and_checkpoints_come_as_often_as_asked(

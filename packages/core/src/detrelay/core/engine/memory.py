@@ -22,8 +22,8 @@ from detrelay.core.engine.optimizer import build_optimizer
 from detrelay.core.structures import Targets
 
 _MEBIBYTE = 2**20
-# torchvision's residual blocks; the layers of a head are those its model names
-_BACKBONE_BLOCKS = {"BasicBlock", "Bottleneck"}
+# torchvision's and transformers'; the layers of a head are those its model names
+_BACKBONE_BLOCKS = {"BasicBlock", "Bottleneck", "SwinLayer"}
 # COCO's images hold up to 93
 _OBJECTS_PER_IMAGE = 100
 
@@ -46,7 +46,7 @@ def peak_memory_mib(device: torch.device) -> float:
 def checkpoint_activations(model: DetectorForObjectDetection) -> None:
     """Keep only the inputs of the layers that repeat, and run each again in the backward pass.
 
-    These are the stages and encoder layers of the head and the residual blocks of the backbone.
+    These are the stages and encoder layers of the head and the blocks of the backbone.
     Losses and gradients stay the same. Layers that learn statistics of their batches are left as
     they are: they would learn twice.
     """

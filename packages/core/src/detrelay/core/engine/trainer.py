@@ -258,6 +258,8 @@ class Trainer:
         step = self.position.step + 1
         image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
         message = f"{problem}; in step {step}, whose batch holds the image ids {image_ids}"
+        if _is_sharded(self.accelerator):
+            return NonFiniteStep(f"{message}, not saved: no process holds all weights", None)
         facts = {"step": step, "image_ids": image_ids, "problem": problem}
         folder = self.output / "failures" / f"step_{step:07d}"
         try:
