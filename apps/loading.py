@@ -67,10 +67,15 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
             ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
         )
     train, val = (
-        CocoDataset(Path(file), None if images is None else Path(images), strict=data.strict)
-        for file, images in (
-            (data.train_annotations, data.train_images),
-            (data.val_annotations, data.val_images),
+        CocoDataset(
+            Path(file),
+            None if images is None else Path(images),
+            strict=data.strict,
+            keep_empty=keep_empty,
+        )
+        for file, images, keep_empty in (
+            (data.train_annotations, data.train_images, data.keep_empty),
+            (data.val_annotations, data.val_images, True),
         )
     )
     if train.categories != val.categories:
@@ -105,7 +110,15 @@ def build_parts(
         processor=processor,
         criterion=build_criterion(recipe),
         train_data=DetectionDataset(
-            train, build_train_transform(augmentation), processor, seed=recipe.train.seed
+            train,
+            build_train_transform(augmentation),
+            processor,
+            seed=recipe.train.seed,
+            mosaic=augmentation.mosaic,
+            mosaic_tile=augmentation.mosaic_tile,
+            skip_broken=data.on_bad_image == "skip",
+            wide=[image["width"] >= image["height"] for image in train.ground_truth["images"]],
+            aspect_group=data.aspect_group,
         ),
         val_data=eval_data(val, processor),
         ground_truth=val.ground_truth,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -15,6 +14,7 @@ from detrelay.core.criterion import Criterion, CriterionOutput
 from detrelay.core.losses import LossConfig
 from detrelay.core.pyramid import LevelMapper, build_pyramid
 from detrelay.core.structures import FeaturePyramid, Targets
+from detrelay.heads.convert import translate
 from detrelay.heads.deformable_layers import DeformableConfig
 from reference import DEFORMABLE_TARGETS, deformable_images, deformable_value
 
@@ -23,25 +23,19 @@ TINY = (((64, 128), (96, 96)), (96, 128))
 LOSS_NAMES = {"class": "ce", "l1": "bbox", "giou": "giou"}
 
 
-def fill(
-    model: nn.Module, keys: dict[str, list[int]], name_of: Callable[[str], str | None]
-) -> dict[str, str]:
+def fill(model: nn.Module, keys: dict[str, list[int]], config: DeformableConfig) -> dict[str, str]:
     """Give a model the weights of the reference runs; returns official names by ours."""
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    state, names = {}, {}
-    for official, shape in keys.items():
-        name = name_of(official)
-        if name in shapes:
-            assert name not in state, official
-            # a table may have a last row that nothing reads
-            state[name] = deformable_value(official, shape)[: shapes[name][0]]
-            names[name] = official
-    missing = {key for key in shapes if not key.endswith("num_batches_tracked")} - state.keys()
-    assert not missing
+    translation = translate(
+        {key: deformable_value(key, shape) for key, shape in keys.items()}, config
+    )
+    # a body has no backbone, and the keys may be those of a deeper model
+    state = {name: value for name, value in translation.state.items() if name in shapes}
+    assert {key for key in shapes if not key.endswith("num_batches_tracked")} == state.keys()
     model.load_state_dict(state, strict=False)
     model.double()
     model.load_state_dict(state, strict=False)
-    return names
+    return {name: key for key, name in translation.used}
 
 
 class Body(nn.Module):

@@ -21,6 +21,8 @@ def unit(key: str, shape: tuple[int, ...] | list[int]) -> Tensor:
 def stageinteractor_value(key: str, shape: tuple[int, ...], is_norm: bool) -> Tensor:
     """Value of an official StageInteractor checkpoint entry in the reference runs."""
     u = unit(key, shape)
+    if (constant := _stageinteractor_constant(key, u)) is not None:
+        return constant
     if key.endswith("running_var"):
         return 1 + 0.1 * u.abs()
     if key.endswith("running_mean"):
@@ -41,6 +43,16 @@ def stageinteractor_value(key: str, shape: tuple[int, ...], is_norm: bool) -> Te
     if ".feat_extractor." in key:
         return 0.3 * u
     return 0.1 * u
+
+
+def _stageinteractor_constant(key: str, u: Tensor) -> Tensor | None:
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros_like(u, dtype=torch.int64)
+    if "iou_snyc_statistics." in key:
+        return torch.full_like(u, 0.5 if key.endswith("mean") else 0)
+    if key.endswith("init_proposal_bboxes"):
+        return torch.tensor([0.5, 0.5, 1, 1]).repeat(len(u), 1)
+    return None
 
 
 def deformable_value(key: str, shape: tuple[int, ...] | list[int]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from types import MethodType
 from typing import Any
 
@@ -24,7 +23,8 @@ from deformable_reference import criterion
 from detrelay.core.pyramid import build_pyramid
 from detrelay.core.structures import Targets
 from detrelay.heads import DeformableDetrConfig, DeformableDetrForObjectDetection
-from detrelay.heads.convert import deformable_detr_name
+from detrelay.heads.convert import translate
+from detrelay.heads.transformers_checkpoint import to_official_names
 
 CANVAS, SIZES = (150, 190), ((150, 120), (101, 190))
 CHANNELS = (64, 128, 256, 512)  # of resnet18
@@ -35,20 +35,6 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "refine": {"box_refinement": True},
     "two_stage": {"box_refinement": True, "two_stage": True},
 }
-# their names and the official ones, in order of precedence
-OFFICIAL = (
-    (r"^model\.query_position_embeddings\.", "query_embed."),
-    (r"^model\.input_proj\.", "input_proj."),
-    (r"^model\.", "transformer."),
-    (r"\.encoder_attn\.", ".cross_attn."),
-    (r"(decoder.*)\.encoder_attn_layer_norm\.", r"\1.norm1."),
-    (r"(decoder.*)\.self_attn_layer_norm\.", r"\1.norm2."),
-    (r"(decoder.*)\.final_layer_norm\.", r"\1.norm3."),
-    (r"(encoder.*)\.self_attn_layer_norm\.", r"\1.norm1."),
-    (r"(encoder.*)\.final_layer_norm\.", r"\1.norm2."),
-    (r"\.mlp\.fc", ".linear"),
-    (r"\.self_attn\.o_proj\.", ".self_attn.out_proj."),
-)
 
 
 class Maps(nn.Module):
@@ -124,18 +110,9 @@ def untie(model: TheirModel, config: TheirConfig) -> None:
 
 def as_ours(theirs: dict[str, Tensor], config: DeformableDetrConfig) -> dict[str, Tensor]:
     """Their tensors under our names; queries, keys and values packed."""
-    result = {}
-    for name, value in theirs.items():
-        if name.endswith(("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias")):
-            continue
-        if re.search(r"\.q_proj\.", name):
-            parts = [theirs[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
-            value, name = torch.cat(parts), name.replace(".q_proj.", ".in_proj_")
-        for pattern, replacement in OFFICIAL:
-            name = re.sub(pattern, replacement, name)
-        if (ours := deformable_detr_name(name, config)) is not None:
-            result[ours] = value
-    return result
+    translation = translate(to_official_names(theirs)[0], config)
+    assert not translation.unknown
+    return translation.state
 
 
 def named(model: TheirModel) -> dict[str, nn.Parameter]:

@@ -31,8 +31,8 @@ def parsed(*arguments: str) -> Arguments:
 def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
-        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "set", "push_to",
-        "push_private",
+        "recipe", "head", "assigner", "data", "output", "init", "resume", "find_batch_size", "seed",
+        "dry_run", "set", "push_to", "push_private",
     ]  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> Non
         (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
         (["--data", "a", "b", "c"], "--data: expected a folder with train.json and val.json"),
         (["--data", "only.json"], "or two COCO json files"),
-        (["--head", "dino"], "holds model settings of head stageinteractor"),
+        (["--head", "dino", "--recipe", "shapes"], "holds model settings of head stageinteractor"),
         (["--seed", "-1"], "train.seed must be between 0 and"),
         (["--set", "train.epoch=3"], "did you mean train.epochs?"),
     ],

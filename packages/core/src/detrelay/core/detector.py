@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from detrelay.core.backbones import ResNetBackbone, load_resnet_weights
+from detrelay.core.backbones import Backbone, build_backbone
+from detrelay.core.backbones.weights import load_backbone_weights
 from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.losses import LossConfig
 from detrelay.core.pyramid import build_pyramid
@@ -47,7 +48,7 @@ class DetectorForObjectDetection(PreTrainedModel):
     input_modalities = "image"
     loss_config: ClassVar[LossConfig] = LossConfig()
 
-    backbone: ResNetBackbone
+    backbone: Backbone
     neck: nn.Module
     head: nn.Module
 
@@ -56,18 +57,21 @@ class DetectorForObjectDetection(PreTrainedModel):
         """Strides in pixels of the levels that the neck makes; the backbone's own by default."""
         return self.backbone.strides
 
-    def build_backbone(self, num_stages: int = 4) -> ResNetBackbone:
-        """The backbone that the config names, with random weights."""
-        return ResNetBackbone(
-            self.config.backbone_name,
-            self.config.backbone_norm,
-            self.config.backbone_frozen_stages,
+    def build_backbone(self, num_stages: int = 4, num_maps: int | None = None) -> Backbone:
+        """The backbone that the config names, with random weights, see `build_backbone`."""
+        config = self.config
+        return build_backbone(
+            config.backbone_name,
+            config.backbone_norm,
+            config.backbone_frozen_stages,
             num_stages,
+            num_maps,
+            config.backbone_drop_path,
         )
 
     def load_backbone_weights(self, source: str) -> None:
-        """Fill the backbone with pre-trained weights, see `load_resnet_weights`."""
-        load_resnet_weights(self.backbone, source)
+        """Fill the backbone with pre-trained weights, see `load_backbone_weights`."""
+        load_backbone_weights(self.backbone, source)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module by its own rule; children come before their parents.

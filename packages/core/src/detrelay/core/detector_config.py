@@ -10,6 +10,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict, type_validator
 from transformers import PreTrainedConfig
 
+from detrelay.core.backbones import BACKBONES, SWINS
+from detrelay.core.configs import unknown_name
+
 # Keys that transformers itself writes into or reads from config.json without a typed field.
 _LIBRARY_KEYS = frozenset(
     {
@@ -36,11 +39,14 @@ class DetectorConfig(PreTrainedConfig):
     option as a silent attribute.
 
     Attributes:
-        backbone_name: a ResNet of torchvision.
+        backbone_name: one of `BACKBONES`: ResNets, ResNeXt-101 with and without deformable
+            convolutions ("_dcn"), Swin transformers.
         backbone_norm: "frozen" (statistics and affine fixed), "eval" (statistics fixed, affine
-            trained) or "train" (ordinary batch norm, for training from random weights).
-        backbone_frozen_stages: how many residual stages are fixed, the stem with them; 0 trains
-            all of it.
+            trained) or "train" (ordinary batch norm, for training from random weights). Swin
+            transformers have no batch norm.
+        backbone_frozen_stages: how many stages are fixed, the stem with them; 0 trains all of it.
+        backbone_drop_path: chance in training that a Swin transformer's last block is left out,
+            rising linearly from 0 at its first; ResNets have no such thing.
         category_ids: the data set's own id of each class index, restored when results are written;
             None where they are not known.
 
@@ -51,9 +57,10 @@ class DetectorConfig(PreTrainedConfig):
 
     model_type = "detrelay_detector"
 
-    backbone_name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone_name: str = "resnet50"
     backbone_norm: Literal["frozen", "eval", "train"] = "eval"
     backbone_frozen_stages: int = 1
+    backbone_drop_path: float | int = 0.0
     category_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -99,6 +106,18 @@ class DetectorConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse values that no model can be built from."""
+        if self.backbone_name not in BACKBONES:
+            raise ValueError(
+                f"backbone_name: {unknown_name('backbone', self.backbone_name, BACKBONES)}"
+            )
+        if self.backbone_drop_path and self.backbone_name not in SWINS:
+            raise ValueError(
+                f"backbone_drop_path is for Swin transformers; {self.backbone_name} has none"
+            )
+        if not 0 <= self.backbone_drop_path < 1:
+            raise ValueError(
+                f"backbone_drop_path must lie in [0, 1); found {self.backbone_drop_path}"
+            )
         if not 0 <= self.backbone_frozen_stages <= 4:
             raise ValueError(
                 f"backbone_frozen_stages must lie in 0..4; found {self.backbone_frozen_stages}"

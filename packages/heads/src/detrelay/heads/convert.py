@@ -1,178 +1,251 @@
-"""Published checkpoint keys and ours, one table a head."""
+"""Released checkpoints to models of ours, and back."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from detrelay.heads.deformable_detr import DeformableDetrConfig
+import torch
+from torch import Tensor
 
-# Official StageInteractor names below `roi_head.bbox_head.{stage}.`, in order of precedence.
-_STAGEINTERACTOR_STAGE = (
-    (r"iof_tau$", "attention.overlap_scale"),
-    (r"attention\.attn\.(in_proj_weight|in_proj_bias)$", r"attention.\1"),
-    (r"attention\.attn\.out_proj\.", "attention.out_proj."),
-    (r"attention_norm\.", "attention_norm."),
-    (r"feat_extractor\.gen_one_d\.0\.", "points.base."),
-    (r"feat_extractor\.gen_double_d\.0\.", "points.inner."),
-    (r"dynamic_conv\.parameter_generator\.", "mixing.generator."),
-    (r"dynamic_conv\.mix_bias\.", "mixing.bias_generator."),
-    (r"dynamic_conv\.axis_atten_list\.(\d+)\.", r"mixing.adapters.\1.axis."),
-    (r"dynamic_conv\.subbox_local_list\.(\d+)\.", r"mixing.adapters.\1.pattern."),
-    (r"dynamic_conv\.M_score_list\.", "mixing.channel_gates."),
-    (r"dynamic_conv\.M_score_list_mix_bias\.", "mixing.channel_biases."),
-    (r"dynamic_conv\.S_score_list\.", "mixing.pattern_gate."),
-    (r"dynamic_conv\.S_score_list2\.", "mixing.point_gate."),
-    (r"dynamic_conv\.Wv\.", "mixing.out_proj."),
-    (r"dynamic_conv\.Wv_layer_norm\.", "mixing.norm."),
-    (r"ffn\.layers\.0\.0\.", "ffn_in."),
-    (r"ffn\.layers\.1\.", "ffn_out."),
-    (r"ffn_norm\.", "ffn_norm."),
-    (r"cls_fcs\.0\.", "classify.hidden."),
-    (r"cls_fcs\.1\.", "classify.norm."),
-    (r"fc_cls\.", "classify.out."),
-    (r"reg_fcs\.0\.", "refine.hidden."),
-    (r"reg_fcs\.1\.", "refine.norm."),
-    (r"fc_reg\.", "refine.out."),
-)
+from detrelay.core.backbones.naming import NAMINGS, find_naming
+from detrelay.core.configs import unknown_name
+from detrelay.core.detector_config import DetectorConfig
+from detrelay.core.weight_files import read_weights
+from detrelay.heads import HEADS
+from detrelay.heads.checkpoint_names import Layout, layout_of
+from detrelay.heads.checkpoint_sizes import VARIANTS, guess_head, match_variant, read_sizes
+from detrelay.heads.transformers_checkpoint import read_folder
 
-# Entries of official checkpoints that no number depends on, with the reason.
-STAGEINTERACTOR_DEAD = {
-    r"\.dynamic_conv\.subbox_score_list\.": "softmax over one element: always 1, gradient 0",
-    r"\.iou_snyc_statistics\.": "statistics of a norm that is never called",
-    r"^rpn_head\.init_proposal_bboxes$": "constant: every query starts as the whole image",
-    r"^backbone\.fc\.": "classifier of the ImageNet network",
-}
+_BACKBONE = "backbone."
+_COUNT = "num_batches_tracked"
+_SHOWN = 5
 
 
-def stageinteractor_name(official: str) -> str | None:
-    """Our parameter name for a key of an official StageInteractor checkpoint with a ResNet.
+@dataclass(frozen=True)
+class Translation:
+    """A checkpoint under our names.
 
-    Args:
-        official: key in the checkpoint's `state_dict`.
+    Attributes:
+        state: our entries.
+        used: theirs and ours, pair by pair; what is split or joined stands several times.
+        dropped: their entries that are not in `state`, with the reason.
+        unknown: their entries that no rule names.
+    """
 
-    Returns:
-        None for a dead entry (see `STAGEINTERACTOR_DEAD`).
+    state: dict[str, Tensor]
+    used: tuple[tuple[str, str], ...]
+    dropped: dict[str, str]
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted checkpoint.
+
+    Attributes:
+        head: one of `VARIANTS`.
+        variant: the published model, None where the sizes are of none.
+        config: of the model.
+        state: its parameters and buffers.
+        used: names in the checkpoint and ours, pair by pair.
+        dropped: names in the checkpoint that the model has no use for, with the reason.
+        added: names of ours that the checkpoint lacks and no number depends on, with the reason.
+    """
+
+    head: str
+    variant: str | None
+    config: DetectorConfig
+    state: dict[str, Tensor]
+    used: tuple[tuple[str, str], ...]
+    dropped: dict[str, str]
+    added: dict[str, str]
+
+
+def convert_checkpoint(
+    path: Path, head: str | None = None, variant: str | None = None
+) -> Conversion:
+    """Convert a file of a released program, or a folder of transformers' Deformable DETR.
 
     Raises:
-        ValueError: the key is neither known nor known to be dead.
-
-    Reference:
-        MCG-NJU/StageInteractor, released checkpoints.
+        ValueError: the file cannot be read, or see `convert_state_dict`.
     """
-    if any(re.search(pattern, official) for pattern in STAGEINTERACTOR_DEAD):
-        return None
-    if official.startswith("backbone."):
-        return official
-    if official == "rpn_head.init_content_features.weight":
-        return "head.content.weight"
-    if match := re.match(r"neck\.lateral_convs\.(\d+)\.conv\.(.+)$", official):
-        return f"neck.convs.{match[1]}.{match[2]}"
-    if official.startswith("neck.gn_out."):
-        return official.replace("neck.gn_out.", "neck.norm.")
-    if match := re.match(r"roi_head\.bbox_head\.(\d+)\.(.+)$", official):
-        for pattern, name in _STAGEINTERACTOR_STAGE:
-            if re.match(pattern, match[2]):
-                return f"head.stages.{match[1]}." + re.sub(rf"^{pattern}", name, match[2])
-    raise ValueError(f"{official}: not a key of an official StageInteractor checkpoint")
+    try:
+        if not path.is_dir():
+            return convert_state_dict(read_weights(path), head, variant)
+        folder = read_folder(path)
+        conversion = convert_state_dict(
+            folder.state, head or "deformable_detr", variant, folder.settings
+        )
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(f"{path}") else f"{path}: {text}") from error
+    theirs: dict[str, list[str]] = {}
+    for name, official in folder.used:
+        theirs.setdefault(official, []).append(name)
+    used = [(n, ours) for official, ours in conversion.used for n in theirs.get(official, [])]
+    dropped = {n: why for key, why in conversion.dropped.items() for n in theirs.get(key, [])}
+    return Conversion(
+        **{**vars(conversion), "used": tuple(used), "dropped": {**folder.dropped, **dropped}}
+    )
 
 
-# Official names of Deformable DETR and its children, in order of precedence.
-_DEFORMABLE = (
-    (r"backbone\.0\.body\.", "backbone."),
-    (r"input_proj\.(\d+)\.0\.", r"neck.convs.\1."),
-    (r"input_proj\.(\d+)\.1\.", r"neck.norms.\1."),
-    (r"transformer\.level_embed$", "head.encoder.level_code"),
-    (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.", r"head.encoder.layers.\1.attention."),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm1\.", r"head.encoder.layers.\1.attention_norm."),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.", r"head.encoder.layers.\1.ffn.norm."),
-    (r"transformer\.encoder\.layers\.(\d+)\.linear1\.", r"head.encoder.layers.\1.ffn.widen."),
-    (r"transformer\.encoder\.layers\.(\d+)\.linear2\.", r"head.encoder.layers.\1.ffn.narrow."),
-    (r"transformer\.decoder\.layers\.(\d+)\.self_attn\.", r"head.layers.\1.self_attention."),
-    (r"transformer\.decoder\.layers\.(\d+)\.cross_attn\.", r"head.layers.\1.cross_attention."),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm1\.", r"head.layers.\1.cross_attention_norm."),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm2\.", r"head.layers.\1.self_attention_norm."),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm3\.", r"head.layers.\1.ffn.norm."),
-    (r"transformer\.decoder\.layers\.(\d+)\.linear1\.", r"head.layers.\1.ffn.widen."),
-    (r"transformer\.decoder\.layers\.(\d+)\.linear2\.", r"head.layers.\1.ffn.narrow."),
-    (r"transformer\.enc_output\.", "head.proposal_features.project."),
-    (r"transformer\.enc_output_norm\.", "head.proposal_features.norm."),
-)
-_DEFORMABLE_DETR = (
-    *_DEFORMABLE,
-    (r"query_embed\.", "head.queries."),
-    (r"transformer\.reference_points\.", "head.reference."),
-    (r"transformer\.pos_trans\.", "head.query_proj."),
-    (r"transformer\.pos_trans_norm\.", "head.query_norm."),
-)
-_DINO = (
-    *_DEFORMABLE,
-    (r"class_embed\.0\.", "head.classify."),
-    (r"bbox_embed\.0\.", "head.refine."),
-    (r"label_enc\.", "head.denoising.labels."),
-    (r"transformer\.tgt_embed\.", "head.content."),
-    (r"transformer\.enc_out_class_embed\.", "head.classify_proposals."),
-    (r"transformer\.enc_out_bbox_embed\.", "head.refine_proposals."),
-    (r"transformer\.decoder\.norm\.", "head.norm."),
-    (r"transformer\.decoder\.ref_point_head\.", "head.reference_code."),
-)
-# the decoder holds the prediction heads a second time, under these names
-_DEFORMABLE_ALIAS = r"transformer\.decoder\.(class_embed|bbox_embed)\."
+def convert_state_dict(
+    state: Mapping[str, Tensor],
+    head: str | None = None,
+    variant: str | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Conversion:
+    """Convert the weights of a released program.
 
-
-def deformable_detr_name(official: str, config: DeformableDetrConfig) -> str | None:
-    """Our parameter name for a key of an official Deformable DETR checkpoint with a ResNet.
+    Sizes are read from the shapes, so models that were trained with other numbers of queries,
+    layers or classes convert too.
 
     Args:
-        official: key in the checkpoint's `model`.
-        config: of the variant; says which prediction heads are copies of each other and which
-            belong to the encoder.
-
-    Returns:
-        None for a second name of an entry that stands elsewhere.
+        state: under the released program's names.
+        head: one of `VARIANTS`; None to tell by the names.
+        variant: the published model that it must be; None to tell by the shapes.
+        settings: config values that stand in no shape.
 
     Raises:
-        ValueError: the key is not known.
-
-    Reference:
-        fundamentalvision/Deformable-DETR, released checkpoints.
+        ValueError: head or variant are not known or not those of the weights; or entries are
+            missing, unknown or of another shape, all named in one message.
     """
-    if re.match(_DEFORMABLE_ALIAS, official):
-        return None
-    if match := re.match(r"(class|bbox)_embed\.(\d+)\.(.+)$", official):
-        name, index = {"class": "classify", "bbox": "refine"}[match[1]], int(match[2])
-        if config.two_stage and index == config.decoder_layers:
-            return f"head.{name}_proposals.{match[3]}"
-        shared = not config.box_refinement
-        return None if shared and index else f"head.{name}.{index}.{match[3]}"
-    return _translate(official, _DEFORMABLE_DETR, "Deformable DETR")
+    if head is not None and head not in VARIANTS:
+        raise ValueError(unknown_name("head", head, VARIANTS))
+    head = head or guess_head(state)
+    sizes = {**read_sizes(state, head, settings), **settings}
+    variant = match_variant(sizes, head, variant)
+    config = HEADS[head].config(**sizes)
+    translation = translate(state, config)
+    with torch.device("meta"):
+        expected = HEADS[head].model(config).state_dict()
+    ours, added = translation.state, {}
+    for name, value in expected.items():
+        if name not in ours and name.endswith(_COUNT):
+            ours[name] = torch.zeros(value.shape, dtype=value.dtype)
+            added[name] = "number of batches that a fixed norm has seen"
+    _check(translation, expected)
+    return Conversion(head, variant, config, ours, translation.used, translation.dropped, added)
 
 
-def dino_name(official: str) -> str | None:
-    """Our parameter name for a key of an official DINO checkpoint with a ResNet.
-
-    The label table `label_enc` has one row more than there are classes; nothing reads it.
+def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translation:
+    """Put entries of a released checkpoint under our names, whether or not they are complete.
 
     Args:
-        official: key in the checkpoint's `model`.
-
-    Returns:
-        None for a second name of an entry that stands elsewhere.
+        state: under the released program's names.
+        config: of the model.
 
     Raises:
-        ValueError: the key is not known.
-
-    Reference:
-        IDEA-Research/DINO, released checkpoints.
+        ValueError: entries that must be copies of each other differ.
     """
-    if re.match(_DEFORMABLE_ALIAS, official) or re.match(r"(class|bbox)_embed\.[1-9]", official):
-        return None
-    return _translate(official, _DINO, "DINO")
+    layout = layout_of(config)
+    ours: dict[str, Tensor] = {}
+    used: list[tuple[str, str]] = []
+    dropped: dict[str, str] = {}
+    unknown: list[str] = []
+    backbone = {key: v for key, v in state.items() if key.startswith(layout.backbone)}
+    if backbone:
+        _translate_backbone(backbone, layout, ours, used, dropped)
+    rest = [key for key in state if key not in backbone]
+    # the first of several names stands for the entry
+    for key in sorted(rest, key=lambda key: layout.first_name(key) != key):
+        reason = next((why for what, why in layout.dead.items() if re.search(what, key)), None)
+        name = layout.table.ours(layout.first_name(key))
+        if reason is not None:
+            dropped[key] = reason
+        elif name is None:
+            unknown.append(key)
+        elif name not in ours:
+            ours[name] = _without_spare_rows(name, state[key], layout, config)
+            used.append((key, name))
+        elif ours[name].equal(state[key]):
+            dropped[key] = f"another name of {layout.first_name(key)}"
+        else:
+            raise ValueError(
+                f"{key} differs from {layout.first_name(key)}, which must be the same tensor in "
+                f"this variant"
+            )
+    return Translation(ours, tuple(used), dropped, tuple(unknown))
 
 
-def _translate(official: str, table: Sequence[tuple[str, str]], model: str) -> str:
-    """The first entry of `table` that `official` begins with, put in its place."""
-    for pattern, name in table:
-        if re.match(pattern, official):
-            return re.sub(rf"^{pattern}", name, official)
-    raise ValueError(f"{official}: not a key of an official {model} checkpoint")
+def to_official(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
+    """Put a model's entries under the names of the released program, copies included.
+
+    Entries that no number depends on are left out; a last row that nothing reads comes back as
+    zeros.
+
+    Args:
+        state: all of a model's entries.
+        config: of the model.
+
+    Raises:
+        ValueError: an entry is not of such a model.
+    """
+    layout = layout_of(config)
+    official: dict[str, Tensor] = {}
+    backbone = {
+        name.removeprefix(_BACKBONE): value
+        for name, value in state.items()
+        if name.startswith(_BACKBONE) and (layout.counts_batches or not name.endswith(_COUNT))
+    }
+    for key, value in NAMINGS[layout.naming].to_theirs(backbone).items():
+        official[layout.backbone + key] = value
+    for name, value in state.items():
+        if name.startswith(_BACKBONE):
+            continue
+        first = layout.table.theirs(name)
+        if first is None:
+            raise ValueError(f"{name}: not an entry of a {config.model_type} model")
+        if name in layout.spare_rows:
+            value = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
+        official.update(dict.fromkeys(layout.all_names(first), value))
+    return official
+
+
+def _translate_backbone(
+    backbone: Mapping[str, Tensor],
+    layout: Layout,
+    ours: dict[str, Tensor],
+    used: list[tuple[str, str]],
+    dropped: dict[str, str],
+) -> None:
+    """Add the entries of the backbone to what has been translated."""
+    naming, prefix = find_naming(backbone)
+    state, sources, left_out = naming.to_ours(
+        {key.removeprefix(prefix): value for key, value in backbone.items()}
+    )
+    ours.update({_BACKBONE + name: value for name, value in state.items()})
+    used += [(prefix + sources[name], _BACKBONE + name) for name in state]
+    dropped.update({prefix + key: why for key, why in left_out.items()})
+
+
+def _without_spare_rows(name: str, value: Tensor, layout: Layout, config: DetectorConfig) -> Tensor:
+    return value[: config.num_labels].clone() if name in layout.spare_rows else value
+
+
+def _check(translation: Translation, expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not exactly those of the model, all faults in one message."""
+    found = translation.state
+    missing = [name for name in expected if name not in found]
+    reshaped = [
+        f"{name} {list(found[name].shape)} instead of {list(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    unknown = [*translation.unknown, *(name for name in found if name not in expected)]
+    faults = [
+        f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)}"
+        for what, names in (
+            ("missing (our names)", missing),
+            ("of another shape", reshaped),
+            ("unknown", unknown),
+        )
+        if names
+    ]
+    if faults:
+        raise ValueError(f"the entries are not those of the model: {'; '.join(faults)}")

@@ -159,7 +159,7 @@ class DeformableDetrHead(nn.Module):
 
 
 class DeformableDetrForObjectDetection(DeformableForObjectDetection):
-    """Deformable DETR with a ResNet backbone.
+    """Deformable DETR.
 
     Reference:
         Zhu et al., ICLR 2021; loss numbers of the released code: focal 2, L1 5, GIoU 2.

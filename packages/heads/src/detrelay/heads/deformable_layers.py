@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class DeformableConfig(DetectorConfig):
     """Configuration that detectors with a deformable encoder and decoder share.
 
     Attributes:
+        backbone_norm: as in `DetectorConfig`; the published models fix all of it.
         num_queries: Q.
         d_model: C, width of queries and feature maps.
         num_attention_heads: heads of self-attention and of deformable attention.
@@ -53,6 +55,7 @@ class DeformableConfig(DetectorConfig):
 
     model_type = "detrelay_deformable"
 
+    backbone_norm: Literal["frozen", "eval", "train"] = "frozen"
     num_queries: int = 300
     d_model: int = 256
     num_attention_heads: int = 8
@@ -94,14 +97,13 @@ class DeformableForObjectDetection(DetectorForObjectDetection):
 
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__(config)
-        self.backbone = self.build_backbone()
-        channels = self.backbone.channels[-config.num_backbone_levels :]
-        self.neck = LevelMapper(channels, config.num_levels, config.d_model)
+        self.backbone = self.build_backbone(num_maps=config.num_backbone_levels)
+        self.neck = LevelMapper(self.backbone.channels, config.num_levels, config.d_model)
 
     @property
     def level_strides(self) -> tuple[int, ...]:
         """The strides of the backbone maps used, then twice the one before."""
-        strides = list(self.backbone.strides[-self.config.num_backbone_levels :])
+        strides = list(self.backbone.strides)
         while len(strides) < self.config.num_levels:
             strides.append(2 * strides[-1])
         return tuple(strides)

@@ -169,7 +169,7 @@ class DinoHead(nn.Module):
 
 
 class DinoForObjectDetection(DeformableForObjectDetection):
-    """DINO with a ResNet backbone.
+    """DINO.
 
     Reference:
         Zhang et al., ICLR 2023; loss numbers of the released code: focal 1 (2 in the matching

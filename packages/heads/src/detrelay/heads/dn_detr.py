@@ -139,7 +139,7 @@ def _denoised(stage: StagePrediction, used: Tensor) -> StagePrediction:
 
 
 class DnDetrForObjectDetection(DeformableForObjectDetection):
-    """DN-DETR with a ResNet backbone; losses are those of Deformable DETR."""
+    """DN-DETR; losses are those of Deformable DETR."""
 
     config: DnDetrConfig
     config_class = DnDetrConfig

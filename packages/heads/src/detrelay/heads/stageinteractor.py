@@ -368,7 +368,7 @@ class StageInteractorHead(nn.Module):
 
 
 class StageInteractorForObjectDetection(DetectorForObjectDetection):
-    """StageInteractor with a ResNet backbone and a shared-norm channel mapper.
+    """StageInteractor with a shared-norm channel mapper.
 
     Reference:
         Teng et al., ICCV 2023; loss numbers of the released configs: focal 2, L1 on corners 5,
