@@ -30,7 +30,7 @@ def test_medians_are_printed_and_written(
 
 def test_what_went_wrong_in_the_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_boxes, "_PROCESS", "import sys; sys.exit('no config in nowhere')")
-    with pytest.raises(ValueError, match="^nowhere: no config in nowhere$"):
+    with pytest.raises(ValueError, match=r"^nowhere: no config in nowhere$"):
         measure(Arguments("nowhere", repeats=1))
 
 
