@@ -28,8 +28,11 @@ import detrelay.heads
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 marks.append(time.time())
-model = AutoModelForObjectDetection.from_pretrained(source)
-processor = AutoImageProcessor.from_pretrained(source)
+try:
+    model = AutoModelForObjectDetection.from_pretrained(source)
+    processor = AutoImageProcessor.from_pretrained(source)
+except (OSError, ValueError) as error:
+    sys.exit(" ".join(str(error).split()))
 marks.append(time.time())
 image = (Image.open(path) if path else Image.effect_noise((640, 480), 80)).convert("RGB")
 for _ in range(2):
