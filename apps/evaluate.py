@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 _BATCH_SIZE = 4
 _DIGITS = 6
-_TRUTH_KEYS = {
-    "images": ("id",),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
 
 
 @dataclass(frozen=True)
@@ -75,18 +70,9 @@ def evaluate(arguments: Arguments) -> int:
 
 def read_lists(data: Path, predictions: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Truth and detections as they stand in two files; images are not needed."""
-    truth = read_json(data)
-    if not isinstance(truth, dict):
-        raise ValueError(f"{data}: not a COCO detection json; expected {', '.join(_TRUTH_KEYS)}")
-    for part, keys in _TRUTH_KEYS.items():
-        entries = truth.get(part)
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, dict) and entry.keys() >= set(keys) for entry in entries
-        ):
-            raise ValueError(
-                f"{data}: not a COCO detection json; {part} must be a list of objects with "
-                f"{', '.join(keys)}"
-            )
+    from detrelay.core.data.coco import read_annotations
+
+    truth = read_annotations(data, with_files=False)
     rows = read_json(predictions)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(

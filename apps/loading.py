@@ -30,6 +30,7 @@ from detrelay.core.data.transforms import (
 )
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.engine.trainer import TrainingParts
+from detrelay.core.hub.fetch import model_folder
 from detrelay.core.image_processing import DetrelayImageProcessor
 from detrelay.core.losses import LossConfig
 from detrelay.heads import HEADS, HeadEntry, find_head
@@ -66,10 +67,15 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
             ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
         )
     train, val = (
-        CocoDataset(Path(file), None if images is None else Path(images), strict=data.strict)
-        for file, images in (
-            (data.train_annotations, data.train_images),
-            (data.val_annotations, data.val_images),
+        CocoDataset(
+            Path(file),
+            None if images is None else Path(images),
+            strict=data.strict,
+            keep_empty=keep_empty,
+        )
+        for file, images, keep_empty in (
+            (data.train_annotations, data.train_images, data.keep_empty),
+            (data.val_annotations, data.val_images, True),
         )
     )
     if train.categories != val.categories:
@@ -104,7 +110,15 @@ def build_parts(
         processor=processor,
         criterion=build_criterion(recipe),
         train_data=DetectionDataset(
-            train, build_train_transform(augmentation), processor, seed=recipe.train.seed
+            train,
+            build_train_transform(augmentation),
+            processor,
+            seed=recipe.train.seed,
+            mosaic=augmentation.mosaic,
+            mosaic_tile=augmentation.mosaic_tile,
+            skip_broken=data.on_bad_image == "skip",
+            wide=[image["width"] >= image["height"] for image in train.ground_truth["images"]],
+            aspect_group=data.aspect_group,
         ),
         val_data=eval_data(val, processor),
         ground_truth=val.ground_truth,
@@ -148,7 +162,7 @@ def build_model(
 
 def _from_saved(entry: HeadEntry, config: Any, init: Path) -> DetectorForObjectDetection:
     """Weights of a saved model; only class scores may be new, for other categories."""
-    _check_model_folder(init)
+    init = _checked_folder(init)
     saved = entry.config.from_pretrained(init)
     model, report = entry.model.from_pretrained(
         init, config=config, ignore_mismatched_sizes=True, output_loading_info=True
@@ -167,6 +181,9 @@ def _from_saved(entry: HeadEntry, config: Any, init: Path) -> DetectorForObjectD
         )
     if other_shape:
         print(f"new class scores for {config.num_labels} categories: {', '.join(other_shape)}")
+    elif saved.id2label != config.id2label:
+        was, now = (", ".join(c.id2label.values()) for c in (saved, config))
+        print(f"class scores start from those of other categories ({was} become {now})")
     return model
 
 
@@ -209,7 +226,7 @@ def load_saved(
     """
     if head is not None:
         head_entry(head)
-    _check_model_folder(folder)
+    folder = _checked_folder(folder)
     try:
         model = AutoModelForObjectDetection.from_pretrained(folder)
         processor = AutoImageProcessor.from_pretrained(folder)
@@ -223,12 +240,15 @@ def load_saved(
     return model, processor
 
 
-def _check_model_folder(folder: Path) -> None:
+def _checked_folder(source: Path) -> Path:
+    """Where the model is; one that is named as on the Hub is downloaded."""
+    folder = model_folder(source)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder}: no saved model (it has no config.json); name a folder such as "
-            f"runs/stageinteractor-cross_stage/best"
+            f"runs/stageinteractor-cross_stage/best, or a model on the Hub (USER/MODEL)"
         )
+    return folder
 
 
 def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, Any]:
@@ -236,6 +256,7 @@ def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, A
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "recipe": recipe.to_mapping(),
+        "assigner": recipe.assigner.name or head_entry(recipe.head).assigner,
         "init": None if init is None else str(init),
         "command": command,
         "device": device,

@@ -33,12 +33,16 @@ from detrelay.core.configs import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from detrelay.core.engine.trainer import Evaluation, Trainer
+    from detrelay.core.engine.parts import Evaluation, TrainingParts
+    from detrelay.core.engine.trainer import Trainer
 
 RECIPES = Path(__file__).parent / "recipes"
 _DRAWN_SHAPES_RECIPE = "shapes"
 _RUN_FILES = ("training.json", "metrics.jsonl", "checkpoints", "best", "last")
+_TRACKERS = ("tensorboard", "trackio", "wandb")
 _NOT_FINITE = 1
+# the trainer checks that their product with the number of processes stays
+_FREE_ON_RESUME = ("train.batch_size", "train.accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,24 @@ class Arguments:
     output: Path | None = None
     """Folder of the run; runs/HEAD-ASSIGNER if not named."""
     init: Path | None = None
-    """Folder of a saved model whose weights to start from."""
+    """Folder of a saved model, or its name on the Hub, whose weights to start from."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
+    find_batch_size: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Lower train.batch_size until a step fits into memory, with more accumulation in return."""
     seed: int | None = None
     """Of weights, order and augmentation."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print recipe, steps, optimiser groups and an estimate of the memory; train nothing."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
         tyro.conf.arg(metavar="KEY=VALUE ..."),
     ] = ()
     """Recipe values, such as train.epochs=24 model.num_queries=300."""
+    push_to: str | None = None
+    """Name on the Hub, USER/MODEL, to publish the best model under when the training is done."""
+    push_private: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Let only the owners see what is published."""
 
 
 def resolve(arguments: Arguments) -> Recipe:
@@ -154,31 +166,46 @@ def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
     may_grow = recipe.train.schedule == "multi_step"
     if may_grow and epochs is not None and epochs[1] > epochs[0]:
         del changed["train.epochs"]
+    for key in _FREE_ON_RESUME:
+        changed.pop(key, None)
     if changed:
         listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
         rule = "only train.epochs may grow" if may_grow else "under a cosine nothing may change"
         raise RecipeError(
-            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}"
+            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}; "
+            f"{' and '.join(_FREE_ON_RESUME)} share out a step's images"
         )
 
 
 def train(arguments: Arguments) -> int:
     """Set up and run the training; the exit code."""
     recipe = resolve(arguments)
+    if arguments.dry_run:
+        from dry_run import dry_run
+
+        return dry_run(recipe)
 
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from detrelay.core.engine.trainer import TrainingInterrupted
+    from detrelay.core.engine.failure import NonFiniteStep
+    from detrelay.core.engine.stopping import TrainingInterrupted
     from loading import head_entry
 
     assigner = recipe.assigner.name or head_entry(recipe.head).assigner
-    output = arguments.output or Path("runs") / f"{recipe.head}-{assigner}"
+    output = arguments.output or Path("runs") / f"{recipe.head.replace(':', '.')}-{assigner}"
     if arguments.resume and arguments.output is None:
         recipe = resolve(replace(arguments, output=output))
     check_output(output, recipe, arguments)
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    check_trackers(recipe.train.trackers)
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        log_with=list(recipe.train.trackers) or None,
+        project_dir=output,
+    )
+    if accelerator.is_main_process:
+        check_push(arguments)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
         torch.set_num_threads(usable_cores())
@@ -190,13 +217,59 @@ def train(arguments: Arguments) -> int:
         command = f"python apps/train.py --resume --output {shlex.quote(str(output))}"
         accelerator.print(f"{stop}; resume with: {command}", flush=True)
         return 128 + stop.signal_number
-    except FloatingPointError as error:
-        checkpoints = output / "checkpoints"
-        print(f"error: {error}; the last checkpoint is kept in {checkpoints}", file=sys.stderr)
+    except NonFiniteStep as error:
+        replay = f"; see it again with: python apps/replay.py {shlex.quote(str(error.file))}"
+        print(
+            f"error: {error}; the last checkpoint is kept in {output / 'checkpoints'}"
+            f"{replay if error.file else ''}",
+            file=sys.stderr,
+        )
         return _NOT_FINITE
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
     if accelerator.is_main_process:
         conclude(last, output)
+        push(arguments, output / "best")
     return 0
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse a tracker that is unknown or whose package is missing."""
+    from accelerate.tracking import get_available_trackers
+
+    for name in names:
+        if name not in _TRACKERS:
+            raise RecipeError(f"train.trackers: {unknown_name('tracker', name, _TRACKERS)}")
+        if name not in map(str, get_available_trackers()):
+            raise RecipeError(
+                f"train.trackers: {name} is not installed; pip install {name}, or leave it out"
+            )
+
+
+def check_push(arguments: Arguments) -> None:
+    """Find out before the training whether its model can be published."""
+    if arguments.push_to is not None:
+        from detrelay.core.hub.publish import check_destination
+
+        check_destination(arguments.push_to, private=arguments.push_private)
+    elif arguments.push_private:
+        raise ValueError("--push-private says how to publish, but no --push-to says where")
+
+
+def push(arguments: Arguments, best: Path) -> None:
+    """Publish the best model, if that was asked for."""
+    if arguments.push_to is None:
+        return
+    from detrelay.core.hub.publish import publish
+
+    try:
+        published = publish(best, arguments.push_to, private=arguments.push_private)
+    except ValueError as error:
+        private = " --private" if arguments.push_private else ""
+        command = f"python apps/publish.py {shlex.quote(str(best))} {arguments.push_to}{private}"
+        raise ValueError(f"{error}; the model is in {best}, publish it by: {command}") from error
+    print(f"published:  {published.url} (tag {published.tag})")
 
 
 def usable_cores() -> int:
@@ -210,6 +283,7 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
     """Data, model and trainer; the record of the run is written once all of it stands."""
     from transformers.utils import logging as transformers_logging
 
+    from detrelay.core.engine.scaling import describe_step
     from detrelay.core.engine.trainer import Trainer
     from drawing import Reporter
     from loading import build_datasets, build_parts, facts_of_run
@@ -227,6 +301,9 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
         f"{recipe.head}: {count / 1e6:.1f} M parameters on {accelerator.device}, "
         f"{accelerator.num_processes} process(es)"
     )
+    if arguments.find_batch_size:
+        recipe = fitting_recipe(recipe, parts, accelerator)
+    accelerator.print(describe_step(recipe.train, accelerator.num_processes))
     record = facts_of_run(recipe, arguments.init, shlex.join(["apps/train.py", *sys.argv[1:]]))
     if arguments.resume:
         stored = json.loads((output / "training.json").read_text(encoding="utf-8"))
@@ -241,10 +318,34 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
         on_evaluation=Reporter(output, val_samples),
     )
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
-    if accelerator.is_main_process:
+    each = recipe.train.save_on_each_node
+    if accelerator.is_local_main_process if each else accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    if recipe.train.trackers:
+        accelerator.init_trackers("detrelay", {key: str(value) for key, value in record.items()})
     return trainer
+
+
+def fitting_recipe(recipe: Recipe, parts: TrainingParts, accelerator: Accelerator) -> Recipe:
+    """The recipe with the largest batches that fit, and the same images a step."""
+    from detrelay.core.engine.memory import find_fitting_batch
+
+    divisor = 32  # to which batches are padded
+    side = -(-recipe.data.max_size // divisor) * divisor
+    fit = find_fitting_batch(accelerator, parts.model, parts.criterion, recipe.train, side)
+    accelerator.print(
+        f"fits into memory: train.batch_size={fit.batch_size} "
+        f"train.accumulation_steps={fit.accumulation_steps}"
+    )
+    return replace(
+        recipe,
+        train=replace(
+            recipe.train,
+            batch_size=fit.batch_size,
+            accumulation_steps=fit.accumulation_steps,
+        ),
+    )
 
 
 def conclude(last: Evaluation, output: Path) -> None:

@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ASSETS = Path(__file__).parent / "assets"
 REPOSITORY = Path(__file__).parent.parent
+
+# the test processes share the cores; small tensors gain nothing from more threads
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

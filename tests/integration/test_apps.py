@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +22,6 @@ import predict
 from detrelay.core.configs import DataConfig, Recipe, override
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import AugmentationConfig
-from detrelay.core.engine.logging import read_metrics
 from loading import build_datasets, build_parts
 from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_arguments, tiny_run
 from train import Arguments, train
@@ -319,6 +315,9 @@ def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyP
         "crop": True,
         "crop_short_sides": (50,),
         "crop_range": (20, 30),
+        "jitter_size": 50,
+        "jitter_range": (0.5, 0.75),
+        "mosaic": 0.25,
         "color_jitter": 0.125,
     }
     settings = [entry for entry in TINY if not entry.startswith("train")]
@@ -329,31 +328,36 @@ def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyP
     assert seen == [AugmentationConfig(**values)]
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_process_with_their_images(tmp_path: Path) -> None:
-    """Losses, order of images and evaluation do not depend on the number of processes."""
-    # five held-out images: the last batch is not full, and processes get unequal shares
-    settings = [*TINY, "model.backbone_norm=eval", "data.num_train=16", "data.num_val=5"]
-    script = str(Path(__file__).parents[2] / "apps" / "train.py")
-    launch = [*["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], script]
-    for name, command, batch in (("two", launch, 2), ("one", [script], 4)):
-        subprocess.run(
-            [
-                *(sys.executable, *command, "--output", str(tmp_path / name)),
-                *("--set", *settings, f"train.batch_size={batch}"),
-            ],
-            check=True,
-            capture_output=True,
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        )
-    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) == 10
-    for first, second in zip(one, two, strict=True):
-        assert (first["kind"], first["step"]) == (second["kind"], second["step"])
-        if first["kind"] == "train":
-            assert second["losses"] == pytest.approx(first["losses"], rel=1e-4)
-        else:
-            assert second["AP"] == pytest.approx(first["AP"], abs=1e-4)
+def test_data_settings_of_the_recipe_reach_the_training_data(coco_folder: Path) -> None:
+    settings = [*TINY, "data.mosaic=0.25", "data.aspect_group=2", "data.on_bad_image=skip"]
+    recipe = override(Recipe(), [entry for entry in settings if not entry.startswith("train")])
+    samples = ShapesDataset(6, image_size=64, seed=0)
+    parts = build_parts(recipe, samples, samples, None, fresh=False)
+    data, sampler = parts.train_data, parts.train_data.sampler()
+    assert (data.mosaic, data.mosaic_tile, data.skips_broken) == (0.25, 64, True)
+    assert (sampler.seed, sampler.aspect_group) == (recipe.train.seed, 2)
+    sizes = [samples[index].original_size for index in range(6)]
+    assert list(sampler.wide) == [width >= height for height, width in sizes]
+    assert (parts.val_data.mosaic, parts.val_data.skips_broken) == (0, False)
+
+
+def test_images_without_annotations_are_left_out_of_training_only(
+    coco_folder: Path, tmp_path: Path
+) -> None:
+    truth = json.loads((coco_folder / "train.json").read_text())
+    kept = truth["images"][0]["id"]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] == kept]
+    annotations = tmp_path / "one.json"
+    annotations.write_text(json.dumps(truth))
+    data = DataConfig(
+        train_annotations=str(annotations),
+        train_images=str(coco_folder / "images"),
+        val_annotations=str(annotations),
+        val_images=str(coco_folder / "images"),
+        keep_empty=False,
+    )
+    train_data, val_data = build_datasets(data)
+    assert (len(train_data), len(val_data)) == (1, 8)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +369,7 @@ def test_two_processes_are_one_process_with_their_images(tmp_path: Path) -> None
         (["--predictions", "bad.json"], "bad.json: not json"),
         (["--predictions", "truth.json"], "truth.json: not a COCO results list"),
         (["--predictions", "list.json", "--data", "list.json"], "not a COCO detection json"),
-        (["--predictions", "list.json", "--data", "half.json"], "annotations must be a list of"),
+        (["--predictions", "list.json", "--data", "half.json"], "annotations[0] has no 'image_id'"),
         (["--predictions", "stranger.json"], "image_id 99"),
         (["--predictions", "list.json", "--max-detections", "0"], "at least 1, found 0"),
         (["--model", "nowhere"], "nowhere: no saved model"),

@@ -59,7 +59,7 @@ def test_commands_name_options_and_recipes_that_exist(command: str) -> None:
     module = import_module(app)
     arguments = tyro.cli(module.Arguments, args=shlex.split(rest))
     if app == "train":
-        train.resolve(arguments)
+        assert train.resolve(arguments).head
 
 
 def test_own_head_trains_and_loads(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +17,15 @@ import torch
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.trainer import Trainer
 from detrelay.core.image_processing import DetrelayImageProcessor
-from tiny_run import TINY, final_weights, shrink_backbone, skip_pictures, tiny_run
+from tiny_run import final_weights, shrink_backbone, skip_pictures, tiny_run
 from train import Arguments, train
 
-APPS = Path(__file__).parents[2] / "apps"
 # measured anew on each run
-CLOCK_KEYS = {"images_per_second", "data_wait_share"}
+CLOCK_KEYS = {"images_per_second", "data_wait_share", "peak_memory_mib"}
 
 
 EPOCHS = "train.epochs=3"
+AVERAGED = "train.ema_decay=0.9"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +42,7 @@ def small_and_silent() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def uninterrupted(small_and_silent: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "whole"
-    assert tiny_run(output, EPOCHS) == 0
+    assert tiny_run(output, EPOCHS, AVERAGED) == 0
     return output
 
 
@@ -88,7 +87,7 @@ def test_signal_in_the_middle_of_an_epoch(
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
         act_before_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert tiny_run(output, EPOCHS) == 143
+        assert tiny_run(output, EPOCHS, AVERAGED) == 143
     out = capsys.readouterr().out
     assert "SIGTERM after step 5" in out  # the step that was under way is finished
     assert f"--resume --output {output}" in out
@@ -108,9 +107,9 @@ def test_signal_during_an_evaluation(
             return original(*arguments)
 
         patch.setattr(DetrelayImageProcessor, "post_process_object_detection", interrupted)
-        assert tiny_run(output, EPOCHS) == 130
+        assert tiny_run(output, EPOCHS, AVERAGED) == 130
     assert [line["kind"] for line in figures(output)] == ["train"] * 3
-    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert tiny_run(output, EPOCHS, AVERAGED, resume=True) == 0
     assert_same_run(output, uninterrupted)
 
 
@@ -137,11 +136,11 @@ def test_crash_after_lines_that_no_checkpoint_holds(
     with monkeypatch.context() as patch:
         act_before_step(patch, step, crash)
         with pytest.raises(RuntimeError, match="power cut"):
-            tiny_run(output, EPOCHS)
+            tiny_run(output, EPOCHS, AVERAGED)
     assert read_metrics(output / "metrics.jsonl")[-1]["step"] == step
     with (output / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # cut in the middle of a line
-    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert tiny_run(output, EPOCHS, AVERAGED, resume=True) == 0
     assert message in capsys.readouterr().out
     assert_same_run(output, uninterrupted)
 
@@ -155,12 +154,12 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
         act_before_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        tiny_run(output, EPOCHS)
+        tiny_run(output, EPOCHS, AVERAGED)
     newest = output / "checkpoints" / "step_0000005"
     with (newest / "model.safetensors").open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(b"\x00" * 8)
-    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert tiny_run(output, EPOCHS, AVERAGED, resume=True) == 0
     out = capsys.readouterr().out
     assert "step_0000005 is damaged (model.safetensors has changed)" in out
     assert "resuming after step 4" in out
@@ -169,38 +168,63 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
 
 def test_more_epochs_on_a_finished_run(uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "grown"
-    assert tiny_run(output) == 0
-    assert tiny_run(output, EPOCHS, resume=True) == 0
+    assert tiny_run(output, AVERAGED) == 0
+    assert tiny_run(output, EPOCHS, AVERAGED, resume=True) == 0
     assert_same_run(output, uninterrupted)
 
 
+KILLED = ("train.epochs=60", "train.checkpoint_every=2", "train.ema_decay=0.9")
+
+
 @pytest.mark.slow
-def test_three_kills_at_random_moments(tmp_path: Path) -> None:
-    """SIGKILL leaves no time for anything; the weights must not show it."""
-    settings = [
-        *TINY, "train.epochs=10", "train.checkpoint_every=3",
-    ]  # fmt: skip
+def test_thirty_kills_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL leaves no time for anything; weights, average and log must not show it.
 
-    def command(output: Path) -> list[str]:
-        return [sys.executable, str(APPS / "train.py"), "--output", str(output), "--set", *settings]
-
+    Half of the kills come while something is being saved, the others a few steps later.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), check=True, capture_output=True)
+    assert tiny_run(whole, *KILLED) == 0
     generator = random.Random(0)
-    steps = sorted(generator.sample(range(2, 29), 3))
-    for count, step in enumerate(steps):
-        resume = ["--resume"] if count else []
-        process = subprocess.Popen(
-            [*command(killed), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and newest_step(killed) < step:
-            time.sleep(0.05)
-        time.sleep(generator.random() * 2)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command(killed), "--resume"], check=True, capture_output=True)
+    half_written = 0
+    for count in range(30):
+        process = begin(killed, resume=count > 0)
+        if count % 2:
+            wait_while(process, lambda: not being_saved(killed))
+            time.sleep(generator.random() * 0.02)
+        else:
+            goal = newest_step(killed) + generator.randint(1, 3)
+            wait_while(process, lambda goal=goal: newest_step(killed) < goal)
+            time.sleep(generator.random() * 0.2)
+        os.kill(process, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(process, 0)[1]), "the run ended before its kill"
+        half_written += being_saved(killed)
+    assert half_written > 5  # or the test tests less than it says
+    assert tiny_run(killed, *KILLED, resume=True) == 0
     assert_same_run(killed, whole)
+
+
+def begin(output: Path, *, resume: bool) -> int:
+    """A training process; its number."""
+    resume = resume and (output / "training.json").exists()
+    process = os.fork()
+    if process == 0:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        try:
+            os._exit(tiny_run(output, *KILLED, resume=resume))
+        finally:
+            os._exit(9)  # never back into pytest
+    return process
+
+
+def wait_while(process: int, condition: Callable[[], bool]) -> None:
+    while condition():
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "the run ended before its kill"
+        time.sleep(0.0005)
+
+
+def being_saved(output: Path) -> bool:
+    return any(output.glob("**/.*.partial"))
 
 
 def newest_step(output: Path) -> int:

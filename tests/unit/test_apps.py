@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import tyro
 import console
 import evaluate
 import predict
-import train
+import publish
 from detrelay.core.configs import RecipeError
 from train import Arguments, check_output, resolve
 
@@ -30,20 +31,24 @@ def parsed(*arguments: str) -> Arguments:
 def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
-        "recipe", "head", "assigner", "data", "output", "init", "resume", "seed", "set",
+        "recipe", "head", "assigner", "data", "output", "init", "resume", "find_batch_size", "seed",
+        "dry_run", "set", "push_to", "push_private",
     ]  # fmt: skip
 
 
 def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
-        "data", "model", "predictions", "images", "output", "max_detections",
+        "data", "model", "head", "predictions", "images", "output", "max_detections",
+    ]  # fmt: skip
+    assert [field.name for field in dataclasses.fields(publish.Arguments)] == [
+        "folder", "repo_id", "private", "tag", "license", "head", "dry_run",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
-        "model", "input", "output", "threshold",
+        "model", "input", "output", "threshold", "head",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("app", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("app", ["train", "evaluate", "predict", "publish", "first_boxes"])
 def test_help_answers_at_once(app: str) -> None:
     """Without torch, whose import alone takes longer than one likes to wait."""
     code = (
@@ -59,9 +64,9 @@ def test_help_answers_at_once(app: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     assert used < 2  # seconds of processor time, whatever else the machine does
-    module = {"train": train, "evaluate": evaluate, "predict": predict}[app]
-    for field in dataclasses.fields(module.Arguments):
-        assert f"--{field.name.replace('_', '-')}" in done.stdout
+    for field in dataclasses.fields(importlib.import_module(app).Arguments):
+        option = f"--{field.name.replace('_', '-')} "
+        assert option in done.stdout or f" {field.name.upper()} " in done.stdout
 
 
 def test_unknown_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +120,7 @@ def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> Non
         (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
         (["--data", "a", "b", "c"], "--data: expected a folder with train.json and val.json"),
         (["--data", "only.json"], "or two COCO json files"),
-        (["--head", "dino"], "holds model settings of head stageinteractor"),
+        (["--head", "dino", "--recipe", "shapes"], "holds model settings of head stageinteractor"),
         (["--seed", "-1"], "train.seed must be between 0 and"),
         (["--set", "train.epoch=3"], "did you mean train.epochs?"),
     ],

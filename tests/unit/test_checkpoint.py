@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,44 @@ def test_a_replacement_cut_short_is_finished(new_is_in_place: bool, tmp_path: Pa
     assert names(tmp_path) == ["best"]
     expected = "new" if new_is_in_place else "old"
     assert (tmp_path / "best" / "content").read_text() == expected
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Let no file grow beyond so many bytes: the kernel refuses as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# model.safetensors has 136 bytes, optimizer.bin 2 KiB, the random states 14 KiB, the list 1 KiB
+@pytest.mark.parametrize("size", [0, 100, 1000, 10_000])
+def test_a_full_disk_is_told_in_one_line_and_harms_nothing(
+    size: int,
+    full_disk: Callable[[int], None],
+    accelerator: Accelerator,
+    model: nn.Module,
+    tmp_path: Path,
+) -> None:
+    save(accelerator, model, tmp_path, 1)
+    full_disk(size)
+    with pytest.raises(CheckpointError, match="step_0000002 cannot be written") as caught:
+        save(accelerator, model, tmp_path, 2)
+    full_disk(2**30)
+    assert "\n" not in str(caught.value)
+    assert "MiB are free" in str(caught.value)
+    assert names(tmp_path) == ["step_0000001"]
+    assert find_damage(tmp_path / "step_0000001") is None
+    save(accelerator, model, tmp_path, 3)  # with room it goes on
+    assert names(tmp_path) == ["step_0000001", "step_0000003"]
+
+
+def test_other_faults_of_saving_keep_their_traceback(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: str) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(accelerator, "save_state", fail)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        save_checkpoint(accelerator, tmp_path, RunPosition(step=1), keep=1)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detrelay.core.data.coco import Category, CocoDataset, DataError
+from detrelay.core.data.coco import Category, CocoDataset, DataError, read_annotations
 from factories_data import coco_content, noise_image, write_coco
 
 Content = dict[str, Any]
@@ -75,6 +75,33 @@ def test_data_set_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     data = CocoDataset(write_coco(tmp_path))
     copied = pickle.loads(pickle.dumps(data))
     assert torch.equal(copied[0].image, data[0].image)
+
+
+def test_images_without_annotations_can_be_left_out(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"] = [entry for entry in content["annotations"] if entry["id"] in (1, 4)]
+    data = CocoDataset(write_coco(tmp_path, content), keep_empty=False)
+    assert data.image_ids == [11, 5]  # of image 11 only a crowd is left, which counts
+    assert [len(data[index].boxes_xyxy) for index in range(2)] == [0, 1]
+    assert [image["id"] for image in data.ground_truth["images"]] == [11, 5]
+    assert data.report.summary().endswith("1 images without annotations left out")
+    content["annotations"] = []
+    path = write_coco(tmp_path, content)
+    assert CocoDataset(path).report.left_out_images == 0
+    with pytest.raises(DataError, match=r"instances.json: no image has an annotation"):
+        CocoDataset(path, keep_empty=False)
+
+
+def test_annotations_can_be_read_without_images(tmp_path: Path) -> None:
+    content = coco_content()
+    content["images"] = [{"id": image["id"]} for image in content["images"]]
+    path = write_coco(tmp_path, content, images=False)
+    assert read_annotations(path, with_files=False) == content
+    with pytest.raises(DataError, match=r"images\[0\] has no 'file_name'"):
+        read_annotations(path)
+    content["annotations"][0]["image_id"] = 77
+    with pytest.raises(DataError, match="names image_id 77"):
+        read_annotations(write_coco(tmp_path, content, images=False), with_files=False)
 
 
 def test_image_folder_is_found_or_named(tmp_path: Path) -> None:

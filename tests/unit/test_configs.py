@@ -90,6 +90,12 @@ def test_files_that_belong_together_may_be_named_one_after_the_other() -> None:
         ("[data]\nmax_size = 700", "data.max_size (700) must be at least the largest of"),
         ("[train]\nmilestones = [8, 8]", "train.milestones must increase, found [8, 8]"),
         ("[data]\ncrop_range = [600, 384]", "data.crop_range must be [least, greatest]"),
+        ("[data]\njitter_range = [1, 0.5]", "data.jitter_range must be [least, greatest]"),
+        ("[data]\ncrop = true\njitter_size = 9", "data.crop and data.jitter_size exclude each"),
+        (
+            '[data]\non_bad_image = "go"',
+            "data.on_bad_image must be 'stop' or 'skip', found str 'go'",
+        ),
         ('[data]\ntrain_annotations = "a"', "must be named together"),
         ("[train\nepochs = 1", "not a TOML file"),
     ],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detrelay.core.ops.deformable_attention import DeformableAttention
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
-from detrelay.core.ops.token_sampling import sample_points
+from detrelay.core.ops.token_sampling import sample_by_kernel, sample_points, uses_kernel
 
 SHAPES = ((3, 4), (2, 2), (1, 2))
 CELLS = 18
@@ -121,3 +121,22 @@ def test_position_code_does_not_depend_on_padding() -> None:
     among = grid_position_code(padded, 8, 20.0, 0.0, torch.float32).unflatten(1, (5, 7))
     torch.testing.assert_close(among[:, :3, :4].flatten(1, 2), alone)
     assert among.isfinite().all()
+
+
+def test_kernel_package_takes_our_arguments() -> None:
+    pytest.importorskip("deformops", reason="needs the extra `kernels` (Python 3.12 or newer)")
+    torch.manual_seed(6)
+    values = torch.randn(2, CELLS, 3, 4, dtype=torch.float64)
+    locations = 1.2 * torch.rand(2, 5, 3, 1, 3, 2, 2, dtype=torch.float64) - 0.1
+    weights = torch.rand(2, 5, 3, 1, 3, 2, dtype=torch.float64)
+    expected = sample_points(values, SHAPES, locations, weights)
+    sampled = sample_by_kernel(values, SHAPES, locations[:, :, :, 0], weights[:, :, :, 0])
+    torch.testing.assert_close(sampled, expected, atol=1e-12, rtol=0)
+
+
+def test_kernels_serve_cuda_in_single_and_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detrelay.core.ops.token_sampling._has_deformops", lambda: True)
+    assert uses_kernel(torch.device("cuda"), torch.float32)
+    assert uses_kernel(torch.device("cuda"), torch.bfloat16)
+    assert not uses_kernel(torch.device("cuda"), torch.float64)
+    assert not uses_kernel(torch.device("cpu"), torch.float32)

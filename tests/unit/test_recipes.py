@@ -63,7 +63,10 @@ def test_headers_say_what_is_published_and_on_what(name: str) -> None:
     assert f"Hardware: {processes} " in header
     assert f"with {recipe.train.batch_size} image" in header
     assert processes * recipe.train.batch_size == recipe.train.published_batch_size
-    assert f"train.batch_size={recipe.train.published_batch_size}" in header
+    assert f"the {recipe.train.published_batch_size} images a step" in header
+    assert f"train.accumulation_steps={processes}" in header
+    assert recipe.train.accumulation_steps == 1
+    assert recipe.train.ema_decay == 0
 
 
 # AP, AP50, AP75 of the StageInteractor paper, tables 2, 3 and 6; AP of the readmes of the others
@@ -76,6 +79,8 @@ FIGURES = {
     "stageinteractor_r50_300q_crop_2x": "AP 48.3, AP50 66.6, AP75 52.9",
     "stageinteractor_r50_300q_crop_3x": "AP 48.9, AP50 67.4, AP75 53.4",
     "stageinteractor_r101_300q_crop_3x": "AP 49.9, AP50 68.6, AP75 54.6",
+    "stageinteractor_x101_dcn_300q_crop_3x": "AP 51.3, AP50 70.2, AP75 56.0",
+    "stageinteractor_swin_s_300q_crop_3x": "AP 52.7, AP50 71.7, AP75 57.7",
     "deformable_detr_r50_50e": "AP 44.5, AP small 27.1, medium 47.6, large 59.6",
     "deformable_detr_refine_r50_50e": "AP 46.2, AP small 28.3, medium 49.2, large 61.5",
     "deformable_detr_two_stage_r50_50e": "AP 46.9, AP small 29.6, medium 50.1, large 61.6",
@@ -86,6 +91,10 @@ FIGURES = {
     "dino_r50_5scale_12e": "AP 49.4",
     "dino_r50_5scale_24e": "AP 51.3",
     "dino_r50_5scale_36e": "AP 51.2",
+    "dino_swin_l_4scale_12e": "AP 56.8",
+    "dino_swin_l_4scale_36e": "AP 58.0",
+    "dino_swin_l_5scale_12e": "AP 57.3",
+    "dino_swin_l_5scale_36e": "AP 58.5",
 }
 UNPUBLISHED = {
     *("stageinteractor_r50_mstrain_1x", "stageinteractor_r50_mstrain_3x"),
@@ -112,6 +121,14 @@ STAGEINTERACTOR = {
     "r50_300q_crop_2x": (24, (16, 22), True, True),
     "r50_300q_crop_3x": (36, (24, 33), True, True),
     "r101_300q_crop_3x": (36, (24, 33), True, True),
+    "x101_dcn_300q_crop_3x": (36, (24, 33), True, True),
+    "swin_s_300q_crop_3x": (36, (24, 33), True, True),
+}
+# where not a ResNet-50 with the weights of torchvision
+BACKBONES = {
+    "r101": ("resnet101", "imagenet"),
+    "x101": ("resnext101_32x4d_dcn", "weights/resnext101_32x4d.pth"),
+    "swin": ("swin_s", "weights/swin_small_patch4_window7_224.pth"),
 }
 
 
@@ -121,29 +138,34 @@ def test_stageinteractor_runs(name: str) -> None:
     recipe = recipe_of(f"stageinteractor_{name}")
     data, train = recipe.data, recipe.train
     queries = 300 if "300q" in name else 100
+    backbone, weights = BACKBONES.get(name.split("_")[0], ("resnet50", "imagenet"))
+    swin = backbone == "swin_s"
     assert recipe.head == "stageinteractor"
     assert recipe.model == {
-        "backbone_name": "resnet101" if name.startswith("r101") else "resnet50",
+        "backbone_name": backbone,
         "backbone_norm": "eval",
-        "backbone_frozen_stages": 1,
+        "backbone_frozen_stages": 0 if swin else 1,
         "num_queries": queries,
     }
     assert (recipe.assigner.name, recipe.assigner.options) == ("cross_stage", {})
     assert recipe.loss == {}
     assert data.short_sides == (MANY_SIDES if many else (800,))
     assert (data.crop, data.flip_probability, data.color_jitter) == (crop, 0.5, 0)
+    assert (data.keep_empty, data.aspect_group) == (False, 2)
     assert (train.epochs, train.milestones, train.gamma) == (epochs, milestones, 0.1)
     assert (train.published_batch_size, train.batch_size) == (16, 2)
     assert (train.learning_rate, train.weight_decay, train.clip_norm) == (2.5e-5, 1e-4, 1.0)
-    assert (train.no_decay, train.lr_multipliers, train.layer_decay) == ((), {}, 1)
-    assert (train.warmup_steps, train.warmup_factor) == (500, 0.001)
+    assert (train.lr_multipliers, train.layer_decay) == ({}, 1)
+    assert (train.no_decay == ()) is not swin
+    assert (train.warmup_steps, train.warmup_factor) == (1000 if swin else 500, 0.001)
     assert (train.adam_epsilon, train.max_detections) == (1e-10, queries)
-    assert (train.schedule, train.backbone_weights) == ("multi_step", "imagenet")
+    assert (train.schedule, train.backbone_weights) == ("multi_step", weights)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_images_are_those_of_the_papers(name: str) -> None:
     data = recipe_of(name).data
+    assert (data.mosaic, data.jitter_size, data.on_bad_image) == (0, 0, "stop")
     assert (data.max_size, data.eval_short_side, data.eval_max_size) == (1333, 800, 1333)
     if data.crop or "crop" in name or not name.startswith("stageinteractor"):
         assert data.crop
@@ -181,6 +203,10 @@ DETRS = {
     "dino_r50_5scale_12e": ("dino", 12, 11, 16, 1e-4, 1.0, 300),
     "dino_r50_5scale_24e": ("dino", 24, 20, 16, 1e-4, 1.0, 300),
     "dino_r50_5scale_36e": ("dino", 36, 30, 16, 1e-4, 1.0, 300),
+    "dino_swin_l_4scale_12e": ("dino", 12, 11, 16, 1e-4, 1.0, 300),
+    "dino_swin_l_4scale_36e": ("dino", 36, 30, 16, 1e-4, 1.0, 300),
+    "dino_swin_l_5scale_12e": ("dino", 12, 11, 16, 1e-4, 1.0, 300),
+    "dino_swin_l_5scale_36e": ("dino", 36, 30, 16, 1e-4, 1.0, 300),
 }
 
 
@@ -190,20 +216,36 @@ def test_detr_runs(name: str) -> None:
     recipe = recipe_of(name)
     train = recipe.train
     assert recipe.head == head
-    assert recipe.model["backbone_name"] == "resnet50"
-    assert (recipe.model["backbone_norm"], recipe.model["backbone_frozen_stages"]) == ("frozen", 1)
+    backbone = [recipe.model[f"backbone_{key}"] for key in ("name", "norm", "frozen_stages")]
+    if "swin" in name:
+        assert backbone == ["swin_l", "frozen", 0]  # it has no batch norm
+        assert recipe.model["backbone_drop_path"] == 0.2
+        assert train.backbone_weights == "weights/swin_large_patch4_window12_384_22k.pth"
+    else:
+        assert backbone == ["resnet50", "frozen", 1]
+        assert train.backbone_weights == "imagenet"
     assert (recipe.assigner.name, recipe.assigner.options) == ("hungarian", {})
     assert (train.epochs, train.milestones, train.gamma) == (epochs, (drop,), 0.1)
     assert (train.published_batch_size, train.learning_rate) == (batch, rate)
     assert (train.weight_decay, train.no_decay, train.clip_norm) == (1e-4, (), 0.1)
     assert (train.warmup_steps, train.adam_epsilon, train.layer_decay) == (0, 1e-8, 1)
     assert (train.max_detections, train.schedule) == (kept, "multi_step")
-    assert recipe.data.flip_probability == 0.5
+    assert (recipe.data.flip_probability, recipe.data.color_jitter) == (0.5, 0)
+    assert (recipe.data.keep_empty, recipe.data.aspect_group) == (True, 1)
     weights = {term.name: term.weight for term in build_criterion(recipe).terms}
     assert weights == {"class": class_weight, "l1": 5, "giou": 2}
 
 
 BACKBONE = 23_232_512  # ResNet-50 without stem, first stage and norms
+# depth, channels and heads of the stages: attention, feed-forward, norms and tables of every block,
+# then merging between stages, patch embedding with its norm, norms of the three maps
+SWIN_L_STAGES = [(2, 192, 6), (2, 384, 12), (18, 768, 24), (2, 1536, 48)]
+SWIN_L = (
+    sum(depth * (12 * c * c + 13 * c + 529 * heads) for depth, c, heads in SWIN_L_STAGES)
+    + sum(8 * c * c + 8 * c for _, c, _ in SWIN_L_STAGES[:3])
+    + (192 * 48 + 3 * 192)
+    + 2 * (384 + 768 + 1536)
+)
 OFFSETS = 12 * (256 * 256 + 256)  # 12 layers, 8 heads x 4 levels x 4 points x 2 numbers
 
 
@@ -218,6 +260,7 @@ OFFSETS = 12 * (256 * 256 + 256)  # 12 layers, 8 heads x 4 levels x 4 points x 2
         ("dino_r50_4scale_12e", 46_670_782 - 256, BACKBONE, 1e-4),
         ("dino_r50_5scale_24e", 47_033_406 - 256, BACKBONE, 1e-4),
         ("dn_detr_r50_50e", None, BACKBONE, 1e-4),
+        ("dino_swin_l_4scale_12e", 217_230_066 - 256, SWIN_L, 1e-4),
     ],
 )
 def test_backbone_and_sampling_offsets_learn_at_a_tenth(
@@ -242,6 +285,7 @@ def test_backbone_and_sampling_offsets_learn_at_a_tenth(
         ("r50_300q_crop_2x", 300, 137_103_112),
         ("r101_mstrain_3x", 100, 156_044_040),
         ("r101_300q_crop_3x", 300, 156_095_240),
+        ("x101_dcn_300q_crop_3x", 300, 158_305_572),
     ],
 )
 def test_stageinteractor_trains_everything_at_one_rate(
@@ -252,6 +296,22 @@ def test_stageinteractor_trains_everything_at_one_rate(
     assert (group["lr"], group["weight_decay"]) == (2.5e-5, 1e-4)
     # the released heads carry 128 x 257 weights a reused filter that act on nothing: 1 + 2 + 3 + 4
     assert sum(p.numel() for p in group["params"]) == counted - 10 * 128 * 257
+
+
+def test_norms_of_the_released_swin_run_are_not_decayed() -> None:
+    recipe = recipe_of("stageinteractor_swin_s_300q_crop_3x")
+    model = model_of(recipe)
+    groups = {group["weight_decay"]: group for group in parameter_groups(model, recipe.train)}
+    assert set(groups) == {1e-4, 0}
+    assert {group["lr"] for group in groups.values()} == {2.5e-5}
+    counts = {decay: sum(p.numel() for p in group["params"]) for decay, group in groups.items()}
+    assert sum(counts.values()) == 162_044_626 - 10 * 128 * 257
+    blocks = 2 * 2 * (2 * 96 + 2 * 192 + 18 * 384 + 2 * 768)
+    merging = 2 * 4 * (96 + 192 + 384)
+    maps = 2 * (96 + 192 + 384 + 768)
+    tables = 169 * (2 * 3 + 2 * 6 + 18 * 12 + 2 * 24)
+    head = 6 * 3 * 2 * 256
+    assert counts[0] == blocks + merging + 2 * 96 + maps + tables + head
 
 
 # steps of an epoch of COCO, and the head's learning rate at steps counted from 0
@@ -271,6 +331,7 @@ RATES = {
         7330,
         {500: 2.5e-5, 175_919: 2.5e-5, 175_920: 2.5e-6, 241_889: 2.5e-6, 241_890: 2.5e-7},
     ),
+    "stageinteractor_swin_s_300q_crop_3x": (7330, {0: 2.5e-8, 500: 1.25125e-5, 1000: 2.5e-5}),
     "deformable_detr_r50_50e": (3696, {0: 2e-4, 147_839: 2e-4, 147_840: 2e-5, 184_799: 2e-5}),
     "dn_detr_r50_50e": (7392, {0: 1e-4, 295_679: 1e-4, 295_680: 1e-5, 369_599: 1e-5}),
     "dino_r50_4scale_12e": (7392, {0: 1e-4, 81_311: 1e-4, 81_312: 1e-5, 88_703: 1e-5}),
@@ -298,3 +359,15 @@ def test_cross_stage_variants_change_the_labels_only(name: str) -> None:
     assert (decoder.inclusive, decoder.keep_own, decoder.leak) == (False, False, False)
     assert decoder.scope == "all"
     assert type(build_criterion(crossed).assigners["proposals"]).__name__ == "HungarianAssigner"
+
+
+def test_the_table_of_recipes_names_all_with_their_figure() -> None:
+    text = (RECIPES.parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+|-) \|", text, flags=re.MULTILINE))
+    for name in PUBLISHED:
+        if name.endswith("_cross_stage"):
+            assert f"`{name}`" in text
+        else:
+            figure = FIGURES.get(name)
+            assert rows[name] == ("-" if figure is None else figure.split()[1].strip(","))
+    assert set(rows) <= set(NAMES)

@@ -182,7 +182,7 @@ def test_gradients_of_late_stages_reach_the_generators_of_earlier_ones() -> None
         ({"id2label": {0: "a", 2: "b"}}, r"classes 0\.\.1; found \[0, 2\]"),
         ({"num_queries": 2.5}, "'num_queries' expected int, got float"),
         ({"d_model": "64"}, "'d_model' expected int, got str"),
-        ({"backbone_name": "resnet5"}, "'backbone_name' expected one of"),
+        ({"backbone_name": "resnet5"}, "unknown backbone resnet5; did you mean resnet50"),
         ({"category_ids": [1, 2]}, r"one id a class \(4\); found 2"),
     ],
 )

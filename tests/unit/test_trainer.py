@@ -14,12 +14,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from detrelay.core.data.transforms import VisitSampler
+from detrelay.core.engine.failure import load_failure
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, read_metrics
 from detrelay.core.engine.trainer import StopSignals
+from replay import Arguments as Replay
+from replay import replay
 from tiny_run import shrink_backbone, skip_pictures, tiny_run
 
 
@@ -158,6 +162,36 @@ def test_diverging_training_ends_in_one_line_and_keeps_the_checkpoint(
     assert "in step 2, whose batch holds the image ids [" in line
     assert "last checkpoint is kept" in line
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+    file = Path(line.partition("python apps/replay.py ")[2])
+    capsys.readouterr()
+    assert replay(Replay(file)) == 1
+    then, now = capsys.readouterr().out.strip().splitlines()
+    # the same losses, in the same stage, of the same images
+    assert then.endswith(f"then: {now.removeprefix('now: ')}")
+    assert json.loads(file.with_suffix(".json").read_text())["step"] == 2
+
+
+def test_a_failure_that_went_away_and_files_that_are_none(
+    small_and_silent: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "train.accumulation_steps=2"]
+    assert tiny_run(tmp_path / "run", *settings, "train.batch_size=2") == 1
+    (file,) = (tmp_path / "run").glob("failures/*/process_0.safetensors")
+    batches, _ = load_failure(file)
+    assert [len(batch["labels"]) for batch in batches] == [2, 2]
+    weights = load_file(file.parent / "model.safetensors")
+    save_file(
+        {key: torch.zeros_like(value) for key, value in weights.items()},
+        file.parent / "model.safetensors",
+        {"format": "pt"},
+    )
+    capsys.readouterr()
+    assert replay(Replay(file)) == 0
+    assert "every loss and gradient is finite" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"model\.safetensors: not the batches of a failed step"):
+        load_failure(file.parent / "model.safetensors")
+    with pytest.raises(ValueError, match="none: no such file; expected what training saved"):
+        replay(Replay(tmp_path / "none"))
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(

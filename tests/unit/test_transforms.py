@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from detrelay.core.data.coco import Sample
+from detrelay.core.data.coco import CocoDataset, DataError, Sample
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
     AugmentationConfig,
@@ -16,10 +19,11 @@ from detrelay.core.data.transforms import (
     VisitSampler,
     build_eval_transform,
     build_train_transform,
+    make_mosaic,
     resized_shape,
 )
 from detrelay.core.image_processing import DetrelayImageProcessor
-from factories_data import make_sample
+from factories_data import make_sample, write_coco
 
 
 @pytest.mark.parametrize(
@@ -81,26 +85,82 @@ CROP = AugmentationConfig(
 )
 
 
+def assert_boxes_lie_on_bright_pixels(result: Sample, slack: int) -> None:
+    height, width = result.image.shape[-2:]
+    expected = torch.zeros(height, width)
+    for left, top, right, bottom in result.boxes_xyxy.round().int().tolist():
+        assert 0 <= left <= right <= width
+        assert 0 <= top <= bottom <= height
+        expected[top:bottom, left:right] = 1
+    bright = (result.image[0] > 127).float()
+    assert (bright - expected).abs().sum() <= slack
+
+
 def test_boxes_follow_the_pixels_through_crops() -> None:
     transform = build_train_transform(CROP)
     torch.manual_seed(0)
     fewer = 0
     for _ in range(60):
         result = transform(marked_sample())
-        height, width = result.image.shape[-2:]
-        expected = torch.zeros(height, width)
-        for left, top, right, bottom in result.boxes_xyxy.round().int().tolist():
-            assert 0 <= left <= right <= width
-            assert 0 <= top <= bottom <= height
-            expected[top:bottom, left:right] = 1
-        bright = (result.image[0] > 127).float()
         # a pixel of slack along the edges of two boxes
-        assert (bright - expected).abs().sum() <= 4 * (height + width)
+        assert_boxes_lie_on_bright_pixels(result, 4 * sum(result.image.shape[-2:]))
         sizes = result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2]
         assert (sizes > 0).all()
         assert len(result.class_labels) == len(result.boxes_xyxy)
         fewer += len(result.class_labels) < 2
     assert 0 < fewer < 60
+
+
+def test_large_scale_jitter_scales_into_the_square_and_cuts() -> None:
+    config = AugmentationConfig(jitter_size=100, jitter_range=(0.5, 2.0))
+    transform = build_train_transform(config)
+    torch.manual_seed(0)
+    longest = []
+    for _ in range(30):
+        result = transform(marked_sample())  # 100 x 140 pixels
+        height, width = result.image.shape[-2:]
+        assert (height <= 100, width <= 100) == (True, True)
+        assert width >= 50
+        if width < 100:  # nothing was cut
+            assert height == pytest.approx(width * 100 / 140, abs=1)
+        assert_boxes_lie_on_bright_pixels(result, 4 * (height + width))
+        longest.append(width)
+    assert longest.count(100) in range(12, 28)  # scales from 1 to 2 fill the square
+    assert len(set(longest)) > 10
+    fixed = AugmentationConfig(flip_probability=0, jitter_size=70, jitter_range=(1, 1))
+    assert build_train_transform(fixed)(marked_sample()).image.shape == (3, 50, 70)
+
+
+def test_mosaic_joins_four_images_with_their_boxes() -> None:
+    torch.manual_seed(0)
+    sides = set()
+    for _ in range(12):
+        result = make_mosaic([marked_sample() for _ in range(4)], 70)  # each becomes 50 x 70
+        assert result.image.shape == (3, 140, 140)
+        assert result.image.dtype == torch.uint8
+        assert_boxes_lie_on_bright_pixels(result, 8 * 140)
+        assert len(result.class_labels) == len(result.boxes_xyxy) <= 8
+        assert ((result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2]) > 0).all()
+        sides.add(int((result.image == 114).all(0).sum()))
+    assert len(sides) > 5  # the meeting point moves
+    assert (result.image_id, result.original_size) == (7, (100, 140))
+
+
+def test_images_of_a_mosaic_meet_in_the_order_given() -> None:
+    samples = [make_sample(40, 40, [[0.0, 0.0, 40.0, 40.0]]) for _ in range(4)]
+    for shade, sample in enumerate(samples):
+        sample.image.fill_(10 * shade)
+        sample.class_labels.fill_(shade)
+    torch.manual_seed(3)
+    result = make_mosaic(samples, 40)
+    assert result.class_labels.tolist() == [0, 1, 2, 3]
+    for shade, (left, top, right, bottom) in enumerate(result.boxes_xyxy.int().tolist()):
+        assert (result.image[:, top:bottom, left:right] == 10 * shade).all()
+    corners = result.boxes_xyxy
+    meeting = corners[0, 2:]
+    assert torch.equal(corners[3, :2], meeting)
+    assert torch.equal(corners[1, [0, 3]], meeting)
+    assert torch.equal(corners[2, [2, 1]], meeting)
 
 
 def test_crop_sizes_stay_in_range_and_in_the_image() -> None:
@@ -173,6 +233,9 @@ def test_the_input_is_left_alone() -> None:
         ("crop_short_sides", (0,)),
         ("max_size", 10),
         ("crop_range", (60, 50)),
+        ("mosaic", 1.5),
+        ("jitter_size", -1),
+        ("jitter_range", (0, 1)),
     ],
 )
 def test_impossible_settings_are_refused(name: str, value: Any) -> None:
@@ -180,7 +243,7 @@ def test_impossible_settings_are_refused(name: str, value: Any) -> None:
         AugmentationConfig(**{name: value})
 
 
-def make_visits(seed: int = 0, num_images: int = 4) -> DetectionDataset:
+def make_visits(seed: int = 0, num_images: int = 4, mosaic: float = 0.0) -> DetectionDataset:
     return DetectionDataset(
         ShapesDataset(num_images, image_size=64),
         build_train_transform(
@@ -195,6 +258,8 @@ def make_visits(seed: int = 0, num_images: int = 4) -> DetectionDataset:
         ),
         DetrelayImageProcessor(),
         seed=seed,
+        mosaic=mosaic,
+        mosaic_tile=40,
     )
 
 
@@ -231,12 +296,76 @@ def test_visits_leave_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_make_no_difference() -> None:
-    data = make_visits()
+@pytest.mark.parametrize("mosaic", [0.0, 0.5])
+def test_workers_make_no_difference(mosaic: float) -> None:
+    data = make_visits(mosaic=mosaic)
     order = [5, 2, 7, 0]
     loader = DataLoader(data, batch_size=None, sampler=order, num_workers=2)
     for visit, loaded in zip(order, loader, strict=True):
         assert torch.equal(loaded["pixel_values"], data[visit]["pixel_values"])
+
+
+def test_mosaics_come_with_their_chance() -> None:
+    plain, some, always = (make_visits(mosaic=chance) for chance in (0.0, 0.5, 1.0))
+    counts = [
+        [len(data[visit]["labels"]["boxes"]) for visit in range(12)]
+        for data in (plain, some, always)
+    ]
+    assert max(counts[0]) <= 4
+    assert sum(counts[0]) < sum(counts[1]) < sum(counts[2])
+    assert torch.equal(some[3]["pixel_values"], make_visits(mosaic=0.5)[3]["pixel_values"])
+
+
+def broken_visits(folder: Path, names: list[str], *, skip: bool) -> DetectionDataset:
+    """Visits of images with ids 11, 5 and 8, some of which are damaged."""
+    path = write_coco(folder)
+    for name in names:
+        (folder / "images" / name).write_bytes(b"no image")
+    transform = build_train_transform(AugmentationConfig(short_sides=(32,)))
+    return DetectionDataset(
+        CocoDataset(path), transform, DetrelayImageProcessor(), seed=0, skip_broken=skip
+    )
+
+
+def test_a_broken_image_stops_unless_it_is_to_be_skipped(tmp_path: Path) -> None:
+    data = broken_visits(tmp_path, ["b.png"], skip=False)
+    with pytest.raises(DataError, match=r"b\.png is no image"):
+        data[1]
+
+
+def test_a_broken_image_is_reported_once_and_the_next_takes_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = broken_visits(tmp_path, ["b.png", "c.png"], skip=True)
+    found = [int(data[visit]["labels"]["image_id"]) for visit in range(6)]
+    assert found == [11] * 6
+    reports = [record.getMessage() for record in caplog.records]
+    assert len(reports) == 2
+    for name, report in zip(("b.png", "c.png"), reports, strict=True):
+        assert report.startswith("skipped, the next image takes its place: ")
+        assert str(tmp_path / "images" / name) in report
+
+
+def test_workers_survive_a_broken_image_and_report_it_once(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    handler = logging.FileHandler(tmp_path / "log")  # workers have no other way to this test
+    log = logging.getLogger("detrelay.core.data.transforms")
+    log.addHandler(handler)
+    request.addfinalizer(lambda: (log.removeHandler(handler), handler.close()))
+    data = broken_visits(tmp_path, ["b.png"], skip=True)
+    loader = DataLoader(
+        data, batch_size=None, sampler=list(range(9)), num_workers=2, persistent_workers=True
+    )
+    for _ in range(2):
+        assert [int(item["labels"]["image_id"]) for item in loader] == [11, 8, 8] * 3
+    assert (tmp_path / "log").read_text().count("b.png is no image") == 1
+
+
+def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:
+    data = broken_visits(tmp_path, ["a.png", "b.png", "c.png"], skip=True)
+    with pytest.raises(DataError, match=r"none of 3 images can be read; the last one: .*c\.png"):
+        data[0]
 
 
 def test_sampler_visits_each_image_once_an_epoch() -> None:
@@ -263,3 +392,36 @@ def test_sampler_without_shuffling_keeps_the_order() -> None:
     assert list(sampler) == [0, 1, 2]
     sampler.set_epoch(1)
     assert list(sampler) == [3, 4, 5]
+
+
+def test_groups_share_their_aspect_and_each_image_comes_once() -> None:
+    wide = [index % 3 > 0 for index in range(50)]  # 33 wide, 17 high
+    plain = VisitSampler(50, seed=3)
+    grouped = VisitSampler(50, seed=3, wide=wide, aspect_group=4)
+    orders = []
+    for epoch in range(3):
+        plain.set_epoch(epoch)
+        grouped.set_epoch(epoch)
+        order = [visit - 50 * epoch for visit in grouped]
+        assert sorted(order) == list(range(50))
+        kinds = [{wide[index] for index in order[start : start + 4]} for start in range(0, 48, 4)]
+        assert Counter(map(len, kinds)) == {1: 12}  # 8 groups of wide ones, 4 of high ones
+        assert list(plain) != list(grouped)
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2]
+    grouped.set_epoch(0)
+    assert list(grouped) == orders[0]
+
+
+def test_data_knows_the_order_of_its_visits() -> None:
+    data = DetectionDataset(
+        ShapesDataset(6, image_size=64),
+        build_train_transform(AugmentationConfig()),
+        DetrelayImageProcessor(),
+        seed=5,
+        wide=[True, False] * 3,
+        aspect_group=2,
+    )
+    order = list(data.sampler())
+    assert order == list(VisitSampler(6, seed=5, wide=[True, False] * 3, aspect_group=2))
+    assert order[0] % 2 == order[1] % 2

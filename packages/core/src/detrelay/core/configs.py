@@ -22,6 +22,8 @@ from detrelay.core.recipe_files import RecipeError as RecipeError
 from detrelay.core.recipe_files import parse_value, read_recipe, to_toml
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
+ScalingRule = Literal["none", "linear", "sqrt"]
+OnBadImage = Literal["stop", "skip"]
 Schedule = Literal["multi_step", "cosine"]
 _Value = TypeVar("_Value")
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
@@ -65,7 +67,16 @@ class DataConfig:
         crop: DETR's scheme: half of the images are resized, cropped and resized again.
         crop_short_sides: short sides to choose from before a crop, pixels (DETR).
         crop_range: least and greatest side of a crop, pixels (DETR).
+        jitter_size: 0, or large-scale jitter instead of resizes and crops: side of its square,
+            pixels; 1024 in the paper.
+        jitter_range: least and greatest scale of the large-scale jitter.
+        mosaic: chance that four images are joined into one; 0 in the papers.
         color_jitter: strength of random brightness, contrast and saturation; 0 in the papers.
+        aspect_group: how many training images in a row are all wide or all high. As many as
+            `train.batch_size` makes padding least; the order does not depend on that.
+        keep_empty: train on images without any annotation too, as DETR and its children do.
+        on_bad_image: an image that cannot be read in training ends the run ("stop"), or is
+            reported and replaced by the next one ("skip"). In evaluation it always ends it.
         eval_short_side: short side in evaluation, pixels.
         eval_max_size: limit of the long side in evaluation, pixels.
     """
@@ -85,7 +96,13 @@ class DataConfig:
     crop: bool = False
     crop_short_sides: tuple[int, ...] = _bounded((400, 500, 600), 1)
     crop_range: tuple[int, int] = _bounded((384, 600), 1)
+    jitter_size: int = _bounded(0, 0)
+    jitter_range: tuple[float, float] = _bounded((0.1, 2.0), 0.01)
+    mosaic: float = _bounded(0.0, 0, 1)
     color_jitter: float = _bounded(0.0, 0, 1)
+    aspect_group: int = _bounded(1, 1)
+    keep_empty: bool = True
+    on_bad_image: OnBadImage = "stop"
     eval_short_side: int = _bounded(_COCO_SHORT_SIDE, 1)
     eval_max_size: int = _bounded(_COCO_LONG_SIDE, 1)
 
@@ -96,10 +113,14 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images per process and step.
+        batch_size: images per process and pass.
         published_batch_size: images a step of all processes together in the published run, to
             which `learning_rate` belongs; None where nothing was published.
+        accumulation_steps: passes whose gradients make one step, as one batch of all their images
+            would; each pass then costs a third more. Normalisation by batches sees each by itself.
         learning_rate: of AdamW, at full height after the warm-up.
+        scale_learning_rate: how the rate follows a number of images a step other than the
+            published one: "none" (it stays), "linear" or "sqrt".
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
         adam_epsilon: added to the root of the second moment in AdamW.
         lr_multipliers: factor on the learning rate of parameters whose name holds the key, in
@@ -114,12 +135,23 @@ class TrainConfig:
             at the end of the last epoch along half a cosine ("cosine").
         milestones: epochs after which the rate drops ("multi_step").
         gamma: factor of each drop ("multi_step").
+        ema_decay: share of the old average in the running average of the weights, taken after each
+            step; evaluated and published instead of the weights themselves. 0 for none. DINO's
+            code has 0.9997, switched off.
         mixed_precision: autocast type of the model; losses are float32 in any case.
+        activation_checkpointing: run the layers of head and backbone twice instead of keeping what
+            is inside; less memory, the same losses.
+        compile: let torch.compile make the model faster; the losses stay outside.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        early_stopping_patience: evaluations in a row without a better AP that end the run; 0 for
+            never.
         checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
         keep_checkpoints: newest checkpoints that stay on disk.
+        save_on_each_node: every machine keeps checkpoints of its own; for machines that share no
+            disk.
         log_every: steps between lines of the log.
+        trackers: "tensorboard", "trackio" or "wandb", which get what the log gets.
         max_detections: boxes per image that count in evaluation; 100 in COCO.
         seed: of weights, order and augmentation.
     """
@@ -127,7 +159,9 @@ class TrainConfig:
     epochs: int = _bounded(12, 1)
     batch_size: int = _bounded(2, 1)
     published_batch_size: int | None = _bounded(None, 1)
+    accumulation_steps: int = _bounded(1, 1)
     learning_rate: float = _bounded(2.5e-5, 0)
+    scale_learning_rate: ScalingRule = "none"
     weight_decay: float = _bounded(1e-4, 0)
     adam_epsilon: float = _bounded(1e-10, 0)
     lr_multipliers: dict[str, float] = field(default_factory=dict)
@@ -139,12 +173,18 @@ class TrainConfig:
     schedule: Schedule = "multi_step"
     milestones: tuple[int, ...] = _bounded((8, 11), 1)
     gamma: float = _bounded(0.1, 0, 1)
+    ema_decay: float = _bounded(0.0, 0, 1)
     mixed_precision: MixedPrecision = "no"
+    activation_checkpointing: bool = False
+    compile: bool = False
     backbone_weights: str = "imagenet"
     evaluate_every: int = _bounded(1, 1)
+    early_stopping_patience: int = _bounded(0, 0)
     checkpoint_every: int = _bounded(1000, 1)
     keep_checkpoints: int = _bounded(2, 1)
+    save_on_each_node: bool = False
     log_every: int = _bounded(50, 1)
+    trackers: tuple[str, ...] = ()
     max_detections: int = _bounded(100, 1)
     seed: int = _bounded(0, 0, 2**31 - 1)
 
@@ -371,8 +411,11 @@ def _check_relations(recipe: Recipe, source: str) -> None:
             f"{source}: data.max_size ({data.max_size}) must be at least the largest of "
             f"data.short_sides"
         )
-    if data.crop_range[0] > data.crop_range[1]:
-        raise RecipeError(f"{source}: data.crop_range must be [least, greatest]")
+    for key in ("crop_range", "jitter_range"):
+        if getattr(data, key)[0] > getattr(data, key)[1]:
+            raise RecipeError(f"{source}: data.{key} must be [least, greatest]")
+    if data.crop and data.jitter_size:
+        raise RecipeError(f"{source}: data.crop and data.jitter_size exclude each other")
     if list(milestones) != sorted(set(milestones)):
         raise RecipeError(f"{source}: train.milestones must increase, found {list(milestones)}")
 

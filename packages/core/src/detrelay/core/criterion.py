@@ -37,8 +37,16 @@ class CriterionOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class _PlannedStage:
-    """One stage with everything its losses need."""
+class PlannedStage:
+    """One stage with everything its losses need.
+
+    Attributes:
+        tag: first parts of its loss keys, such as "decoder/5".
+        group: name of its group.
+        prediction: in float32 or more.
+        targets: the objects as the group sees them.
+        assignment: who learns what.
+    """
 
     tag: str
     group: str
@@ -47,13 +55,27 @@ class _PlannedStage:
     assignment: Assignment
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every stage of a batch with its assignment, before any loss is taken.
+
+    Attributes:
+        stages: in the order of the groups.
+        counts: float [S, 2], positive class entries and box pairs of each stage in this batch.
+    """
+
+    stages: tuple[PlannedStage, ...]
+    counts: Tensor
+
+
 class Criterion:
     """Sums the loss terms over every stage of every group.
 
     Class scores learn from `Assignment.classes`, boxes from `Assignment.boxes`. Class losses are
-    divided by max(box pairs, positive class entries), box losses by box pairs, each averaged over
-    processes by one all-reduce and never below 1. Losses are taken in float32 whatever the dtype
-    of the model (float64 stays float64).
+    divided by max(box pairs, positive class entries), box losses by box pairs, both counted over
+    all batches and processes of one update and never below 1, then divided by the number of
+    processes, whose gradients are averaged: N processes learn what one would from all their
+    images. Losses are taken in float32 whatever the dtype of the model (float64 stays float64).
 
     Args:
         terms: the losses of a stage, each with its weight.
@@ -77,7 +99,7 @@ class Criterion:
         targets: Targets,
         image_ids: Sequence[int] | None = None,
     ) -> CriterionOutput:
-        """Losses of one batch.
+        """Losses of one batch that makes an update by itself, with the other processes' batches.
 
         Args:
             groups: what the head returned in training.
@@ -89,27 +111,51 @@ class Criterion:
             KeyError: a group has neither known pairs nor an assigner.
             ValueError: a label lies outside the model's classes.
         """
+        plan = self.plan(groups, targets)
+        return self.losses(plan, sum_over_processes(plan.counts), image_ids)
+
+    def plan(self, groups: Sequence[StageGroup], targets: Targets) -> Plan:
+        """Assign every stage; processes need not do so together.
+
+        Raises:
+            FloatingPointError: a matching cost is NaN or infinite.
+            KeyError: a group has neither known pairs nor an assigner.
+            ValueError: a label lies outside the model's classes.
+        """
         _check_labels(groups, targets)
-        plan: list[_PlannedStage] = []
-        for group in groups:
-            plan += self._plan(group, targets)
+        stages = tuple(stage for group in groups for stage in self._plan_group(group, targets))
+        return Plan(stages, torch.stack([_count(stage) for stage in stages]))
+
+    def losses(
+        self, plan: Plan, counts: Tensor, image_ids: Sequence[int] | None = None
+    ) -> CriterionOutput:
+        """Losses of a planned batch.
+
+        Args:
+            plan: stages and assignments.
+            counts: float [S, 2], as in the plan, summed over everything that makes one update:
+                all processes, and all batches whose gradients are accumulated.
+            image_ids: data-set ids of the images, for error messages.
+
+        Raises:
+            FloatingPointError: a loss is NaN or infinite; names group, stage and images.
+        """
         losses: dict[str, Tensor] = {}
-        total = plan[0].prediction.logits.new_zeros(())
-        for stage, normalizers in zip(plan, _normalizers(plan), strict=True):
+        total = plan.stages[0].prediction.logits.new_zeros(())
+        for stage, normalizers in zip(plan.stages, _normalizers(counts), strict=True):
             weight = self.group_weights.get(stage.group, 1.0)
             for term in self.terms:
                 loss = term(stage.prediction, stage.targets, stage.assignment, normalizers)
                 losses[f"{stage.tag}/{term.name}"] = loss
                 total = total + weight * term.weight * loss
         if not torch.isfinite(total):
-            raise FloatingPointError(_describe_non_finite(plan, losses, targets, image_ids))
-        assignments = {
-            group.name: tuple(stage.assignment for stage in plan if stage.group == group.name)
-            for group in groups
-        }
+            raise FloatingPointError(_describe_non_finite(plan.stages, losses, image_ids))
+        assignments: dict[str, tuple[Assignment, ...]] = {}
+        for stage in plan.stages:
+            assignments[stage.group] = (*assignments.get(stage.group, ()), stage.assignment)
         return CriterionOutput(total, losses, assignments)
 
-    def _plan(self, group: StageGroup, targets: Targets) -> list[_PlannedStage]:
+    def _plan_group(self, group: StageGroup, targets: Targets) -> list[PlannedStage]:
         targets = targets.class_agnostic() if group.class_agnostic else targets
         stages = [stage.float() for stage in group.stages]
         if group.known_pairs is not None:
@@ -125,7 +171,7 @@ class Criterion:
                 f"{sorted(self.assigners)}"
             )
         return [
-            _PlannedStage(f"{group.name}/{index}", group.name, prediction, targets, assignment)
+            PlannedStage(f"{group.name}/{index}", group.name, prediction, targets, assignment)
             for index, (prediction, assignment) in enumerate(zip(stages, assignments, strict=True))
         ]
 
@@ -141,24 +187,35 @@ def _check_labels(groups: Sequence[StageGroup], targets: Targets) -> None:
             )
 
 
-def _normalizers(plan: Sequence[_PlannedStage]) -> list[Normalizers]:
-    counts = []
-    for stage in plan:
-        wanted = class_targets(stage.prediction, stage.targets, stage.assignment.classes)
-        pairs = wanted.new_tensor(len(stage.assignment.boxes))
-        counts.append(torch.stack([torch.maximum(wanted.sum(), pairs), pairs]))
-    stacked = torch.stack(counts)  # [stages, 2]
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(stacked)
-        stacked = stacked / dist.get_world_size()
-    stacked = stacked.clamp(min=1)
-    return [Normalizers(classes=row[0], boxes=row[1]) for row in stacked]
+def _count(stage: PlannedStage) -> Tensor:
+    """Positive class entries and box pairs of a stage, [2]."""
+    wanted = class_targets(stage.prediction, stage.targets, stage.assignment.classes)
+    return torch.stack([wanted.sum(), wanted.new_tensor(len(stage.assignment.boxes))])
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_processes(counts: Tensor) -> Tensor:
+    """The sum of every process's counts; to be called by all of them."""
+    if _num_processes() > 1:
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    return counts
+
+
+def _normalizers(counts: Tensor) -> list[Normalizers]:
+    # The larger count is chosen after summing: a choice by each process would depend on which
+    # images it happens to hold.
+    divisors = torch.stack([counts.amax(1), counts[:, 1]], dim=1)  # [S, 2]
+    divisors = divisors.clamp(min=1) / _num_processes()
+    return [Normalizers(classes=row[0], boxes=row[1]) for row in divisors]
 
 
 def _describe_non_finite(
-    plan: Sequence[_PlannedStage],
+    plan: Sequence[PlannedStage],
     losses: Mapping[str, Tensor],
-    targets: Targets,
     image_ids: Sequence[int] | None,
 ) -> str:
     """Name the losses, the first bad stage and its images."""
@@ -172,6 +229,7 @@ def _describe_non_finite(
             cause = f"first non-finite predictions in {stage.tag}"
             break
     else:
+        targets = plan[0].targets
         target_ok = torch.isfinite(targets.boxes).all(1)
         rows = sorted(set(targets.image[~target_ok].tolist())) or list(range(targets.batch_size))
         cause = "predictions are finite" + ("" if target_ok.all() else ", target boxes are not")

@@ -90,6 +90,20 @@ class DetectorConfig(PreTrainedConfig):
                 for name, expected in inspect.get_annotations(kind, eval_str=True).items():
                     type_validator(name, getattr(self, name), expected)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; other classes leave the ids of the old ones behind.
+
+        So a checkpoint can be loaded with `num_labels` or `id2label` of other data.
+        """
+        before = self.__dict__.get("id2label")
+        super().__setattr__(name, value)
+        if name == "id2label" and before and list(before.values()) != list(value.values()):
+            self.category_ids = None
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: the code of a model stays in its package, it is not saved beside it."""
+
     def validate_architecture(self) -> None:
         """Refuse values that no model can be built from."""
         if self.backbone_name not in BACKBONES:

@@ -21,7 +21,7 @@ BoxFormat = Literal["xyxy", "cxcywh"]
 
 @dataclass(frozen=True, slots=True)
 class Normalizers:
-    """Divisors of one stage, averaged over processes, never below 1.
+    """Divisors of one stage: counts of a whole update over the number of processes.
 
     Attributes:
         classes: scalar; the larger of box pairs and positive class entries.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class DeformableConfig(DetectorConfig):
     """Configuration that detectors with a deformable encoder and decoder share.
 
     Attributes:
+        backbone_norm: as in `DetectorConfig`; the published models fix all of it.
         num_queries: Q.
         d_model: C, width of queries and feature maps.
         num_attention_heads: heads of self-attention and of deformable attention.
@@ -53,6 +55,7 @@ class DeformableConfig(DetectorConfig):
 
     model_type = "detrelay_deformable"
 
+    backbone_norm: Literal["frozen", "eval", "train"] = "frozen"
     num_queries: int = 300
     d_model: int = 256
     num_attention_heads: int = 8

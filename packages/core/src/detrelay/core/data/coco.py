@@ -74,6 +74,7 @@ class DataReport:
         crowd_boxes: boxes around crowds, which only the evaluator sees.
         dropped_boxes: boxes left out of the samples, by reason.
         clipped_boxes: boxes cut to their image; they count among `boxes`.
+        left_out_images: images without any annotation that were asked to be left out.
     """
 
     images: int
@@ -82,6 +83,7 @@ class DataReport:
     crowd_boxes: int
     dropped_boxes: Mapping[str, int]
     clipped_boxes: int
+    left_out_images: int = 0
 
     def summary(self) -> str:
         """The report as one line."""
@@ -94,6 +96,8 @@ class DataReport:
         parts += [f"{count} boxes dropped: {why}" for why, count in self.dropped_boxes.items()]
         if self.clipped_boxes:
             parts.append(f"{self.clipped_boxes} boxes clipped to their image")
+        if self.left_out_images:
+            parts.append(f"{self.left_out_images} images without annotations left out")
         return ", ".join(parts)
 
 
@@ -111,6 +115,7 @@ class CocoDataset(Dataset[Sample]):
             json where there is one, else the json's own folder.
         strict: refuse boxes that reach out of their image or have no area, which otherwise are
             clipped or dropped and counted in `report`.
+        keep_empty: hold images without any annotation too, crowds counting as one.
 
     Attributes:
         categories: categories by class index.
@@ -125,14 +130,21 @@ class CocoDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, annotations: Path, images: Path | None = None, *, strict: bool = False
+        self,
+        annotations: Path,
+        images: Path | None = None,
+        *,
+        strict: bool = False,
+        keep_empty: bool = True,
     ) -> None:
         annotations = Path(annotations)
-        content = _read_json(annotations)
-        _check_format(annotations, content)
+        content = read_annotations(annotations)
         self._file = annotations
         self._folder = _image_folder(annotations, images)
         self._images: list[dict[str, Any]] = content["images"]
+        if not keep_empty:
+            self._images = _annotated(annotations, content)
+        self._left_out = len(content["images"]) - len(self._images)
         self.categories = tuple(
             Category(category["id"], category["name"])
             for category in sorted(content["categories"], key=lambda category: category["id"])
@@ -220,6 +232,7 @@ class CocoDataset(Dataset[Sample]):
             crowd_boxes=len(self.ground_truth["annotations"]) - len(objects),
             dropped_boxes={why: count for why, count in dropped.items() if count},
             clipped_boxes=int(clipped.sum()),
+            left_out_images=self._left_out,
         )
 
     def _refuse_faults(
@@ -234,6 +247,22 @@ class CocoDataset(Dataset[Sample]):
                 f"{first['bbox']} is {why}; {int(found.sum())} such boxes; correct them, or do "
                 f"without strict to drop or clip them"
             )
+
+
+def read_annotations(path: Path, *, with_files: bool = True) -> dict[str, Any]:
+    """The content of a COCO detection json: `images`, `annotations` and `categories`.
+
+    Args:
+        path: the json file.
+        with_files: images must have `file_name`, `width` and `height` too, as loading them needs.
+
+    Raises:
+        DataError: the file cannot be read, or does not hold well-formed lists whose ids are unique
+            and point to each other.
+    """
+    content = _read_json(path)
+    _check_format(path, content, with_files)
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -253,9 +282,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_format(path: Path, content: Mapping[str, Any]) -> None:
+def _check_format(path: Path, content: Mapping[str, Any], with_files: bool) -> None:
     """Refuse anything but well-formed lists whose ids are unique and point to each other."""
-    keys = {"images": _IMAGE_KEYS, "annotations": _ANNOTATION_KEYS, "categories": _CATEGORY_KEYS}
+    image_keys = _IMAGE_KEYS if with_files else ("id",)
+    keys = {"images": image_keys, "annotations": _ANNOTATION_KEYS, "categories": _CATEGORY_KEYS}
     for part, required in keys.items():
         if not isinstance(content.get(part), list):
             raise DataError(
@@ -269,7 +299,8 @@ def _check_format(path: Path, content: Mapping[str, Any]) -> None:
         raise DataError(f"{path} lists no {empty}: there is nothing to use")
     names = [category["name"] for category in content["categories"]]
     _check_unique(path, "categories", "name", names)
-    _check_images(path, content["images"])
+    if with_files:
+        _check_images(path, content["images"])
     _check_annotations(path, content)
 
 
@@ -356,6 +387,15 @@ def _with_defaults(entry: dict[str, Any]) -> dict[str, Any]:
     """The annotation with the two keys that the evaluator needs."""
     defaults = {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
     return entry | {key: value for key, value in defaults.items() if key not in entry}
+
+
+def _annotated(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The images that have an annotation."""
+    ids = {entry["image_id"] for entry in content["annotations"]}
+    images = [image for image in content["images"] if image["id"] in ids]
+    if not images:
+        raise DataError(f"{path}: no image has an annotation, and empty ones are not to be kept")
+    return images
 
 
 def _image_folder(annotations: Path, images: Path | None) -> Path:

@@ -6,7 +6,8 @@ generator's state does. `DetectionDataset` sets that state by visit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,13 +18,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
-from detrelay.core.data.coco import Sample
+from detrelay.core.data.coco import DataError, Sample
 from detrelay.core.data.collate import EncodedSample
 
 Transform = Callable[[Sample], Sample]
 
 # What a seed is used for; keeps the random numbers of the order and of the images apart.
 _ORDER, _IMAGE = 0, 1
+# where no image of a mosaic lies
+_GREY = 114
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,13 @@ class AugmentationConfig:
             the last resize, as DETR does.
         crop_short_sides: short sides before cutting, pixels.
         crop_range: smallest and largest side of the window, pixels; the image bounds both.
+        jitter_size: 0, or large-scale jitter instead of the resizes and crops above: the image is
+            fitted into a square of this side in pixels, scaled by a number from `jitter_range`,
+            and a random window of at most that square is kept (Ghiasi et al., CVPR 2021, who pad
+            to the square; here batches are padded to their largest image as ever).
+        jitter_range: smallest and largest scale of the large-scale jitter.
+        mosaic: chance that an image becomes one of four on a canvas, see `make_mosaic`, before
+            anything else; 0 is never.
         color_jitter: largest relative change of brightness, contrast and saturation; 0 is none.
     """
 
@@ -47,13 +58,15 @@ class AugmentationConfig:
     crop: bool = False
     crop_short_sides: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
+    jitter_size: int = 0
+    jitter_range: tuple[float, float] = (0.1, 2.0)
+    mosaic: float = 0.0
     color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must lie in [0, 1], found {self.flip_probability}")
-        if not 0 <= self.color_jitter <= 1:
-            raise ValueError(f"color_jitter must lie in [0, 1], found {self.color_jitter}")
+        for name in ("flip_probability", "mosaic", "color_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
         for name in ("short_sides", "crop_short_sides"):
             sides = getattr(self, name)
             if not sides or min(sides) < 1:
@@ -68,6 +81,17 @@ class AugmentationConfig:
                 f"crop_range must be (smallest, largest) of at least 1 pixel, found "
                 f"{self.crop_range}"
             )
+        if self.jitter_size < 0:
+            raise ValueError(f"jitter_size must be 0 or a side in pixels, found {self.jitter_size}")
+        if not 0 < self.jitter_range[0] <= self.jitter_range[1]:
+            raise ValueError(
+                f"jitter_range must be (smallest, largest) above 0, found {self.jitter_range}"
+            )
+
+    @property
+    def mosaic_tile(self) -> int:
+        """The side that each image of a mosaic is fitted into, pixels."""
+        return self.jitter_size or max(self.short_sides)
 
 
 def resized_shape(
@@ -90,7 +114,7 @@ def resized_shape(
 
 
 def build_train_transform(config: AugmentationConfig) -> Transform:
-    """Flip, then resize or crop and resize, then change colours."""
+    """Flip, then resize or crop and resize (or jitter the scale), then change colours."""
     jitter = v2.ColorJitter(
         brightness=config.color_jitter,
         contrast=config.color_jitter,
@@ -100,10 +124,13 @@ def build_train_transform(config: AugmentationConfig) -> Transform:
     def transform(sample: Sample) -> Sample:
         if torch.rand(()) < config.flip_probability:
             sample = _on_both(tv_functional.horizontal_flip, sample)
-        if config.crop and torch.rand(()) < 0.5:
-            sample = _resize(sample, _choose(config.crop_short_sides), None)
-            sample = _random_crop(sample, *config.crop_range)
-        sample = _resize(sample, _choose(config.short_sides), config.max_size)
+        if config.jitter_size:
+            sample = _scale_jitter(sample, config.jitter_size, *config.jitter_range)
+        else:
+            if config.crop and torch.rand(()) < 0.5:
+                sample = _resize(sample, _choose(config.crop_short_sides), None)
+                sample = _random_crop(sample, *config.crop_range)
+            sample = _resize(sample, _choose(config.short_sides), config.max_size)
         if config.color_jitter > 0:
             sample = replace(sample, image=jitter(sample.image))
         return sample
@@ -118,6 +145,40 @@ def build_eval_transform(short_side: int, max_size: int) -> Transform:
         return _resize(sample, short_side, max_size)
 
     return transform
+
+
+def make_mosaic(samples: Sequence[Sample], tile: int) -> Sample:
+    """Four images that meet at a random point of a grey canvas of twice the side of a tile.
+
+    Each is fitted into a tile; what reaches out of the canvas is cut, boxes too. Id and original
+    size are those of the first image.
+
+    Args:
+        samples: four samples: above left, above right, below left, below right.
+        tile: side of a tile, pixels.
+
+    Reference:
+        Bochkovskiy et al., YOLOv4 (arXiv 2004.10934), section 3.3.
+    """
+    row, column = (int(torch.randint(tile // 2, tile + tile // 2 + 1, ())) for _ in range(2))
+    canvas = torch.full((3, 2 * tile, 2 * tile), _GREY, dtype=torch.uint8)
+    boxes = []
+    for place, sample in enumerate(samples):
+        placed = _scale(sample, tile / max(sample.image.shape[-2:]))
+        height, width = placed.image.shape[-2:]
+        top = row if place >= 2 else row - height
+        left = column if place % 2 else column - width
+        window = canvas[:, max(top, 0) : top + height, max(left, 0) : left + width]
+        seen = placed.image[:, max(-top, 0) :, max(-left, 0) :]
+        window.copy_(seen[:, : window.shape[1], : window.shape[2]])
+        boxes.append(placed.boxes_xyxy + placed.boxes_xyxy.new_tensor([left, top, left, top]))
+    whole = replace(
+        samples[0],
+        image=canvas,
+        boxes_xyxy=torch.cat(boxes),
+        class_labels=torch.cat([sample.class_labels for sample in samples]),
+    )
+    return _cut(whole, 0, 0, 2 * tile, 2 * tile)
 
 
 class SampleEncoder(Protocol):
@@ -139,27 +200,83 @@ class DetectionDataset(Dataset[EncodedSample]):
         transform: applied to each sample.
         processor: encodes the transformed sample.
         seed: which random numbers.
+        mosaic: chance that a sample becomes one of four before the transform.
+        mosaic_tile: side of each, pixels; see `make_mosaic`.
+        skip_broken: an image that cannot be read is reported once, by the process that first meets
+            it, and the next readable one takes its place; otherwise its `DataError` is raised.
+        wide: which samples are wider than high; read by `sampler`.
+        aspect_group: how many samples in a row share that; 1 for any order.
     """
 
     def __init__(
-        self, samples: Dataset[Sample], transform: Transform, processor: SampleEncoder, *, seed: int
+        self,
+        samples: Dataset[Sample],
+        transform: Transform,
+        processor: SampleEncoder,
+        *,
+        seed: int,
+        mosaic: float = 0.0,
+        mosaic_tile: int = 640,
+        skip_broken: bool = False,
+        wide: Sequence[bool] = (),
+        aspect_group: int = 1,
     ) -> None:
         self.samples = samples
         self.transform = transform
         self.processor = processor
         self.seed = seed
+        self.mosaic = mosaic
+        self.mosaic_tile = mosaic_tile
+        self.wide = wide
+        self.aspect_group = aspect_group
+        # shared with the loader's processes, so that only one of them reports an image
+        reported = torch.zeros(len(self), dtype=torch.bool) if skip_broken else None
+        self._reported = None if reported is None else reported.share_memory_()
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]  # torch's Dataset declares no length
 
     def __getitem__(self, visit: int) -> EncodedSample:
-        """Encode the sample of a visit (0 or above)."""
-        sample = self.samples[visit % len(self)]
+        """Encode the sample of a visit (0 or above).
+
+        Raises:
+            DataError: the image cannot be read, or, where such images are skipped, none can.
+        """
+        sample = self._read(visit % len(self))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reset the generators of the accelerators as well
             torch.default_generator.manual_seed(_mix(_IMAGE, self.seed, visit))
+            if self.mosaic > 0 and torch.rand(()) < self.mosaic:
+                others = [self._read(int(torch.randint(len(self), ()))) for _ in range(3)]
+                sample = make_mosaic([sample, *others], self.mosaic_tile)
             sample = self.transform(sample)
         return self.processor.encode(sample)
+
+    @property
+    def skips_broken(self) -> bool:
+        """Whether images that cannot be read are replaced."""
+        return self._reported is not None
+
+    def sampler(self) -> VisitSampler:
+        """The visits to train on, in an order that follows from the seed and the epoch."""
+        return VisitSampler(
+            len(self), seed=self.seed, wide=self.wide, aspect_group=self.aspect_group
+        )
+
+    def _read(self, index: int) -> Sample:
+        """Sample `index`, or the next one that can be read."""
+        if self._reported is None:
+            return self.samples[index]
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            try:
+                return self.samples[place]
+            except DataError as error:
+                if not self._reported[place]:
+                    self._reported[place] = True
+                    _log.warning("skipped, the next image takes its place: %s", error)
+                last = error
+        raise DataError(f"none of {len(self)} images can be read; the last one: {last}")
 
 
 class VisitSampler(Sampler[int]):
@@ -169,12 +286,25 @@ class VisitSampler(Sampler[int]):
         num_samples: number of images.
         seed: which orders.
         shuffle: draw a new order each epoch; otherwise images come by index.
+        wide: which images are wider than high; read where `aspect_group` is above 1.
+        aspect_group: how many images in a row are all wide or all high, so that batches of as many
+            need little padding; what is left of either kind comes last.
     """
 
-    def __init__(self, num_samples: int, *, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        wide: Sequence[bool] = (),
+        aspect_group: int = 1,
+    ) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.shuffle = shuffle
+        self.wide = wide
+        self.aspect_group = aspect_group
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -189,8 +319,23 @@ class VisitSampler(Sampler[int]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(_mix(_ORDER, self.seed, self.epoch))
             order = torch.randperm(self.num_samples, generator=generator).tolist()
+        if self.aspect_group > 1:
+            order = _grouped(order, self.wide, self.aspect_group)
         first = self.epoch * self.num_samples
         return iter([first + index for index in order])
+
+
+def _grouped(order: Sequence[int], wide: Sequence[bool], size: int) -> list[int]:
+    """The same indices in groups of one kind; a group comes when its last member is due."""
+    waiting: dict[bool, list[int]] = {True: [], False: []}
+    result: list[int] = []
+    for index in order:
+        group = waiting[wide[index]]
+        group.append(index)
+        if len(group) == size:
+            result += group
+            group.clear()
+    return result + waiting[True] + waiting[False]
 
 
 def _mix(purpose: int, seed: int, number: int) -> int:
@@ -220,10 +365,24 @@ def _on_both(function: Callable[..., Any], sample: Sample, *arguments: Any) -> S
 
 def _resize(sample: Sample, short_side: int, max_size: int | None) -> Sample:
     height, width = sample.image.shape[-2:]
-    shape = resized_shape(height, width, short_side, max_size)
-    if shape == (height, width):
+    return _resize_to(sample, resized_shape(height, width, short_side, max_size))
+
+
+def _resize_to(sample: Sample, shape: tuple[int, int]) -> Sample:
+    if shape == tuple(sample.image.shape[-2:]):
         return sample
     return _on_both(tv_functional.resize, sample, list(shape))
+
+
+def _scale(sample: Sample, factor: float) -> Sample:
+    height, width = (max(1, round(side * factor)) for side in sample.image.shape[-2:])
+    return _resize_to(sample, (height, width))
+
+
+def _scale_jitter(sample: Sample, size: int, low: float, high: float) -> Sample:
+    scale = low + (high - low) * float(torch.rand(()))
+    sample = _scale(sample, scale * size / max(sample.image.shape[-2:]))
+    return _random_crop(sample, size, size)
 
 
 def _random_crop(sample: Sample, smallest: int, largest: int) -> Sample:
@@ -235,9 +394,14 @@ def _random_crop(sample: Sample, smallest: int, largest: int) -> Sample:
     ]
     top = int(torch.randint(height - window[0] + 1, ()))
     left = int(torch.randint(width - window[1] + 1, ()))
-    image = tv_functional.crop(sample.image, top, left, window[0], window[1])
+    return _cut(sample, top, left, window[0], window[1])
+
+
+def _cut(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """A window of the image, and what its boxes hold of it."""
+    image = tv_functional.crop(sample.image, top, left, height, width)
     offset = sample.boxes_xyxy.new_tensor([left, top, left, top])
-    limit = sample.boxes_xyxy.new_tensor([window[1], window[0]]).repeat(2)
+    limit = sample.boxes_xyxy.new_tensor([width, height]).repeat(2)
     boxes = torch.minimum((sample.boxes_xyxy - offset).clamp(min=0), limit)
     keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return replace(

@@ -7,18 +7,25 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 _MARKER = "complete.json"
 _NAME = re.compile(r"step_(\d{7,})")
 _PARTIAL = ".partial"
+# torch.save has no exception of its own for a full disk
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 class CheckpointError(ValueError):
@@ -32,9 +39,11 @@ class RunPosition:
     Attributes:
         step: optimiser steps done.
         epoch: epoch that is being trained, from 0.
-        batch: batches of that epoch already seen by each process.
+        batch: steps of that epoch already done.
         best_ap: highest AP evaluated before this position; -1 before the first.
         best_step: step of that evaluation; -1 before the first.
+        stale: evaluations since the best one.
+        images_per_step: images of one step over all processes and accumulated batches.
     """
 
     step: int = 0
@@ -42,10 +51,17 @@ class RunPosition:
     batch: int = 0
     best_ap: float = -1.0
     best_step: int = -1
+    stale: int = 0
+    images_per_step: int = 0
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, position: RunPosition, keep: int
+    accelerator: Accelerator,
+    folder: Path,
+    position: RunPosition,
+    keep: int,
+    *,
+    on_each_node: bool = False,
 ) -> Path:
     """Write the whole training state; to be called by every process.
 
@@ -57,21 +73,61 @@ def save_checkpoint(
         folder: the folder of all checkpoints.
         position: stored with the state.
         keep: how many of the newest stay.
+        on_each_node: every machine writes all of it, because they share no disk.
+
+    Raises:
+        CheckpointError: the disk is full or refuses; what was there before is untouched.
     """
     target = folder / f"step_{position.step:07d}"
     partial = folder / f".{target.name}{_PARTIAL}"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _seal(partial, position)
-        replace_folder(partial, target)
-        _prune(folder, keep)
-    accelerator.wait_for_everyone()
+    writes = accelerator.is_local_main_process if on_each_node else accelerator.is_main_process
+    accelerator.project_configuration.save_on_each_node = on_each_node
+    try:
+        with written_together(accelerator, target):
+            if writes:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        hook = accelerator.register_save_state_pre_hook(_save_bare_weights)
+        with written_together(accelerator, target):
+            accelerator.save_state(str(partial))
+        hook.remove()
+        with written_together(accelerator, target):
+            if writes:
+                _seal(partial, position)
+                replace_folder(partial, target)
+                _prune(folder, keep)
+    except CheckpointError:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     return target
+
+
+@contextmanager
+def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
+    """Wait until every process has written its part; if one could not, all raise.
+
+    Raises:
+        CheckpointError: in one line, what could not be written and how much room is left.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        problem = error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in _TORCH_CANNOT_WRITE):
+            raise
+        problem = error
+    reasons = gather_object([None if problem is None else _one_line(problem)])
+    for process, reason in enumerate(reasons):
+        if reason is not None:
+            folder = next(path for path in target.parents if path.exists())
+            free = shutil.disk_usage(folder).free / 2**20
+            raise CheckpointError(
+                f"{target} cannot be written (process {process}: {reason}; {free:.0f} MiB are "
+                f"free on this disk); the checkpoints before it are whole: make room and --resume"
+            ) from problem
 
 
 def load_newest_checkpoint(
@@ -81,7 +137,8 @@ def load_newest_checkpoint(
 
     Args:
         accelerator: holds the prepared model, optimiser and scaler to fill.
-        folder: the folder of all checkpoints.
+        folder: the folder of all checkpoints; the main process says which there are, and every
+            machine must find them under this name.
         report: told in one line about each damaged checkpoint that is passed over.
 
     Returns:
@@ -90,18 +147,29 @@ def load_newest_checkpoint(
     Raises:
         CheckpointError: there are checkpoints and all are damaged; nothing is deleted.
     """
-    candidates = checkpoints(folder)
+    found: list[Any] = [[path.name for path in checkpoints(folder)]]
+    broadcast_object_list(found)
+    candidates = [folder / name for name in found[0]]
     for candidate in reversed(candidates):
-        problem = find_damage(candidate)
-        if problem is not None:
-            report(f"checkpoint {candidate} is damaged ({problem}); trying the one before")
+        own = find_damage(candidate) if accelerator.is_local_main_process else None
+        problems = gather_object([own])
+        damaged = next((rank for rank, problem in enumerate(problems) if problem is not None), None)
+        if damaged is not None:
+            where = "" if damaged == 0 else f" as process {damaged} sees it"
+            report(
+                f"checkpoint {candidate} is damaged{where} ({problems[damaged]}); "
+                f"trying the one before"
+            )
             continue
+        hook = accelerator.register_load_state_pre_hook(_load_bare_models)
         accelerator.load_state(str(candidate))
+        hook.remove()
         return RunPosition(**json.loads((candidate / _MARKER).read_text())["position"])
     if candidates:
         raise CheckpointError(
             f"{folder}: all {len(candidates)} checkpoints are damaged; start again with another "
-            f"--output, or give --init a saved model folder"
+            f"--output, or give --init a saved model folder (several machines need a shared disk, "
+            f"or train.save_on_each_node from the start)"
         )
     return None
 
@@ -139,6 +207,7 @@ def save_model(
     processor: BaseImageProcessor,
     record: Mapping[str, Any],
     target: Path,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a folder that `from_pretrained` loads, under its name only when it is whole.
 
@@ -147,10 +216,11 @@ def save_model(
         processor: its image processor.
         record: facts of the training, stored beside as `training.json`.
         target: the folder; one of that name is replaced.
+        weights: gathered ones, where the model itself holds only a share of them.
     """
     aside = target.with_name(f".{target.name}{_PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     replace_folder(aside, target)
@@ -179,6 +249,26 @@ def recover_folder(target: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(target)
+
+
+def _save_bare_weights(
+    models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str
+) -> None:
+    """Name the weights as without a wrapper, so that any number of processes can resume."""
+    for model, state in zip(models, weights, strict=False):  # sharded models come without
+        if isinstance(model, DistributedDataParallel):
+            for key in list(state):
+                state[key.removeprefix("module.")] = state.pop(key)
+
+
+def _load_bare_models(models: list[nn.Module], folder: str) -> None:
+    for index, model in enumerate(models):
+        if isinstance(model, DistributedDataParallel):
+            models[index] = model.module
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _old_name(target: Path) -> Path:

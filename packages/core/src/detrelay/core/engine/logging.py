@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,24 @@ class MetricsLog:
     Args:
         path: the file; made when the first line comes.
         enabled: False on processes that must not write.
+        forward: also told the numbers of each line, as "train/losses/decoder/5/giou", and its
+            step; called on every process.
     """
 
-    def __init__(self, path: Path, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        enabled: bool = True,
+        forward: Callable[[dict[str, float], int], object] | None = None,
+    ) -> None:
         self.path = path
         self.enabled = enabled
+        self.forward = forward
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line; numbers that JSON cannot hold become null."""
+        if self.forward is not None:
+            self.forward(_flat_numbers(values, kind), step)
         if not self.enabled:
             return
         line = {"kind": kind, "step": step}
@@ -132,6 +142,46 @@ class Progress:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
+
+
+class SpeedMeter:
+    """Images per second and the share of time spent waiting for data, between two readings."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+
+    def batch_came(self) -> None:
+        """End the wait for a batch."""
+        self._waited += time.perf_counter() - self._last
+
+    def step_done(self) -> None:
+        """Count one step; what follows is waiting, until the next batch has come."""
+        self._steps += 1
+        self._last = time.perf_counter()
+
+    def read(self) -> tuple[float, float]:
+        """Images per second and share of waiting since the last reading."""
+        elapsed = time.perf_counter() - self._start
+        speed = self._steps * self.images_per_step / elapsed
+        share = self._waited / elapsed
+        self._reset()
+        return speed, share
+
+
+def _flat_numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat_numbers(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            flat[f"{prefix}/{key}"] = value
+    return flat
 
 
 def _clock(seconds: float) -> str:

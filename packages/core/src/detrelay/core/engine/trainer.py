@@ -2,131 +2,55 @@
 
 from __future__ import annotations
 
-import math
-import signal
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from detrelay.core.configs import TrainConfig
-from detrelay.core.criterion import Criterion, CriterionOutput
-from detrelay.core.data.transforms import DetectionDataset, VisitSampler
+from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.engine.checkpoint import (
+    CheckpointError,
     RunPosition,
     load_newest_checkpoint,
     save_checkpoint,
     save_model,
+    written_together,
 )
+from detrelay.core.engine.ema import average_of
+from detrelay.core.engine.failure import NonFiniteStep, random_states, save_failure
 from detrelay.core.engine.inference import ImageResult, detect
 from detrelay.core.engine.loaders import make_loader
-from detrelay.core.engine.logging import MetricsLog, Progress
+from detrelay.core.engine.logging import MetricsLog, Progress, SpeedMeter
+from detrelay.core.engine.memory import checkpoint_activations, peak_memory_mib
 from detrelay.core.engine.optimizer import (
     build_optimizer,
     learning_rate_factor,
     set_learning_rate,
 )
+from detrelay.core.engine.parts import Evaluation, TrainingParts
+from detrelay.core.engine.scaling import with_scaled_rate
+from detrelay.core.engine.stopping import StopSignals, TrainingInterrupted
+from detrelay.core.engine.update import Update, Updater, assignment_counts
 from detrelay.core.evaluation.coco_ap import CocoResult, detections_from_results, evaluate_coco
-from detrelay.core.image_processing import DetrelayImageProcessor
-from detrelay.core.structures import Targets
 
-_MEBIBYTE = 2**20
-
-
-class TrainingInterrupted(Exception):
-    """A stop signal came; the state is on disk.
-
-    Attributes:
-        signal_number: SIGINT or SIGTERM.
-        step: step of the checkpoint to resume from.
-    """
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
-        self.signal_number = signal_number
-        self.step = step
-
-
-@dataclass(frozen=True)
-class TrainingParts:
-    """What a run trains and on what.
-
-    Attributes:
-        model: on any device, in float32.
-        processor: stored beside the model; turns outputs into boxes.
-        criterion: the losses.
-        train_data: images to learn from.
-        val_data: images to evaluate on.
-        ground_truth: COCO dict of the images to evaluate on.
-        category_ids: original category id of each class index.
-    """
-
-    model: DetectorForObjectDetection
-    processor: DetrelayImageProcessor
-    criterion: Criterion
-    train_data: DetectionDataset
-    val_data: DetectionDataset
-    ground_truth: dict[str, Any]
-    category_ids: list[int]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation during training.
-
-    Attributes:
-        epoch: epochs done.
-        step: optimiser steps done.
-        scores: the COCO figures.
-        image_ids: ids of the evaluated images.
-        results: for each image `scores`, `labels` and `boxes` xyxy in pixels.
-    """
-
-    epoch: int
-    step: int
-    scores: CocoResult
-    image_ids: list[int]
-    results: list[ImageResult]
-
-
-class StopSignals:
-    """Remembers the first SIGTERM or SIGINT instead of dying; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._previous[number])
+__all__ = ["Evaluation", "StopSignals", "Trainer", "TrainingInterrupted", "TrainingParts"]
 
 
 class Trainer:
     """Trains a detector, evaluates it after epochs and keeps the best.
 
-    Writes into `output`: `metrics.jsonl`, `checkpoints/`, `best/` and, at the end, `last/`.
+    Writes into `output`: `metrics.jsonl`, `checkpoints/`, `best/` and, at the end, `last/`; a step
+    that is not finite goes into `failures/`.
 
     Args:
         accelerator: device, precision and processes.
@@ -158,33 +82,60 @@ class Trainer:
         self.output = output
         self.record = dict(record)
         self.on_evaluation = on_evaluation
-        self.position = RunPosition()
-        self.metrics = MetricsLog(output / "metrics.jsonl", accelerator.is_main_process)
-        self._sampler = VisitSampler(len(parts.train_data), seed=settings.seed)
+        self.metrics = MetricsLog(
+            output / "metrics.jsonl", accelerator.is_main_process, forward=accelerator.log
+        )
+        per_process = settings.batch_size * settings.accumulation_steps
+        self.images_per_step = per_process * accelerator.num_processes
+        self.position = RunPosition(images_per_step=self.images_per_step)
+        self._sampler = parts.train_data.sampler()
+        self._prepare(*self._make_loaders(num_workers))
+        self.steps_per_epoch = len(self._train_loader) // settings.accumulation_steps
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"one step takes {self.images_per_step} images, but there are "
+                f"{len(parts.train_data)} to train on; lower train.batch_size"
+            )
+
+    def _make_loaders(self, num_workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        settings = self.settings
         train_loader = make_loader(
-            parts.train_data,
+            self.parts.train_data,
             self._sampler,
             settings.batch_size,
             num_workers=num_workers,
             drop_last=True,
         )
         val_loader = make_loader(
-            parts.val_data,
-            VisitSampler(len(parts.val_data), seed=0, shuffle=False),
+            self.parts.val_data,
+            VisitSampler(len(self.parts.val_data), seed=0, shuffle=False),
             settings.batch_size,
             num_workers=num_workers,
         )
+        return train_loader, val_loader
+
+    def _prepare(self, train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
+        accelerator, model, settings = self.accelerator, self.parts.model, self.settings
+        if settings.accumulation_steps > 1:
+            _refuse_sharding(accelerator, "train.accumulation_steps", "1")
+        self._average = None
+        if settings.ema_decay > 0:
+            _refuse_sharding(accelerator, "train.ema_decay", "0")
+            self._average = average_of(model, settings.ema_decay)
+        if settings.activation_checkpointing:
+            checkpoint_activations(model)
+        if settings.compile:
+            model.compile(dynamic=True)
+        optimizer = build_optimizer(model, with_scaled_rate(settings, self.images_per_step))
         self._model, self._optimizer, self._train_loader, self._val_loader = accelerator.prepare(
-            parts.model, build_optimizer(parts.model, settings), train_loader, val_loader
+            model, optimizer, train_loader, val_loader
         )
-        self._parameters = [p for p in parts.model.parameters() if p.requires_grad]
-        self.steps_per_epoch = len(self._train_loader)
-        if self.steps_per_epoch == 0:
-            needed = settings.batch_size * accelerator.num_processes
-            raise ValueError(
-                f"one step takes {needed} images, but there are {len(parts.train_data)} to train "
-                f"on; lower train.batch_size"
-            )
+        if self._average is not None:
+            # among the accelerator's models it is part of every checkpoint
+            accelerator.prepare_model(self._average.module, evaluation_mode=True)
+        self._update = Updater(
+            accelerator, self._model, self.parts.criterion, self._optimizer, settings.clip_norm
+        )
 
     def fit(self, *, resume: bool = False) -> Evaluation:
         """Train to the end of the last epoch.
@@ -197,8 +148,10 @@ class Trainer:
 
         Raises:
             TrainingInterrupted: SIGTERM or SIGINT came; a checkpoint was saved.
-            FloatingPointError: a loss or a gradient is not finite; the last checkpoint is kept.
-            CheckpointError: every checkpoint to resume from is damaged.
+            NonFiniteStep: a loss or a gradient is not finite; the step is saved for
+                `replay_failure` and the last checkpoint is kept.
+            CheckpointError: every checkpoint to resume from is damaged, or was taken with other
+                images a step, or the disk is full.
         """
         total = self.settings.epochs * self.steps_per_epoch
         if resume:
@@ -208,17 +161,15 @@ class Trainer:
         last = None
         try:
             with StopSignals() as stop:
-                while self.position.epoch < self.settings.epochs:
+                while self.position.epoch < self.settings.epochs and not self._is_stale():
                     self._train_epoch(stop, progress)
                     if self._evaluation_is_due():
                         last = self._evaluate(stop, progress)
                     self.position = replace(self.position, epoch=self.position.epoch + 1, batch=0)
         finally:
             progress.close()
-        assert last is not None  # the last epoch is always evaluated
-        if main:
-            self._save_model("last", last)
-        self.accelerator.wait_for_everyone()
+        assert last is not None  # a run ends with an evaluation
+        self._save_model("last", last)
         return last
 
     def _restore(self) -> None:
@@ -228,90 +179,136 @@ class Trainer:
         if restored is None:
             self.accelerator.print("no checkpoint was taken yet: starting from step 0")
         else:
+            self._check_images_per_step(restored)
             self.position = restored
             self.accelerator.print(f"resuming after step {restored.step}")
         self.metrics.rewind(self.position.step)
 
+    def _check_images_per_step(self, restored: RunPosition) -> None:
+        """A step must mean the same images as before, on however many processes."""
+        if restored.images_per_step == self.images_per_step:
+            return
+        processes = self.accelerator.num_processes
+        share, rest = divmod(restored.images_per_step, processes * self.settings.batch_size)
+        advice = "set train.batch_size and train.accumulation_steps"
+        if share and not rest:
+            advice = f"--set train.accumulation_steps={share} does it"
+        elif restored.images_per_step % processes == 0:
+            size = restored.images_per_step // processes
+            advice = f"--set train.batch_size={size} train.accumulation_steps=1 does it"
+        raise CheckpointError(
+            f"--resume: a step of this run takes {restored.images_per_step} images, but "
+            f"{processes} process(es) with train.batch_size={self.settings.batch_size} and "
+            f"train.accumulation_steps={self.settings.accumulation_steps} take "
+            f"{self.images_per_step}; the product must stay: {advice}"
+        )
+
     def _evaluation_is_due(self) -> bool:
         done = self.position.epoch + 1
         return done % self.settings.evaluate_every == 0 or done == self.settings.epochs
+
+    def _is_stale(self) -> bool:
+        patience = self.settings.early_stopping_patience
+        return 0 < patience <= self.position.stale
 
     def _train_epoch(self, stop: StopSignals, progress: Progress) -> None:
         """Train from the current position to the end of its epoch."""
         # accelerate renumbers the epoch from its own counter at each pass: set both
         self._train_loader.set_epoch(self.position.epoch)
         self._sampler.set_epoch(self.position.epoch)
-        loader = self._train_loader
+        if self.position.batch == self.steps_per_epoch:
+            return
+        loader, count = self._train_loader, self.settings.accumulation_steps
         if self.position.batch:
-            loader = self.accelerator.skip_first_batches(loader, self.position.batch)
+            loader = self.accelerator.skip_first_batches(loader, self.position.batch * count)
         self._model.train()
-        meter = _SpeedMeter(self.settings.batch_size * self.accelerator.num_processes)
-        for batch in loader if self.position.batch < self.steps_per_epoch else ():
+        meter = SpeedMeter(self.images_per_step)
+        for batches in _whole_groups(loader, count):
             meter.batch_came()
-            result, gradient_norm = self._step(batch)
+            update = self._step(batches)
             self.position = replace(
                 self.position, step=self.position.step + 1, batch=self.position.batch + 1
             )
             progress.advance()
             meter.step_done()
             if self.position.step % self.settings.log_every == 0:
-                self._log_step(result, gradient_norm, meter, progress)
+                self._log_step(update, meter, progress)
             if self._should_stop(stop):
                 self._interrupt(stop)
             if self.position.step % self.settings.checkpoint_every == 0:
                 self._save_checkpoint()
 
-    def _step(self, batch: Mapping[str, Any]) -> tuple[CriterionOutput, Tensor]:
-        """One update of the weights; the losses, and the gradients' norm before clipping."""
-        labels = batch["labels"]
-        image_ids = torch.cat([label["image_id"] for label in labels]).tolist()
-        targets = Targets.from_labels(labels)
-        output = self._model(
-            pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], targets=targets
-        )
-        try:
-            result = self.parts.criterion(output.groups, targets, image_ids)
-        except FloatingPointError as error:
-            raise FloatingPointError(self._locate(str(error), image_ids)) from error
-        self.accelerator.backward(result.total)
-        limit = self.settings.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self._parameters, limit)
-        # under fp16 the scaler meets infinite gradients by design and skips the step itself
-        if self.settings.mixed_precision != "fp16" and not torch.isfinite(norm):
-            raise FloatingPointError(self._locate("non-finite gradient", image_ids))
+    def _step(self, batches: Sequence[Mapping[str, Any]]) -> Update:
+        """One update of the weights."""
         factor = learning_rate_factor(self.position.step, self.steps_per_epoch, self.settings)
         set_learning_rate(self._optimizer, factor)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return result, norm
+        states = random_states(self.accelerator.device)
+        try:
+            update = self._update(batches)
+        except FloatingPointError as error:
+            raise self._keep_failure(str(error), batches, states) from error
+        if self._average is not None:
+            self._average.update_parameters(self.parts.model)
+        return update
 
-    def _locate(self, problem: str, image_ids: list[int]) -> str:
+    def _keep_failure(
+        self, problem: str, batches: Sequence[Mapping[str, Any]], states: Mapping[str, Tensor]
+    ) -> NonFiniteStep:
+        """Save a step that failed; the error to raise."""
         step = self.position.step + 1
-        return f"{problem}; in step {step}, whose batch holds the image ids {image_ids}"
+        image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
+        message = f"{problem}; in step {step}, whose batch holds the image ids {image_ids}"
+        facts = {"step": step, "image_ids": image_ids, "problem": problem}
+        folder = self.output / "failures" / f"step_{step:07d}"
+        try:
+            file = save_failure(self.accelerator, folder, self.parts.model, batches, states, facts)
+        except (OSError, SafetensorError) as error:
+            return NonFiniteStep(f"{message}, which cannot be saved ({error})", None)
+        return NonFiniteStep(message, file)
 
-    def _log_step(
-        self, result: CriterionOutput, norm: Tensor, meter: _SpeedMeter, progress: Progress
-    ) -> None:
+    def _log_step(self, update: Update, meter: SpeedMeter, progress: Progress) -> None:
         """One line of the log; the losses are those of this step, over all processes."""
-        losses = torch.stack([result.total, *result.losses.values()]).detach()
+        losses = torch.stack([update.total, *update.losses.values()])
         total, *named = self.accelerator.reduce(losses, reduction="mean").tolist()
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         images_per_second, waiting = meter.read()
         values = {
             "epoch": self.position.epoch + 1,
             "loss": total,
-            "losses": dict(zip(result.losses, named, strict=True)),
+            "losses": dict(zip(update.losses, named, strict=True)),
             "learning_rate": rate,
-            "gradient_norm": float(norm),
+            "gradient_norm": float(update.gradient_norm),
             "images_per_second": images_per_second,
             "data_wait_share": waiting,
+            "peak_memory_mib": peak_memory_mib(self.accelerator.device),
+            **self._assignment_figures(update),
         }
-        if self.accelerator.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.accelerator.device)
-            values["peak_memory_mib"] = peak / _MEBIBYTE
         self.metrics.write("train", self.position.step, values)
         shown = {"loss": total, "lr": rate, "images/s": images_per_second}
         progress.report(self.position.epoch + 1, shown)
+
+    def _assignment_figures(self, update: Update) -> dict[str, dict[str, float]]:
+        """Of each stage: matches an image, and the share of its labels from other stages."""
+        tags, counts = assignment_counts(update, self.parts.criterion.assigners)
+        rows = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").tolist()
+        return {
+            "matches_per_image": {
+                tag: matches / self.images_per_step
+                for tag, (matches, _, _) in zip(tags, rows, strict=True)
+            },
+            "moved_labels_share": {
+                tag: moved / max(labels, 1)
+                for tag, (_, labels, moved) in zip(tags, rows, strict=True)
+            },
+        }
+
+    @property
+    def _published_model(self) -> DetectorForObjectDetection:
+        """The weights that are evaluated and saved for use."""
+        if self._average is None:
+            return self.parts.model
+        assert isinstance(self._average.module, DetectorForObjectDetection)
+        return self._average.module
 
     def _evaluate(self, stop: StopSignals, progress: Progress) -> Evaluation:
         """Measure AP, note it, keep the model if it is the best so far."""
@@ -323,7 +320,7 @@ class Trainer:
 
         image_ids, results = detect(
             self.accelerator,
-            self._model,
+            self._model if self._average is None else self._published_model,
             self._val_loader,
             self.parts.processor,
             self.settings.max_detections,
@@ -335,14 +332,18 @@ class Trainer:
         ap = scores.stats["AP"]
         is_best = self.position.best_step < 0 or ap > self.position.best_ap
         if is_best:
-            self.position = replace(self.position, best_ap=ap, best_step=self.position.step)
+            step = self.position.step
+            self.position = replace(self.position, best_ap=ap, best_step=step, stale=0)
+        else:
+            self.position = replace(self.position, stale=self.position.stale + 1)
+        if is_best:
+            self._save_model("best", evaluation)
         if self.accelerator.is_main_process:
             self.metrics.write("evaluation", self.position.step, {"epoch": done, **scores.stats})
-            if is_best:
-                self._save_model("best", evaluation)
             progress.message(
                 f"epoch {done}: AP {ap:.4f}  AP50 {scores.stats['AP50']:.4f}"
                 f"{'  (best so far)' if is_best else ''}"
+                f"{'  (no better one for long: stopping early)' if self._is_stale() else ''}"
             )
             self.on_evaluation(evaluation)
         self.accelerator.wait_for_everyone()
@@ -360,13 +361,19 @@ class Trainer:
         return scores[0]
 
     def _save_model(self, name: str, evaluation: Evaluation) -> None:
+        """Write the folder `name`; to be called by every process."""
         measured = {
             "epoch": evaluation.epoch,
             "step": evaluation.step,
             **evaluation.scores.to_dict(),
         }
         record = {**self.record, "measured": measured}
-        save_model(self.parts.model, self.parts.processor, record, self.output / name)
+        target, weights = self.output / name, None
+        if _is_sharded(self.accelerator):
+            weights = self.accelerator.get_state_dict(self._model)
+        with written_together(self.accelerator, target):
+            if self.accelerator.is_main_process:
+                save_model(self._published_model, self.parts.processor, record, target, weights)
 
     def _save_checkpoint(self) -> None:
         save_checkpoint(
@@ -374,6 +381,7 @@ class Trainer:
             self.output / "checkpoints",
             self.position,
             self.settings.keep_checkpoints,
+            on_each_node=self.settings.save_on_each_node,
         )
 
     def _should_stop(self, stop: StopSignals) -> bool:
@@ -392,28 +400,22 @@ class Trainer:
         raise TrainingInterrupted(stop.received, self.position.step)
 
 
-class _SpeedMeter:
-    """Images per second and the share of time spent waiting for data, between two readings."""
+def _whole_groups(loader: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    """Every `count` batches in a row; what is left over at the end is dropped."""
+    batches = iter(loader)
+    while len(group := list(islice(batches, count))) == count:
+        yield group
 
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
-        self._reset()
 
-    def _reset(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._steps = 0
-        self._waited = 0.0
+def _is_sharded(accelerator: Accelerator) -> bool:
+    """Whether processes hold shares of the weights, not all of them."""
+    kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    return accelerator.distributed_type in kinds
 
-    def batch_came(self) -> None:
-        self._waited += time.perf_counter() - self._last
 
-    def step_done(self) -> None:
-        self._steps += 1
-        self._last = time.perf_counter()
-
-    def read(self) -> tuple[float, float]:
-        elapsed = time.perf_counter() - self._start
-        speed = self._steps * self.images_per_step / elapsed
-        share = self._waited / elapsed
-        self._reset()
-        return speed, share
+def _refuse_sharding(accelerator: Accelerator, option: str, value: str) -> None:
+    if _is_sharded(accelerator):
+        raise ValueError(
+            f"{option} needs whole weights in every process and cannot be used with "
+            f"{accelerator.distributed_type.value}; set {option}={value}"
+        )

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     Cell centres lie at (i + 0.5) / size, as in `grid_sample` with `align_corners=False`; outside a
     level everything is zero. The sum is evaluated as a weighted bag of rows, which reads each
     corner as one contiguous piece of memory. Only the arguments are kept for the backward pass.
+    Where `uses_kernel` says so, the kernels of `deformops` evaluate it instead.
 
     Args:
         values: [B, S, G, D], cells of all levels, G groups (or attention heads) of D channels.
@@ -53,6 +57,8 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         Zhu et al., ICLR 2021, equation 3 (N = 1); Teng et al., ICCV 2023, section 3.3 (P = 1).
     """
     batch, queries, groups, sums = locations.shape[:4]
+    if sums == 1 and uses_kernel(values.device, values.dtype):
+        return sample_by_kernel(values, shapes, locations[:, :, :, 0], weights[:, :, :, 0])
     # a "slot" is one group of one image: what can be sampled on its own
     slot_values = values.transpose(1, 2).flatten(0, 1)  # [B * G, S, D]
     slot_locations = locations.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # [B * G, Q * N, ...]
@@ -69,6 +75,45 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     ]  # fmt: skip
     sampled = torch.cat(parts).view(batch, groups, queries, sums, -1)
     return sampled.transpose(1, 2)
+
+
+def uses_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether deformable attention runs on the kernels of the package `deformops`.
+
+    It does on CUDA, in single and half precision, if that package is installed (the extra
+    `kernels`, Python 3.12 or newer). Everywhere else plain PyTorch does the same sums.
+    """
+    return device.type == "cuda" and dtype is not torch.float64 and _has_deformops()
+
+
+@cache
+def _has_deformops() -> bool:
+    return importlib.util.find_spec("deformops") is not None
+
+
+def sample_by_kernel(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample_points` for one sum by `deformops`, which chooses a kernel for the device.
+
+    Args:
+        values: [B, S, G, D].
+        shapes: (H_l, W_l) of each level.
+        locations: [B, Q, G, L, P, 2].
+        weights: [B, Q, G, L, P].
+
+    Returns:
+        [B, Q, G, 1, D].
+    """
+    msda = importlib.import_module("deformops.registry").msda
+    sizes = torch.tensor(shapes, device=values.device)
+    cells = sizes.prod(dim=1)
+    sampled: Tensor = msda(
+        values,
+        sizes,
+        cells.cumsum(0) - cells,
+        locations.contiguous(),
+        weights.flatten(3).to(values.dtype),
+    )
+    return sampled.view(*locations.shape[:3], 1, values.shape[-1])
 
 
 def _sample_slots(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+"""What `benchmark.py` can measure: each function builds one model and returns one timed action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from transformers import DeformableDetrConfig as TransformersConfig
+from transformers import DeformableDetrForObjectDetection as TransformersModel
+from transformers import ResNetConfig
+
+from detrelay.assigners import build_assigners
+from detrelay.core.criterion import Criterion
+from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.structures import FeaturePyramid, Targets
+from detrelay.heads import (
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DinoConfig,
+    DinoForObjectDetection,
+)
+from detrelay.heads.convert import translate
+from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorHead
+from detrelay.heads.transformers_checkpoint import to_official_names
+
+Action = Callable[[], object]
+
+_STRIDES = (4, 8, 16, 32)
+_CLASSES = 91
+_OBJECTS = 7  # as many as an image of COCO has
+
+
+def stageinteractor_decoder(height: int, width: int, queries: int, bfloat16: bool) -> Action:
+    """A pass of the StageInteractor decoder over the features of one image."""
+    torch.manual_seed(0)
+    head = StageInteractorHead(StageInteractorConfig(num_queries=queries)).eval()
+    pyramid = make_pyramid(height, width)
+
+    def action() -> object:
+        precision = torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext()
+        with torch.no_grad(), precision:
+            return head(pyramid)
+
+    return action
+
+
+def make_pyramid(height: int, width: int) -> FeaturePyramid:
+    """Random features of one image, laid out channels-last as the neck hands them over."""
+    shapes = [(height // stride, width // stride) for stride in _STRIDES]
+    return FeaturePyramid(
+        levels=tuple(
+            torch.randn(1, 256, *shape).contiguous(memory_format=torch.channels_last)
+            for shape in shapes
+        ),
+        strides=_STRIDES,
+        valid=tuple(torch.ones(1, *shape, dtype=torch.bool) for shape in shapes),
+        image_sizes=torch.tensor([[height, width]]),
+    )
+
+
+def deformable_detr(height: int, width: int, train: bool) -> Action:
+    """Deformable DETR (base), ours: a forward pass, or one with losses and gradients."""
+    official, _ = to_official_names(make_transformers_model(train=False).state_dict())
+    config = DeformableDetrConfig(num_labels=_CLASSES, dropout=0)
+    model = DeformableDetrForObjectDetection(config)
+    model.load_state_dict(translate(official, config).state)
+    return our_action(model, height, width, train)
+
+
+def deformable_detr_of_transformers(height: int, width: int, train: bool) -> Action:
+    """The same with the model and the losses of transformers, and the same weights."""
+    model = make_transformers_model(train)
+    pixels = make_image(height, width)
+    labels = make_labels()
+
+    def forward() -> object:
+        with torch.no_grad():
+            output = model(pixels)
+        return output.logits, output.pred_boxes
+
+    def step() -> object:
+        model.zero_grad()
+        loss = model(pixels, labels=labels).loss
+        loss.backward()
+        return loss
+
+    return step if train else forward
+
+
+def dino(height: int, width: int, train: bool) -> Action:
+    """DINO, 4-scale: a forward pass, or one with denoising, losses and gradients."""
+    torch.manual_seed(0)
+    model = DinoForObjectDetection(DinoConfig(num_labels=_CLASSES))
+    return our_action(model, height, width, train)
+
+
+def our_action(model: DetectorForObjectDetection, height: int, width: int, train: bool) -> Action:
+    """A forward pass of one of our models, or one with losses and gradients."""
+    model.train(train)
+    pixels = make_image(height, width)
+    targets = Targets.from_labels(make_labels())
+    losses = model.loss_config
+    criterion = Criterion(losses.terms(), build_assigners("hungarian", losses))
+
+    def forward() -> object:
+        with torch.no_grad():
+            output = model(pixels)
+        return output.logits, output.pred_boxes
+
+    def step() -> object:
+        model.zero_grad()
+        loss = criterion(model(pixels, targets=targets).groups, targets).total
+        loss.backward()
+        return loss
+
+    return step if train else forward
+
+
+def make_transformers_model(train: bool) -> TransformersModel:
+    """Deformable DETR of transformers with a ResNet-50, from a fixed seed.
+
+    Its backbone learns from the second stage on, as ours and as published: beside this kind of
+    backbone transformers would fix all of it.
+    """
+    torch.manual_seed(0)
+    config = TransformersConfig(
+        backbone_config=ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
+        num_labels=_CLASSES,
+        auxiliary_loss=True,
+        class_cost=2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+    )
+    model = TransformersModel(config).train(train)
+    for name, parameter in model.model.backbone.named_parameters():
+        parameter.requires_grad_(
+            "convolution" in name and "stages." in name and "stages.0." not in name
+        )
+    return model
+
+
+def make_image(height: int, width: int) -> Tensor:
+    """Noise in the place of one image."""
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def make_labels() -> list[dict[str, Tensor]]:
+    """Objects of that image."""
+    generator = torch.Generator().manual_seed(2)
+    boxes = 0.2 + 0.5 * torch.rand(_OBJECTS, 4, generator=generator)
+    return [
+        {"class_labels": torch.randint(_CLASSES, (_OBJECTS,), generator=generator), "boxes": boxes}
+    ]

@@ -1,0 +1,136 @@
+"""A step that met a value which is not finite, kept so that it can be seen again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from detrelay.core.criterion import Criterion
+from detrelay.core.engine.update import Updater
+
+_RANDOM_STATE, _DEVICE_RANDOM_STATE = "random_state", "device_random_state"
+
+
+class NonFiniteStep(FloatingPointError):
+    """A loss or a gradient of a step is NaN or infinite.
+
+    Attributes:
+        file: the batches of this process, for `replay_failure`; None if they could not be saved.
+    """
+
+    def __init__(self, message: str, file: Path | None) -> None:
+        super().__init__(message)
+        self.file = file
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators, of the CPU and of `device`."""
+    states = {_RANDOM_STATE: torch.get_rng_state()}
+    if device.type == "cuda":
+        states[_DEVICE_RANDOM_STATE] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def save_failure(
+    accelerator: Accelerator,
+    folder: Path,
+    model: PreTrainedModel,
+    batches: Sequence[Mapping[str, Any]],
+    states: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> Path:
+    """Write the weights and every process's batches; to be called by every process.
+
+    Args:
+        accelerator: tells the processes apart.
+        folder: of this failure; made if missing.
+        model: the bare model, with the weights that the step began with.
+        batches: of this process.
+        states: `random_states` at the beginning of the step.
+        facts: stored with the batches as JSON.
+
+    Returns:
+        This process's file of batches; its facts stand beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        model.save_pretrained(folder)
+    tensors = dict(states)
+    for index, batch in enumerate(batches):
+        tensors[f"{index}/pixel_values"] = batch["pixel_values"]
+        tensors[f"{index}/pixel_mask"] = batch["pixel_mask"]
+        for image, label in enumerate(batch["labels"]):
+            tensors |= {f"{index}/labels/{image}/{key}": value for key, value in label.items()}
+    file = folder / f"process_{accelerator.process_index}.safetensors"
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
+    file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def load_failure(file: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The batches of a failed step and the random states before it, on the CPU.
+
+    Raises:
+        ValueError: the file is not one that `save_failure` wrote.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+        states = {
+            key: tensors.pop(key) for key in (_RANDOM_STATE, _DEVICE_RANDOM_STATE) if key in tensors
+        }
+        batches: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            index, name, *rest = key.split("/")
+            batch = batches.setdefault(int(index), {"labels": {}})
+            if name == "labels":
+                batch["labels"].setdefault(int(rest[0]), {})[rest[1]] = value
+            else:
+                batch[name] = value
+    except Exception as error:
+        raise ValueError(f"{file}: not the batches of a failed step ({error})") from error
+    for batch in batches.values():
+        batch["labels"] = [batch["labels"][image] for image in sorted(batch["labels"])]
+    return [batches[index] for index in sorted(batches)], states
+
+
+def replay_failure(
+    accelerator: Accelerator, file: Path, model: PreTrainedModel, criterion: Criterion
+) -> None:
+    """Take a failed step again, with this process's batches alone.
+
+    Args:
+        accelerator: device and precision, as in the run.
+        file: what `save_failure` returned.
+        model: loaded from the folder of the file.
+        criterion: the losses of the run.
+
+    Raises:
+        FloatingPointError: as in the run.
+        ValueError: the file is not one that `save_failure` wrote.
+    """
+    batches, states = load_failure(file)
+    device = accelerator.device
+    for batch in batches:
+        for key in ("pixel_values", "pixel_mask"):
+            batch[key] = batch[key].to(device)
+        batch["labels"] = [
+            {key: value.to(device) for key, value in label.items()} for label in batch["labels"]
+        ]
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    update = Updater(accelerator, prepared, criterion, prepared_optimizer, clip_norm=0.0)
+    torch.set_rng_state(states[_RANDOM_STATE])
+    if _DEVICE_RANDOM_STATE in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states[_DEVICE_RANDOM_STATE], device)
+    update(batches)

@@ -1,0 +1,158 @@
+"""What a step costs in memory: measured, traded for time, and a batch that fits."""
+
+from __future__ import annotations
+
+import math
+import sys
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from detrelay.core.configs import TrainConfig
+from detrelay.core.criterion import Criterion
+from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.engine.optimizer import build_optimizer
+from detrelay.core.structures import Targets
+
+_MEBIBYTE = 2**20
+# torchvision's residual blocks; the layers of a head are those its model names
+_BACKBONE_BLOCKS = {"BasicBlock", "Bottleneck"}
+# COCO's images hold up to 93
+_OBJECTS_PER_IMAGE = 100
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory this process has had in use: tensors on a GPU, everything on a CPU.
+
+    NaN where the system does not tell (Windows).
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _MEBIBYTE
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / _MEBIBYTE if sys.platform == "darwin" else peak / 1024
+
+
+def checkpoint_activations(model: DetectorForObjectDetection) -> None:
+    """Keep only the inputs of the layers that repeat, and run each again in the backward pass.
+
+    These are the stages and encoder layers of the head and the residual blocks of the backbone.
+    Losses and gradients stay the same. Layers that learn statistics of their batches are left as
+    they are: they would learn twice.
+    """
+    names = _BACKBONE_BLOCKS | set(model._no_split_modules or ())
+    model.train()
+    for module in model.modules():
+        if type(module).__name__ in names and not any(map(_learns_statistics, module.modules())):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def _learns_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a process can share out its images of a step.
+
+    Attributes:
+        batch_size: images a pass, the largest number that fits.
+        accumulation_steps: passes a step.
+    """
+
+    batch_size: int
+    accumulation_steps: int
+
+
+def find_fitting_batch(
+    accelerator: Accelerator,
+    model: DetectorForObjectDetection,
+    criterion: Criterion,
+    settings: TrainConfig,
+    side: int,
+) -> Fit:
+    """The largest batch whose worst step fits into memory, with the same images a step.
+
+    Tries to train a copy of the model: all images of a step at once first, then ever smaller
+    divisors of their number. Every process gets the same answer.
+
+    Args:
+        accelerator: device, precision and processes.
+        model: bare and whole; left as it is.
+        criterion: the losses.
+        settings: batch size and accumulation that the step comes from.
+        side: side in pixels of the largest square that a batch can be padded to.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    images = settings.batch_size * settings.accumulation_steps
+    sizes = [size for size in range(images, 0, -1) if images % size == 0]
+    smaller = iter([*sizes[1:], 0])
+    search = find_executable_batch_size(
+        partial(_try_step, accelerator, model, criterion, settings, side),
+        starting_batch_size=sizes[0],
+        reduce_batch_size_fn=lambda: next(smaller),
+    )
+    try:
+        fitting = search()
+    except RuntimeError as error:
+        if "reached zero" not in str(error):
+            raise
+        fitting = 0
+    everywhere = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
+    size = int(everywhere.min())
+    if size == 0:
+        raise ValueError(
+            f"--find-batch-size: not even one image of {side} x {side} pixels fits into memory; "
+            f"set train.activation_checkpointing=true, train.mixed_precision=bf16 or a smaller "
+            f"data.max_size"
+        )
+    return Fit(size, images // size)
+
+
+def _try_step(
+    accelerator: Accelerator,
+    model: DetectorForObjectDetection,
+    criterion: Criterion,
+    settings: TrainConfig,
+    side: int,
+    batch_size: int,
+) -> int:
+    """Train a copy on blank images for two steps; the batch size, if the memory is enough."""
+    device = accelerator.device
+    trained = deepcopy(model).to(device)
+    spares = 1 if settings.ema_decay > 0 else 0
+    spares += 1 if accelerator.num_processes > 1 else 0  # what DDP exchanges gradients in
+    spare = [deepcopy(trained) for _ in range(spares)]
+    if settings.activation_checkpointing:
+        checkpoint_activations(trained)
+    trained.train()
+    optimizer = build_optimizer(trained, settings)
+    pixel_values = torch.zeros(batch_size, 3, side, side, device=device)
+    count = batch_size * _OBJECTS_PER_IMAGE
+    targets = Targets(
+        labels=torch.zeros(count, dtype=torch.int64, device=device),
+        boxes=torch.full((count, 4), 0.5, device=device),
+        image=torch.arange(batch_size, device=device).repeat_interleave(_OBJECTS_PER_IMAGE),
+        batch_size=batch_size,
+    )
+    for _ in range(2):  # the second one with the optimiser's state
+        with accelerator.autocast():
+            output = trained(pixel_values=pixel_values, targets=targets)
+        plan = criterion.plan(output.groups, targets)
+        criterion.losses(plan, plan.counts).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    del spare
+    return batch_size

@@ -1,0 +1,55 @@
+"""What goes into a run and what comes out of its evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from detrelay.core.criterion import Criterion
+from detrelay.core.data.transforms import DetectionDataset
+from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.engine.inference import ImageResult
+from detrelay.core.evaluation.coco_ap import CocoResult
+from detrelay.core.image_processing import DetrelayImageProcessor
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a run trains and on what.
+
+    Attributes:
+        model: on any device, in float32.
+        processor: stored beside the model; turns outputs into boxes.
+        criterion: the losses.
+        train_data: images to learn from.
+        val_data: images to evaluate on.
+        ground_truth: COCO dict of the images to evaluate on.
+        category_ids: original category id of each class index.
+    """
+
+    model: DetectorForObjectDetection
+    processor: DetrelayImageProcessor
+    criterion: Criterion
+    train_data: DetectionDataset
+    val_data: DetectionDataset
+    ground_truth: dict[str, Any]
+    category_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation during training.
+
+    Attributes:
+        epoch: epochs done.
+        step: optimiser steps done.
+        scores: the COCO figures.
+        image_ids: ids of the evaluated images.
+        results: for each image `scores`, `labels` and `boxes` xyxy in pixels.
+    """
+
+    epoch: int
+    step: int
+    scores: CocoResult
+    image_ids: list[int]
+    results: list[ImageResult]

@@ -1,0 +1,300 @@
+"""The model card: what was measured and how, from the facts that training stored."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.engine.logging import read_metrics
+from detrelay.core.hub.citations import citations
+
+PICTURE = "predictions.png"
+SPEED = "speed.json"
+_UNKNOWN = "unknown"
+# names of folders that say nothing about the data in them
+_PLAIN_FOLDERS = frozenset({"annotations", "images", "data", "."})
+_METRIC_TYPES = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card is written from.
+
+    Attributes:
+        model: the detector.
+        training: content of training.json.
+        folder: the model folder; its picture and its speed.json are used where they are there.
+        images_per_second: median speed of the training; None where it is not known.
+        license: identifier of the weights' licence, as the Hub lists them.
+    """
+
+    model: DetectorForObjectDetection
+    training: Mapping[str, Any]
+    folder: Path
+    images_per_second: float | None
+    license: str
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The training recipe; empty where it is not known."""
+        return self.training.get("recipe") or {}
+
+    @property
+    def assigner(self) -> str | None:
+        """Name of the assigner; None where it is not known."""
+        named = (self.recipe.get("assigner") or {}).get("name")
+        return self.training.get("assigner") or named
+
+    @property
+    def stats(self) -> Mapping[str, float]:
+        """The COCO figures that could be measured, as fractions."""
+        stats = (self.training.get("measured") or {}).get("stats") or {}
+        return {name: value for name, value in stats.items() if value >= 0}
+
+
+def build_card(repo_id: str, facts: CardFacts) -> str:
+    """The README.md of a published model. What is not known is left out or said to be unknown.
+
+    Args:
+        repo_id: name on the Hub, "user/model".
+        facts: where everything in it comes from.
+    """
+    sections = [
+        f"# {repo_id.partition('/')[2]}",
+        _summary(facts),
+        _usage(repo_id),
+        _results(facts),
+        _training(facts),
+        _licence(facts),
+        _citation(facts),
+    ]
+    return f"---\n{_metadata(repo_id, facts).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def check_card(text: str, source: str) -> None:
+    """Refuse a card that the Hub would refuse.
+
+    Raises:
+        ValueError: no metadata, metadata that cannot be read, or a figure that is no number.
+    """
+    if not re.match(r"\s*---\r?\n", text):
+        raise ValueError(f"{source}: has no metadata; it must begin with a YAML block between ---")
+    try:
+        data: Any = ModelCard(text).data
+    except Exception as error:  # of the YAML parser or the model-index reader
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source}: its metadata cannot be read ({reason})") from error
+    if not isinstance(data.license, str):
+        raise ValueError(f"{source}: its metadata must name a licence (`license: apache-2.0`)")
+    for result in data.eval_results or []:
+        value = result.metric_value
+        if not isinstance(value, int | float | str) or value != value:
+            raise ValueError(
+                f"{source}: metric {result.metric_type} must be a number, found {value!r}"
+            )
+
+
+def median_speed(metrics: Path) -> float | None:
+    """Images per second in training, the median of a run's log; None without a log."""
+    values = [line.get("images_per_second") for line in read_metrics(metrics)]
+    numbers = [value for value in values if value is not None]
+    return statistics.median(numbers) if numbers else None
+
+
+def _metadata(repo_id: str, facts: CardFacts) -> ModelCardData:
+    dataset = _dataset(facts)
+    results = None
+    if dataset is not None and facts.stats:
+        results = [
+            EvalResult(
+                task_type="object-detection",
+                task_name="Object detection",
+                dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-"),
+                dataset_name=dataset,
+                dataset_split=_split(facts),
+                metric_type=_METRIC_TYPES.get(name, name.lower()),
+                metric_name=name,
+                metric_value=round(value, 4),
+            )
+            for name, value in facts.stats.items()
+        ]
+    head = facts.model.config.model_type.removeprefix("detrelay_")
+    tags = ["detrelay", "detr", head, facts.assigner]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="object-detection",
+        license=facts.license,
+        tags=[tag for tag in tags if tag is not None],
+        metrics=["map"] if results else None,
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=results,
+    )
+
+
+def _summary(facts: CardFacts) -> str:
+    config = facts.model.config
+    head = config.model_type.removeprefix("detrelay_")
+    figures = ""
+    if facts.stats:
+        figures = f" AP {100 * facts.stats['AP']:.1f} on {_dataset(facts) or 'unnamed data'}."
+    return (
+        f"An object detector: head `{head}` on {_backbone(facts)}, {config.num_labels} classes."
+        f"{figures} It runs with transformers and the Python package `detrelay`."
+    )
+
+
+def _usage(repo_id: str) -> str:
+    return f"""## Use
+
+```python
+import detrelay.heads
+from transformers import pipeline
+
+detector = pipeline("object-detection", model="{repo_id}")
+print(detector("image.jpg", threshold=0.5))
+```
+
+The code of the model is the Python package `detrelay`. Without the first line,
+`pipeline(..., trust_remote_code=True)` imports the package by itself."""
+
+
+def _results(facts: CardFacts) -> str:
+    measured = facts.training.get("measured") or {}
+    lines = ["## Results", ""]
+    if not facts.stats:
+        lines.append("Nothing was measured, or it is not known.")
+    else:
+        lines += [
+            f"COCO figures in percent, {_dataset(facts) or 'unnamed data'}"
+            f"{_named(', split ', _split(facts))}{_named(', after epoch ', measured.get('epoch'))}"
+            f"{_named(', at most ', measured.get('max_detections'), ' detections an image')}.",
+            "",
+            *_table(("metric", "value"), {k: _percent(v) for k, v in facts.stats.items()}),
+        ]
+    by_class = measured.get("AP_per_category") or {}
+    if by_class:
+        lines += ["", *_table(("class", "AP"), {k: _percent(v) for k, v in by_class.items()})]
+    if (facts.folder / PICTURE).is_file():
+        lines += ["", "Truth (left) and predictions (right):", "", f"![predictions]({PICTURE})"]
+    return "\n".join(lines)
+
+
+def _training(facts: CardFacts) -> str:
+    config, training = facts.model.config, facts.training
+    train = facts.recipe.get("train") or {}
+    parameters = sum(parameter.numel() for parameter in facts.model.parameters())
+    versions = training.get("versions") or {}
+    precision = train.get("mixed_precision")
+    rows = {
+        "head": f"`{config.model_type}`",
+        "assigner": _code(facts.assigner),
+        "backbone": _backbone(facts),
+        "parameters": f"{parameters / 1e6:.1f} M",
+        "data": _dataset(facts) or _UNKNOWN,
+        "started from": _start(facts),
+        "epochs": _text(train.get("epochs")),
+        "images per step and process": _text(train.get("batch_size")),
+        "learning rate": _text(train.get("learning_rate")),
+        "precision": "float32" if precision == "no" else _text(precision),
+        "seed": _text(train.get("seed")),
+        "hardware": _text(training.get("device")),
+        "commit of detrelay": _code(training.get("commit")),
+        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()) or _UNKNOWN,
+        "command": _code(training.get("command")),
+    }
+    if facts.images_per_second is not None:
+        rows["training speed"] = f"{facts.images_per_second:.1f} images per second (median)"
+    lines = ["## Training", "", *_table(("fact", "value"), rows), *_speed_lines(facts)]
+    if facts.recipe:
+        recipe = json.dumps(facts.recipe, indent=1)
+        lines += ["", "<details><summary>Recipe</summary>", "", "```json", recipe, "```"]
+        lines += ["", "</details>"]
+    return "\n".join(lines)
+
+
+def _speed_lines(facts: CardFacts) -> list[str]:
+    file = facts.folder / SPEED
+    if not file.is_file():
+        return []
+    try:
+        values = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: expected a JSON object of measured speeds ({error})") from error
+    rows = {str(name): _text(value) for name, value in values.items()}
+    return ["", "Speed, as measured:", "", *_table(("fact", "value"), rows)]
+
+
+def _licence(facts: CardFacts) -> str:
+    return (
+        f"## Licence\n\nWeights: `{facts.license}`, as stated by who published them. The package "
+        f"`detrelay` that runs them: `apache-2.0`."
+    )
+
+
+def _citation(facts: CardFacts) -> str:
+    entries = citations(facts.model.config.model_type, facts.assigner)
+    if not entries:
+        return "## Citation\n\nThe paper of this method is not known to the program."
+    return "## Citation\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
+
+
+def _dataset(facts: CardFacts) -> str | None:
+    """A name for the data: that of the folder that holds the evaluated file."""
+    data = facts.recipe.get("data")
+    if not data:
+        return None
+    file = data.get("val_annotations")
+    if file is None:
+        return "shapes drawn by detrelay"
+    folders = [part for part in PurePath(file).parts[:-1] if part not in _PLAIN_FOLDERS]
+    return folders[-1] if folders else PurePath(file).stem
+
+
+def _split(facts: CardFacts) -> str | None:
+    file = (facts.recipe.get("data") or {}).get("val_annotations")
+    return None if file is None else PurePath(file).stem
+
+
+def _backbone(facts: CardFacts) -> str:
+    return _code(getattr(facts.model.config, "backbone_name", None))
+
+
+def _start(facts: CardFacts) -> str:
+    if facts.training.get("init"):
+        return f"weights of `{facts.training['init']}`"
+    weights = (facts.recipe.get("train") or {}).get("backbone_weights")
+    known = {"none": "random weights", "imagenet": "torchvision's ImageNet backbone"}
+    return _UNKNOWN if weights is None else known.get(weights, f"backbone `{weights}`")
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, str]) -> list[str]:
+    cells = [head, ("---", "---"), *((_cell(k), _cell(v)) for k, v in rows.items())]
+    return [f"| {left} | {right} |" for left, right in cells]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}" if fraction >= 0 else "-"
+
+
+def _text(value: Any) -> str:
+    return _UNKNOWN if value is None else str(value)
+
+
+def _code(value: Any) -> str:
+    return _UNKNOWN if value is None else f"`{value}`"
+
+
+def _named(before: str, value: Any, after: str = "") -> str:
+    return "" if value is None else f"{before}{value}{after}"

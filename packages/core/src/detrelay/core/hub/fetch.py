@@ -1,0 +1,88 @@
+"""Models from the Hub, compared with its checksums."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+
+from detrelay.core.hub.calls import CALL_ERRORS, HubError, explain, patiently
+
+_REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./+-]+))?")
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model: itself, or in the cache if it is the name of one on the Hub.
+
+    Args:
+        name: a folder; or "user/model", "user/model@revision". A folder of that name goes first.
+
+    Raises:
+        HubError: the model cannot be downloaded or is damaged.
+    """
+    found = _REPOSITORY.fullmatch(str(name))
+    if found is None or Path(name).exists():
+        return Path(name)
+    api = HfApi(library_name="detrelay")
+    try:
+        return fetch_verified(api, found["repo_id"], found["revision"], reachable=False)
+    except HubError as error:
+        raise HubError(f"no folder {name}; as a model on the Hub: {error}") from error
+
+
+def fetch_verified(
+    api: HfApi,
+    repo_id: str,
+    revision: str | None,
+    cache: Path | None = None,
+    *,
+    reachable: bool = True,
+) -> Path:
+    """Download a model and compare every file with the Hub's checksums.
+
+    The client itself compares sizes only, so a damaged file would load without a word.
+
+    Args:
+        api: the client, with the token.
+        repo_id: "user/model".
+        revision: tag, branch or commit; the main branch if None.
+        cache: where to keep it; the usual cache if None.
+        reachable: whether the Hub is known to answer; if not, no connection is a final error.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        HubError: it cannot be downloaded, or a file is damaged; names the file.
+    """
+    try:
+        folder = Path(
+            patiently(
+                lambda: snapshot_download(
+                    repo_id,
+                    revision=revision,
+                    cache_dir=cache,
+                    token=api.token,
+                    endpoint=api.endpoint,
+                ),
+                reachable=reachable,
+            )
+        )
+        if is_offline_mode():  # as it was verified when it came
+            return folder
+        found = patiently(
+            lambda: api.verify_repo_checksums(repo_id, revision=folder.name, local_dir=folder)
+        )
+    except CALL_ERRORS as error:
+        raise HubError(f"{repo_id}: cannot be downloaded: {explain(error, api)}") from error
+    for entry in found.mismatches:
+        file = (folder / entry["path"]).resolve()
+        raise HubError(
+            f"{repo_id}: {entry['path']} was damaged on its way ({entry['algorithm']} "
+            f"{entry['actual'][:12]}... instead of {entry['expected'][:12]}...); delete {file} and "
+            f"download it again"
+        )
+    if found.missing_paths:
+        raise HubError(f"{repo_id}: {', '.join(found.missing_paths)} did not arrive")
+    return folder

@@ -1,0 +1,182 @@
+"""A model folder before it goes up: copied, completed, loaded and run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.hub.calls import HubError
+from detrelay.core.hub.card import PICTURE, CardFacts, build_card, check_card, median_speed
+from detrelay.core.hub.shim import write_shim
+from detrelay.core.image_processing import DetrelayImageProcessor
+
+_NEEDED = ("config.json", "preprocessor_config.json", "training.json")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = frozenset({".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"})
+_CARD = "README.md"
+_PROBE_SIZE = (96, 128)
+
+
+@dataclass(frozen=True)
+class CheckedFolder:
+    """A complete model folder that has been loaded and run.
+
+    Attributes:
+        folder: every file that goes up.
+        weights: the state dict it loads to.
+        logits: float [1, Q, K], the model's answer to a picture of noise.
+        boxes: float [1, Q, 4], cxcywh in [0, 1], the same.
+    """
+
+    folder: Path
+    weights: dict[str, Tensor]
+    logits: Tensor
+    boxes: Tensor
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of the files, relative to the folder."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+
+def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> CheckedFolder:
+    """Copy a saved model, add what is missing for the Hub, and try it.
+
+    Hidden files stay behind. The shim is added; so are a card, if the folder has no README.md, and
+    the picture of the run, if there is one. The source is not changed.
+
+    Args:
+        source: a folder as training writes it, such as `best` of a run.
+        target: where the copy goes; must not exist.
+        repo_id: name on the Hub, "user/model", for the card.
+        license: identifier of the weights' licence, for the card.
+
+    Raises:
+        HubError: a file is missing, damaged or not to be published, or the model does not run.
+    """
+    training = _check_files(source)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
+    model, processor = load_folder(target, str(source))
+    logits, boxes = run_once(model, processor, str(source))
+    write_shim(target, model, processor)
+    _add_picture(source.resolve().parent, training, target)
+    card = target / _CARD
+    try:
+        if not card.is_file():
+            speed = median_speed(source.resolve().parent / "metrics.jsonl")
+            facts = CardFacts(model, training, target, speed, license)
+            card.write_text(build_card(repo_id, facts), encoding="utf-8")
+        check_card(card.read_text(encoding="utf-8"), str(source / _CARD))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HubError(
+            f"{source}: no card can be made of training.json ({_one_line(error)})"
+            if not isinstance(error, ValueError)
+            else _one_line(error)
+        ) from error
+    return CheckedFolder(target, dict(model.state_dict()), logits, boxes)
+
+
+def load_folder(
+    source: str | Path, name: str, **hub: Any
+) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
+    """Model and processor through the Auto classes, without a network.
+
+    Args:
+        source: folder, or name on the Hub of a model in the cache.
+        name: what to call it in messages.
+        **hub: `revision` and `cache_dir` of a model in the cache.
+
+    Raises:
+        HubError: it cannot be loaded, or its weights are not exactly those of its config.
+    """
+    offline = {"local_files_only": True, "trust_remote_code": False, **hub}
+    try:
+        model, report = AutoModelForObjectDetection.from_pretrained(
+            source, output_loading_info=True, **offline
+        )
+        processor = AutoImageProcessor.from_pretrained(source, **offline)
+    except Exception as error:
+        raise HubError(
+            f"{name}: cannot be loaded as a model ({_one_line(error)}); a head must be registered "
+            f"first, as `import detrelay.heads` does"
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report[kind])):
+            raise HubError(
+                f"{name}: its weights are not those of its config; {len(keys)} "
+                f"{kind.replace('_', ' ')}, such as {keys[0]}"
+            )
+    if not isinstance(model, DetectorForObjectDetection):
+        raise HubError(f"{name}: holds a {type(model).__name__}, not a detector of this project")
+    return model.eval(), processor
+
+
+def run_once(
+    model: DetectorForObjectDetection, processor: DetrelayImageProcessor, name: str
+) -> tuple[Tensor, Tensor]:
+    """Logits and boxes for a fixed picture of noise.
+
+    Raises:
+        HubError: the model fails on it or its answer is not finite.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *_PROBE_SIZE), generator=generator, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            output = model(**processor(images=image, return_tensors="pt"))
+        processor.post_process_object_detection(output, 0.0, [_PROBE_SIZE])
+    except Exception as error:
+        raise HubError(f"{name}: the model does not run ({_one_line(error)})") from error
+    return output.logits, output.pred_boxes
+
+
+def _check_files(folder: Path) -> Mapping[str, Any]:
+    """The content of training.json, if all files are there and fit to be published."""
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            inside = folder / "best"
+            hint = f"; did you mean {inside}?" if (inside / name).is_file() else ""
+            if not hint and name == "training.json":
+                hint = " (facts of the training as a JSON object; {} if nothing is known)"
+            raise HubError(
+                f"{folder}: no published model can be made of it, it has no {name}{hint}"
+            )
+    weights, index = ((folder / name).is_file() for name in (_WEIGHTS, _INDEX))
+    if weights == index:
+        found = "both" if weights else "neither"
+        raise HubError(f"{folder}: expected {_WEIGHTS} or {_INDEX} with its shards, found {found}")
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _PICKLES:
+            raise HubError(
+                f"{path}: pickles are not published, whoever loads one runs its code; move it away"
+            )
+    try:
+        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HubError(f"{folder / 'training.json'}: not json ({error})") from error
+    if not isinstance(training, dict):
+        raise HubError(f"{folder / 'training.json'}: expected an object with facts of the training")
+    return training
+
+
+def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
+    """The predictions after the epoch whose weights these are, if the run has drawn them."""
+    measured = training.get("measured")
+    epoch = measured.get("epoch") if isinstance(measured, dict) else None
+    picture = run / "pictures" / f"epoch_{epoch}.png"
+    if picture.is_file() and not (target / PICTURE).exists():
+        shutil.copyfile(picture, target / PICTURE)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

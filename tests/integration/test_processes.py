@@ -1,0 +1,199 @@
+"""N processes, accumulated batches or one large batch: the same numbers.
+
+In float64, so that the order of a sum does not hide behind rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+import loading
+from detrelay.assigners import build_assigners
+from detrelay.core.criterion import Criterion
+from detrelay.core.data.collate import collate
+from detrelay.core.data.transforms import VisitSampler
+from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.engine.checkpoint import CheckpointError
+from detrelay.core.engine.logging import read_metrics
+from detrelay.core.engine.update import Updater
+from detrelay.heads import HEADS
+from factories import SMALL_HEADS, make_boxes, small_head_config
+from processes import in_processes
+from tiny_run import final_weights, shrink_backbone, skip_pictures, tiny_run
+
+IMAGES = 14  # 3 steps of 4 images, 2 are left over
+SETTINGS = (
+    "model.backbone_norm=eval",
+    f"data.num_train={IMAGES}",
+    "data.num_val=5",  # the last batch is not full, and processes get unequal shares
+    "train.ema_decay=0.9",
+)
+# the second half of the second step: all that one of two processes sees
+WITHOUT_OBJECTS = {visit + 1 for visit in list(VisitSampler(IMAGES, seed=0))[6:8]}
+
+
+def collate_double(items: list[Any]) -> Any:
+    batch = collate(items)
+    batch["pixel_values"] = batch["pixel_values"].double()
+    for label in batch["labels"]:
+        label["boxes"] = label["boxes"].double()
+        if int(label["image_id"]) in WITHOUT_OBJECTS:
+            label["boxes"], label["class_labels"] = label["boxes"][:0], label["class_labels"][:0]
+    return batch
+
+
+def off_the_kinks(model: DetectorForObjectDetection) -> DetectorForObjectDetection:
+    """Float64, and no box on the border of its image, where GIoU has no one gradient."""
+    generator = torch.Generator().manual_seed(0)
+    model = model.double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".refine.out." in name:
+                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_and_silent() -> Iterator[None]:
+    build = loading.build_model
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_backbone(patch)
+        skip_pictures(patch)
+        patch.setattr("loading.build_model", lambda *a, **k: off_the_kinks(build(*a, **k)))
+        patch.setattr("detrelay.core.engine.loaders.collate", collate_double)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_process(double_and_silent: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "one"
+    assert tiny_run(output, *SETTINGS, "train.batch_size=4") == 0
+    return output
+
+
+def run(output: Path, *settings: str, resume: bool = False) -> None:
+    assert tiny_run(output, *SETTINGS, *settings, resume=resume) == 0
+
+
+def assert_same_numbers(output: Path, reference: Path) -> None:
+    lines, expected = (read_metrics(path / "metrics.jsonl") for path in (output, reference))
+    assert len(lines) == len(expected) == 8
+    for line, other in zip(lines, expected, strict=True):
+        assert (line["kind"], line["step"]) == (other["kind"], other["step"])
+        compared = (
+            ("loss", "losses", "learning_rate", "gradient_norm")
+            if line["kind"] == "train"
+            else ("AP", "AP50", "AR_100")
+        )
+        for key in compared:
+            assert line[key] == pytest.approx(other[key], rel=1e-6, abs=1e-12), key
+    weights, others = final_weights(output), final_weights(reference)
+    for key, other in others.items():
+        torch.testing.assert_close(weights[key], other, rtol=1e-6, atol=1e-9)
+
+
+def test_two_processes_learn_what_one_does(one_process: Path, tmp_path: Path) -> None:
+    in_processes(run, tmp_path / "run", "train.batch_size=2")
+    assert_same_numbers(tmp_path / "run", one_process)
+
+
+def test_accumulated_batches_are_one_large_batch(one_process: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", "train.batch_size=2", "train.accumulation_steps=2")
+    assert_same_numbers(tmp_path / "run", one_process)
+
+
+def test_accumulated_batches_of_two_processes(one_process: Path, tmp_path: Path) -> None:
+    in_processes(run, tmp_path / "run", "train.batch_size=1", "train.accumulation_steps=2")
+    assert_same_numbers(tmp_path / "run", one_process)
+
+
+def test_begun_by_two_processes_and_ended_by_one(one_process: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    in_processes(run, output, "train.batch_size=2", "train.epochs=1")
+    with pytest.raises(CheckpointError, match=r"takes 4 images, but 1 process.* take 2; .*=2 does"):
+        run(output, "train.batch_size=2", resume=True)
+    run(output, "train.batch_size=2", "train.accumulation_steps=2", resume=True)
+    assert_same_numbers(output, one_process)
+
+
+def test_begun_by_one_process_and_ended_by_two(one_process: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    run(output, "train.batch_size=4", "train.epochs=1")
+    in_processes(run_resumed, output, "train.batch_size=2")
+    assert_same_numbers(output, one_process)
+
+
+def run_resumed(output: Path, *settings: str) -> None:
+    run(output, *settings, resume=True)
+
+
+def stop_at_a_value_that_is_not_finite(output: Path) -> None:
+    """The second process loses its predictions in the second step; both must end."""
+    with pytest.MonkeyPatch.context() as patch:
+        learn = Updater._learn
+        step = iter(range(10))
+
+        def spoil(self: Updater, batch: Any, counts: Any) -> Any:
+            if next(step) == 1 and self.accelerator.process_index == 1:
+                batch["pixel_values"][:] = float("nan")
+            return learn(self, batch, counts)
+
+        patch.setattr(Updater, "_learn", spoil)
+        assert tiny_run(output, *SETTINGS, "train.batch_size=2") == 1
+
+
+def test_one_process_without_finite_values_ends_all(tmp_path: Path) -> None:
+    in_processes(stop_at_a_value_that_is_not_finite, tmp_path / "run", seconds=60)
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1]
+
+
+def two_steps_of_every_head() -> None:
+    """DDP refuses the second step if a parameter had no gradient in the first."""
+    accelerator = Accelerator()
+    for case in SMALL_HEADS:
+        torch.manual_seed(0)
+        config = small_head_config(case, backbone_norm="eval")
+        entry = HEADS[SMALL_HEADS[case][0]]
+        model = entry.model(config)
+        losses = entry.model.loss_config
+        criterion = Criterion(losses.terms(), build_assigners(entry.assigner, losses))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        prepared, optimizer = accelerator.prepare(model, optimizer)
+        updater = Updater(accelerator, prepared, criterion, optimizer, clip_norm=0.0)
+        count = 3 if accelerator.process_index == 0 else 0
+        for seed in range(2):
+            batch = small_batch((count, 0), seed)
+            assert updater([batch]).gradient_norm > 0
+
+
+def test_a_process_without_objects_reaches_every_parameter_of_every_head() -> None:
+    in_processes(two_steps_of_every_head)
+
+
+def small_batch(counts: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """Random images of 64 x 96 pixels with so many objects each."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(counts), 3, 64, 96)
+    return {
+        "pixel_values": torch.randn(shape, generator=generator),
+        "pixel_mask": torch.ones(len(counts), 64, 96, dtype=torch.int64),
+        "labels": [
+            {
+                "class_labels": torch.randint(4, (count,), generator=generator),
+                "boxes": make_boxes(count, generator=generator),
+                "image_id": torch.tensor([index]),
+            }
+            for index, count in enumerate(counts)
+        ],
+    }

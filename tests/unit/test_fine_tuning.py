@@ -1,0 +1,93 @@
+"""From a checkpoint to other classes: what is new is known, all else is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForObjectDetection
+
+from detrelay.heads import HEADS
+from factories import SMALL_HEADS, small_head_config
+from tiny_run import shrink_backbone
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_backbone(patch)
+        yield
+
+
+def save_small(case: str, folder: Path) -> Path:
+    config = small_head_config(
+        case, num_labels=4, id2label=dict(enumerate("abcd")), category_ids=[7, 3, 90, 11]
+    )
+    torch.manual_seed(0)
+    model = HEADS[SMALL_HEADS[case][0]].model(config)
+    for parameter in model.parameters():  # off the values that initialisation gives
+        parameter.data += 0.01
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small("stageinteractor", tmp_path_factory.mktemp("models") / "saved")
+
+
+@pytest.mark.parametrize(
+    ("case", "classes"),
+    [
+        ("stageinteractor", {"num_labels": 7}),
+        ("stageinteractor", {"id2label": {0: "x", 1: "y"}, "label2id": {"x": 0, "y": 1}}),
+        ("deformable_detr_two_stage", {"num_labels": 7}),
+        ("dn_detr", {"num_labels": 7}),
+        ("dino", {"num_labels": 7}),
+    ],
+)
+def test_every_renewed_weight_is_listed_and_all_others_are_kept(
+    case: str, classes: dict[str, object], tmp_path: Path
+) -> None:
+    saved = save_small(case, tmp_path / "saved")
+    old = AutoModelForObjectDetection.from_pretrained(saved).state_dict()
+    model, report = AutoModelForObjectDetection.from_pretrained(
+        saved, ignore_mismatched_sizes=True, output_loading_info=True, **classes
+    )
+    new = model.state_dict()
+    assert old.keys() == new.keys()
+    renewed = {key for key in new if new[key].shape != old[key].shape}
+    assert renewed
+    assert {key for key, *_ in report["mismatched_keys"]} == renewed
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert all(torch.equal(new[key], old[key]) for key in new if key not in renewed)
+    count = classes.get("num_labels", 2)
+    assert {new[key].shape[0] for key in renewed} == {count}
+    for key in renewed:
+        assert new[key].isfinite().all()
+        if key.endswith("bias"):  # one object in a hundred answers, as in a fresh model
+            prior = torch.full_like(new[key], 0.01)
+            torch.testing.assert_close(new[key].sigmoid(), prior, rtol=1e-5, atol=0)
+    assert model.config.num_labels == count
+    assert model.config.category_ids is None
+
+
+def test_ids_of_categories_go_with_their_classes(saved: Path) -> None:
+    assert AutoConfig.from_pretrained(saved).category_ids == [7, 3, 90, 11]
+    assert AutoConfig.from_pretrained(saved, num_labels=4).category_ids == [7, 3, 90, 11]
+    renamed = AutoConfig.from_pretrained(saved, id2label=dict(enumerate("abcx")))
+    assert renamed.category_ids is None
+    own = AutoConfig.from_pretrained(saved, id2label={0: "x"}, label2id={"x": 0}, category_ids=[5])
+    assert (own.category_ids, own.num_labels) == ([5], 1)
+
+
+def test_code_of_a_model_is_not_saved_beside_it(saved: Path, tmp_path: Path) -> None:
+    model = AutoModelForObjectDetection.from_pretrained(saved)
+    type(model.config).register_for_auto_class()  # as transformers does to what a shim hands over
+    model.save_pretrained(tmp_path / "again")
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
+        "config.json", "model.safetensors",
+    ]  # fmt: skip

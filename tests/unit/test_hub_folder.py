@@ -1,0 +1,285 @@
+"""What goes up: the card, the shim, and what is refused before anything does."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+import publish as publish_app
+from detrelay.core.hub.calls import HubError
+from detrelay.core.hub.card import check_card
+from detrelay.core.hub.citations import citations
+from detrelay.core.hub.folder import CheckedFolder, complete_folder
+from detrelay.heads import HEADS
+from hub_model import NAMES, small_model, write_run
+from tiny_run import shrink_backbone
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_backbone(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def best(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), small_model())
+
+
+@pytest.fixture
+def folder(best: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be spoilt; its best model."""
+    shutil.copytree(best.parent, tmp_path / "run")
+    return tmp_path / "run" / "best"
+
+
+def complete(folder: Path, name: str = "complete") -> CheckedFolder:
+    return complete_folder(folder, folder.parent / name, "tess/shapes", "apache-2.0")
+
+
+def card_of(folder: Path) -> str:
+    return (complete(folder).folder / "README.md").read_text()
+
+
+def change_facts(folder: Path, **changes: object) -> None:
+    facts = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps({**facts, **changes}))
+
+
+def test_card_is_written_from_the_facts(folder: Path) -> None:
+    text = card_of(folder)
+    facts = json.loads((folder / "training.json").read_text())
+    for expected in (
+        "# shapes\n",
+        "head `stageinteractor` on `resnet18`, 4 classes. AP 43.2 on cells.",
+        'pipeline("object-detection", model="tess/shapes")',
+        "| AP50 | 60.0 |",
+        "| AR_100 | 55.0 |",
+        "| circle | 50.0 |",
+        "| ring | - |",
+        r"| cross \| x | 25.0 |",
+        "cells, split val, after epoch 3, at most 100 detections an image",
+        "![predictions](predictions.png)",
+        "| assigner | `cross_stage` |",
+        "| started from | torchvision's ImageNet backbone |",
+        f"| commit of detrelay | `{facts['commit']}` |",
+        f"| hardware | {facts['device']} |",
+        "| command | `apps/train.py --data cells` |",
+        "| training speed | 2.0 images per second (median) |",
+        "| seed | 5 |",
+        "teng2023stageinteractor",
+        "Weights: `apache-2.0`",
+    ):
+        assert expected in text
+    assert "AP_large" not in text.partition("<details>")[0]
+
+
+def test_metadata_reads_back_as_the_measured_figures(folder: Path) -> None:
+    data = ModelCard(card_of(folder)).data
+    assert (data.license, data.pipeline_tag, data.model_name) == (
+        "apache-2.0", "object-detection", "shapes",
+    )  # fmt: skip
+    assert {"detrelay", "stageinteractor", "cross_stage"} <= set(data.tags)
+    assert [(r.metric_type, r.metric_name, r.metric_value) for r in data.eval_results] == [
+        ("map", "AP", 0.4321), ("map_50", "AP50", 0.6), ("ar_100", "AR_100", 0.55),
+    ]  # fmt: skip
+    first = data.eval_results[0]
+    assert (first.dataset_type, first.dataset_name, first.dataset_split) == (
+        "cells",
+        "cells",
+        "val",
+    )
+
+
+def test_what_is_not_known_is_not_invented(folder: Path) -> None:
+    (folder / "training.json").write_text("{}")
+    shutil.rmtree(folder.parent / "pictures")
+    (folder.parent / "metrics.jsonl").unlink()
+    text = card_of(folder)
+    assert "Nothing was measured, or it is not known." in text
+    for fact in ("data", "hardware", "commit of detrelay", "command", "started from", "seed"):
+        assert f"| {fact} | unknown |" in text
+    assert "predictions.png" not in text
+    assert "training speed" not in text
+    assert ModelCard(text).data.eval_results is None
+
+
+def test_measured_speed_stands_in_the_card(folder: Path) -> None:
+    speed = {"seconds to first boxes": 7.25, "device": "x86_64"}
+    (folder / "speed.json").write_text(json.dumps(speed))
+    assert "| seconds to first boxes | 7.25 |" in card_of(folder)
+    (folder / "speed.json").write_text("[1]")
+    with pytest.raises(HubError, match=r"speed.json: expected a JSON object of measured speeds"):
+        complete(folder, "again")
+
+
+def test_drawn_shapes_are_named_as_such(folder: Path) -> None:
+    facts = json.loads((folder / "training.json").read_text())
+    facts["recipe"]["data"] |= {"train_annotations": None, "val_annotations": None}
+    change_facts(folder, recipe=facts["recipe"])
+    text = card_of(folder)
+    assert "| data | shapes drawn by detrelay |" in text
+    assert ModelCard(text).data.eval_results[0].dataset_type == "shapes-drawn-by-detrelay"
+
+
+def test_weights_to_start_from_are_named(folder: Path) -> None:
+    change_facts(folder, init="runs/other/best")
+    assert "| started from | weights of `runs/other/best` |" in card_of(folder)
+
+
+def test_every_head_has_a_paper() -> None:
+    for entry in HEADS.values():
+        assert citations(entry.config.model_type, None)
+    assert len(citations("detrelay_dino", "cross_stage")) == 2
+    assert len(citations("detrelay_stageinteractor", "cross_stage")) == 1
+    assert citations("somebody_elses", "hungarian") == []
+
+
+def test_own_card_is_kept(folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
+    assert card_of(folder) == "---\nlicense: mit\n---\nmine\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# only text\n", "has no metadata; it must begin with a YAML block"),
+        ("---\nlicense: [\n---\n", "its metadata cannot be read"),
+        ("---\n- license\n---\n", "its metadata cannot be read .*should be a dict"),
+        ("---\ntags: [a]\n---\n", "must name a licence"),
+        ("---\nlicense: mit\nmodel-index: 3\n---\n", "its metadata cannot be read"),
+    ],
+)
+def test_faulty_cards_are_refused(text: str, message: str, folder: Path) -> None:
+    (folder / "README.md").write_text(text)
+    with pytest.raises(HubError, match=rf"best/README.md: .*{message}"):
+        complete(folder)
+
+
+def test_a_figure_that_is_no_number_is_refused(folder: Path) -> None:
+    spoilt = card_of(folder).replace("value: 0.4321", "value: .nan")
+    with pytest.raises(ValueError, match="metric map must be a number, found nan"):
+        check_card(spoilt, "README.md")
+
+
+def test_the_copy_is_complete_and_the_source_untouched(folder: Path) -> None:
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "secret").write_text("not for others")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    checked = complete(folder)
+    assert checked.files == [
+        "README.md", "config.json", "model.safetensors", "modeling_detrelay.py", "predictions.png",
+        "preprocessor_config.json", "training.json",
+    ]  # fmt: skip
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    model = small_model()
+    assert all(torch.equal(v, checked.weights[k]) for k, v in model.state_dict().items())
+    assert checked.logits.shape == (1, 8, len(NAMES))
+
+
+def test_shim_names_the_classes_and_asks_for_the_package(folder: Path) -> None:
+    copy = complete(folder).folder
+    config = json.loads((copy / "config.json").read_text())
+    processor = json.loads((copy / "preprocessor_config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "modeling_detrelay.StageInteractorConfig",
+        "AutoModelForObjectDetection": "modeling_detrelay.StageInteractorForObjectDetection",
+        "AutoImageProcessor": "modeling_detrelay.DetrelayImageProcessor",
+    }
+    assert processor["auto_map"]["AutoImageProcessor"] == config["auto_map"]["AutoImageProcessor"]
+    shim = (copy / "modeling_detrelay.py").read_text()
+    names: dict[str, object] = {}
+    exec(shim, names)
+    assert names["StageInteractorConfig"] is HEADS["stageinteractor"].config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "detrelay.heads.stageinteractor", None)
+        with pytest.raises(ImportError, match=r"needs the Python package detrelay .*pip install"):
+            exec(shim, {})
+    # transformers reads the imports and would refuse with less help those outside of a `try`
+    assert [type(node) for node in ast.parse(shim).body[1:]] == [ast.Try, ast.Assign]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("config.json", "no published model can be made of it, it has no config.json"),
+        ("training.json", r"it has no training.json \(facts .* \{\} if nothing is known\)"),
+        ("preprocessor_config.json", "it has no preprocessor_config.json"),
+        ("model.safetensors", "expected model.safetensors or .* found neither"),
+    ],
+)
+def test_a_missing_file_is_named(missing: str, message: str, folder: Path) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(HubError, match=message):
+        complete(folder)
+
+
+def test_the_folder_of_the_run_is_not_the_model(folder: Path) -> None:
+    with pytest.raises(HubError, match=r"it has no config.json; did you mean .*run/best\?"):
+        complete(folder.parent, "../complete")
+
+
+def test_pickles_and_second_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(HubError, match="with its shards, found both"):
+        complete(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "optimizer.bin").write_bytes(b"")
+    with pytest.raises(HubError, match=r"optimizer.bin: pickles are not published"):
+        complete(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_damaged_facts_are_refused(text: str, folder: Path) -> None:
+    (folder / "training.json").write_text(text)
+    with pytest.raises(HubError, match=r"training.json: (not json|expected an object)"):
+        complete(folder)
+
+
+@pytest.mark.parametrize("facts", [{"recipe": 3}, {"measured": {"stats": {"AP50": 0.5}}}])
+def test_facts_of_another_shape_are_refused(facts: dict[str, object], folder: Path) -> None:
+    (folder / "training.json").write_text(json.dumps(facts))
+    with pytest.raises(HubError, match=r"no card can be made of training.json"):
+        complete(folder)
+
+
+def test_weights_must_be_those_of_the_config(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    key = "head.content.weight"
+    save_file({k: v for k, v in weights.items() if k != key}, folder / "model.safetensors")
+    with pytest.raises(HubError, match=f"weights are not those .* 1 missing keys, such as {key}"):
+        complete(folder)
+    weights[key] = torch.full_like(weights[key], torch.nan)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(HubError, match=r"the model does not run .*not finite"):
+        complete(folder, "again")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(HubError, match="cannot be loaded as a model"):
+        complete(folder, "third")
+
+
+def test_a_model_of_others_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "detrelay_unheard"}))
+    with pytest.raises(HubError, match=r"cannot be loaded .*import detrelay.heads"):
+        complete(folder)
+
+
+def test_rehearsal_prints_and_asks_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_session", None)
+    arguments = publish_app.Arguments(folder, "tess/shapes", license="mit", dry_run=True)
+    assert publish_app.publish(arguments) == 0
+    printed = capsys.readouterr().out
+    assert " model.safetensors\n" in printed
+    assert "license: mit\n" in printed
