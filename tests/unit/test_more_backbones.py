@@ -159,6 +159,17 @@ def test_swin_in_a_saved_detector(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(image).logits, model(image).logits, atol=0, rtol=0)
 
 
+def test_statistics_survive_saving(tmp_path: Path) -> None:
+    model = StageInteractorForObjectDetection(small_config())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for buffer, value in zip(module.buffers(), (0.5, 2, 3), strict=True):
+                buffer.fill_(value)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+
 def test_deformable_convolution_reads_where_its_offsets_point() -> None:
     conv = nn.Conv2d(8, 16, 3, padding=1, groups=4, bias=False)
     moved = DeformableConv2d(conv)
@@ -219,7 +230,7 @@ def test_files_of_transformers_resnet(prefix: str, tmp_path: Path) -> None:
 
 
 def test_names_and_options_that_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown backbone resnext101_32x4; did you mean resnext1"):
+    with pytest.raises(ValueError, match="unknown backbone resnext101_32x4; did you mean resnext"):
         small_config(backbone_name="resnext101_32x4")
     with pytest.raises(ValueError, match="backbone_drop_path is for Swin transformers; resnet18"):
         small_config(backbone_drop_path=0.1)
