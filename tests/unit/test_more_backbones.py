@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -230,11 +231,17 @@ def test_files_of_transformers_resnet(prefix: str, tmp_path: Path) -> None:
 
 
 def test_names_and_options_that_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown backbone resnext101_32x4; did you mean resnext"):
+    with pytest.raises(
+        StrictDataclassError, match="unknown backbone resnext101_32x4; did you mean resnext"
+    ):
         small_config(backbone_name="resnext101_32x4")
-    with pytest.raises(ValueError, match="backbone_drop_path is for Swin transformers; resnet18"):
+    with pytest.raises(
+        StrictDataclassError, match="backbone_drop_path is for Swin transformers; resnet18"
+    ):
         small_config(backbone_drop_path=0.1)
-    with pytest.raises(ValueError, match=r"backbone_drop_path must lie in \[0, 1\); found 1"):
+    with pytest.raises(
+        StrictDataclassError, match=r"backbone_drop_path must lie in \[0, 1\); found 1"
+    ):
         small_config(backbone_name="swin_t", backbone_drop_path=1)
     with torch.device("meta"):
         backbone = build_backbone("swin_l", "eval", 0)
