@@ -30,6 +30,7 @@ from official import (
 from reference import deformable_images, deformable_value, stageinteractor_value, unit
 
 STRIDES = (4, 8, 16, 32)
+QUICK = ("base", "dx101_300", "swin_s_300")
 
 
 def parts_never_read(config: Any) -> int:
@@ -39,7 +40,17 @@ def parts_never_read(config: Any) -> int:
     return 256 if config.model_type.endswith("dino") else 0  # a label more than there are
 
 
-@pytest.mark.parametrize("listed", LISTED, ids=lambda listed: "-".join(listed[:2]))
+@pytest.mark.parametrize(
+    "listed",
+    [
+        pytest.param(
+            listed,
+            id="-".join(listed[:2]),
+            marks=() if listed[1] in QUICK else pytest.mark.slow,
+        )
+        for listed in LISTED
+    ],
+)
 def test_names_and_shapes_of_every_variant(listed: tuple[str, str, str, str | None]) -> None:
     head, variant, name, base = listed
     shapes = all_shapes(head, name, base)
@@ -77,6 +88,7 @@ def test_names_and_shapes_of_every_variant(listed: tuple[str, str, str, str | No
     assert trained + spare == facts.get("num_trainable", facts.get("n_trainable"))
 
 
+@pytest.mark.slow
 def test_variants_that_no_list_names() -> None:
     shapes = all_shapes("stageinteractor", "r50_1x", None)
     shapes["rpn_head.init_content_features.weight"] = [300, 256]
@@ -104,6 +116,7 @@ def stageinteractor_file(path: Path) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_stageinteractor_file_to_folder_and_back(tmp_path: Path) -> None:
     path, output = tmp_path / "latest.pth", tmp_path / "folder"
     official = stageinteractor_file(path)
@@ -157,6 +170,7 @@ def deformable_file(head: str, variant: str, path: Path) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "variant", "file"),
     [

@@ -79,6 +79,10 @@ class DetectorForObjectDetection(PreTrainedModel):
         transformers calls this for missing weights too, and guards `torch.nn.init` so that
         weights which were loaded stay as they are.
         """
+        if isinstance(module, nn.BatchNorm2d):
+            # its own rule would wipe statistics that were loaded
+            super()._init_weights(module)
+            return
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()

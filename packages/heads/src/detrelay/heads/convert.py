@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from detrelay.core.backbones.naming import NAMINGS, find_naming
@@ -120,7 +121,10 @@ def convert_state_dict(
     head = head or guess_head(state)
     sizes = {**read_sizes(state, head, settings), **settings}
     variant = match_variant(sizes, head, variant)
-    config = HEADS[head].config(**sizes)
+    try:
+        config = HEADS[head].config(**sizes)
+    except StrictDataclassError as error:
+        raise ValueError(f"no model of {head} has these sizes: {error}") from error
     translation = translate(state, config)
     with torch.device("meta"):
         expected = HEADS[head].model(config).state_dict()
