@@ -30,7 +30,7 @@ class Arguments:
     data: Path
     """COCO json with the truth."""
     model: Path | None = None
-    """Folder of a saved model."""
+    """Folder of a saved model, or its name on the Hub."""
     head: str | None = None
     """The model's head as module:ConfigClass, if it is none of this project's."""
     predictions: Path | None = None

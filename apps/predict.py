@@ -32,7 +32,7 @@ class Arguments:
     """Draw what a saved model finds; also writes predictions.json."""
 
     model: Path
-    """Folder of a saved model."""
+    """Folder of a saved model, or its name on the Hub."""
     input: str
     """An image, a folder of images, or a glob pattern in quotes."""
     output: Path
