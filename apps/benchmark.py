@@ -132,7 +132,6 @@ def operations_of(action: Action) -> int:
     # the counter does not know oneDNN's linear: count the same products through BLAS
     with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
         action()
-    action()
     return counter.get_total_flops()
 
 
