@@ -103,8 +103,8 @@ def test_dead_entries_are_named_with_the_reason() -> None:
     assert len([key for key in dropped if "subbox_score_list" in key]) == 2 * (1 + 2 + 3 + 4)
 
 
-@pytest.mark.parametrize("refine", [False, True])
-def test_folder_of_transformers(refine: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["base", "refine", "two_stage"])
+def test_folder_of_transformers(variant: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = TheirConfig(
         backbone_config=ResNetConfig(
@@ -122,9 +122,13 @@ def test_folder_of_transformers(refine: bool, tmp_path: Path) -> None:
         decoder_ffn_dim=32,
         num_queries=7,
         id2label={0: "cat", 1: "dog", 2: "hen"},
-        with_box_refine=refine,
+        with_box_refine=variant != "base",
+        two_stage=variant == "two_stage",
+        two_stage_num_proposals=7,
     )
     theirs = TheirModel(config).eval()
+    if variant == "two_stage":  # else the features of all padding would tie with the best ones
+        theirs.model.enc_output_norm.weight.data.neg_()
     for name, parameter in theirs.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.05)

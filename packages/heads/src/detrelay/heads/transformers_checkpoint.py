@@ -70,6 +70,8 @@ _TABLE = KeyTable(
 )
 _QUERY = re.compile(r"(model\.decoder\.layers\.\d+\.self_attn\.)q_proj\.(weight|bias)$")
 _KEY_OR_VALUE = re.compile(r"model\.decoder\.layers\.\d+\.self_attn\.[kv]_proj\.(weight|bias)$")
+_IN_DECODER = "transformer.decoder."
+_TIED = re.compile(r"transformer\.decoder\.(class|bbox)_embed\.")
 _CLASS_HEAD = re.compile(r"(class_embed)\.0\.(.+)$")
 # settings that stand in no shape: theirs, ours
 _SETTINGS = (
@@ -114,8 +116,12 @@ def read_folder(folder: Path) -> Folder:
         raise ValueError(f"{path}: expected model_type {_MODEL_TYPE!r}, found {found!r}")
     if config.get("dilation"):
         raise ValueError(f"{path}: a dilated backbone cannot be converted (dilation is true)")
-    theirs = read_weights(folder / "model.safetensors")
-    state, used = to_official_names(theirs)
+    state, used = to_official_names(read_weights(folder / "model.safetensors"))
+    # of tied heads a file holds one name only, which may be the decoder's
+    short = {key: key.removeprefix(_IN_DECODER) for key in state if _TIED.match(key)}
+    short = {key: name for key, name in short.items() if name not in state}
+    state = {short.get(key, key): value for key, value in state.items()}
+    used = [(name, short.get(key, key)) for name, key in used]
     settings = {ours: config[key] for key, ours in _SETTINGS if key in config}
     if config.get("two_stage"):
         settings["num_queries"] = config.get("two_stage_num_proposals", 300)
