@@ -99,6 +99,8 @@ def dino(height: int, width: int, train: bool) -> Action:
 def our_action(model: DetectorForObjectDetection, height: int, width: int, train: bool) -> Action:
     """A forward pass of one of our models, or one with losses and gradients."""
     model.train(train)
+    if not train:
+        model.requires_grad_(False)
     pixels = make_image(height, width)
     targets = Targets.from_labels(make_labels())
     losses = model.loss_config
@@ -134,11 +136,10 @@ def make_transformers_model(train: bool) -> TransformersModel:
         attention_dropout=0.0,
         activation_dropout=0.0,
     )
-    model = TransformersModel(config).train(train)
+    model = TransformersModel(config).train(train).requires_grad_(train)
     for name, parameter in model.model.backbone.named_parameters():
-        parameter.requires_grad_(
-            "convolution" in name and "stages." in name and "stages.0." not in name
-        )
+        learns = "convolution" in name and "stages." in name and "stages.0." not in name
+        parameter.requires_grad_(train and learns)
     return model
 
 
