@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -129,9 +130,11 @@ def operations_of(action: Action) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    # the counter does not know oneDNN's linear: count the same products through BLAS
-    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-        action()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the switch warns about GPUs of another make
+        # the counter does not know oneDNN's linear: count the same products through BLAS
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+            action()
     return counter.get_total_flops()
 
 

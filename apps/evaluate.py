@@ -115,20 +115,25 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], list[dict[str, Any
     image_ids, results = detect(accelerator, model, loader, processor, arguments.max_detections)
     if not accelerator.is_main_process:
         return samples.ground_truth, None
-    return samples.ground_truth, detections_from_results(results, image_ids, category_ids)
+    rows = detections_from_results(results, image_ids, category_ids)
+    present = {category.id for category in samples.categories}
+    return samples.ground_truth, [row for row in rows if row["category_id"] in present]
 
 
 def known_categories(
     model: DetectorForObjectDetection, samples: CocoDataset, arguments: Arguments
 ) -> list[int]:
-    """Original category ids by class index, if the model has learned those of the data."""
+    """Original category ids by class index, if the model has learned those of the data.
+
+    It may know more: released models have a class for each id of COCO, used or not.
+    """
     ids = model.config.category_ids or [category.id for category in samples.categories]
     learned = dict(zip(ids, model.config.id2label.values(), strict=False))
     present = {category.id: category.name for category in samples.categories}
-    if learned != present or len(ids) != model.config.num_labels:
+    if not present.items() <= learned.items() or len(ids) != model.config.num_labels:
         raise ValueError(
-            f"{arguments.data}: its categories {present} are not those that {arguments.model} has "
-            f"learned, {learned}"
+            f"{arguments.data}: its categories {present} are not among those that "
+            f"{arguments.model} has learned, {learned}"
         )
     return list(ids)
 

@@ -415,8 +415,26 @@ def test_evaluate_refuses_a_model_of_other_categories(
         *("--model", run / "last", "--data", other, "--images", coco_folder / "images"),
     )  # fmt: skip
     assert code == 2
-    assert "are not those that" in err
+    assert "are not among those that" in err
     assert "hexagon" in err
+
+
+def test_evaluate_accepts_a_model_that_knows_more(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = json.loads((coco_folder / "val.json").read_text())
+    gone = truth["categories"].pop(0)
+    truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != gone["id"]]
+    fewer = tmp_path / "val.json"
+    fewer.write_text(json.dumps(truth))
+    code, out, err = command(
+        evaluate.evaluate, evaluate.Arguments, capsys,
+        *("--model", run / "last", "--data", fewer, "--images", coco_folder / "images"),
+    )  # fmt: skip
+    assert code == 0, err
+    listed = out.partition("AP by category\n")[2]
+    assert all(category["name"] in listed for category in truth["categories"])
+    assert gone["name"] not in listed
 
 
 @pytest.mark.parametrize(

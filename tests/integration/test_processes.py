@@ -113,6 +113,7 @@ def test_accumulated_batches_are_one_large_batch(one_process: Path, tmp_path: Pa
     assert_same_numbers(tmp_path / "run", one_process)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_of_two_processes(one_process: Path, tmp_path: Path) -> None:
     in_processes(run, tmp_path / "run", "train.batch_size=1", "train.accumulation_steps=2")
     assert_same_numbers(tmp_path / "run", one_process)
