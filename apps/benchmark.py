@@ -146,13 +146,13 @@ def peak_memory(build: Callable[[], Action], threads: int) -> float:
 
 
 def _peak_memory_here(build: Callable[[], Action], threads: int) -> float:
-    import resource
-
     import torch
+
+    from detrelay.core.engine.memory import peak_memory_mib
 
     torch.set_num_threads(threads)
     build()()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_mib(torch.device("cpu"))
 
 
 def tables(arguments: Arguments) -> dict[str, dict[str, Callable[[], Action]]]:

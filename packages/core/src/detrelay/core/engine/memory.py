@@ -7,6 +7,7 @@ import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -37,10 +38,14 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / _MEBIBYTE
     if sys.platform == "win32":
         return math.nan
+    if sys.platform == "linux":
+        # the figure that getrusage gives begins with that of the process that started this one
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1024
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / _MEBIBYTE if sys.platform == "darwin" else peak / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBIBYTE
 
 
 def checkpoint_activations(model: DetectorForObjectDetection) -> None:
