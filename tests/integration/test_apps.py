@@ -24,7 +24,7 @@ from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import AugmentationConfig
 from loading import build_datasets, build_parts
 from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_arguments, tiny_run
-from train import Arguments, train
+from train import train
 
 # with a gap, out of order, and neither from 0 nor from 1
 CATEGORY_IDS = [7, 3, 90, 11]
@@ -493,13 +493,3 @@ def test_evaluator_reproduces_published_figures_to_six_decimals(
     for part in ("stats", "AP_per_category"):
         assert figures[part] == expected[part]
     assert f"{expected['stats']['AP']:9.6f}" in out
-
-
-def test_default_output_is_named_after_head_and_assigner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    settings = tiny_arguments(Path("unused"), "train.epochs=1").set
-    assert train(Arguments(assigner="hungarian", set=settings)) == 0
-    assert (tmp_path / "runs" / "stageinteractor-hungarian" / "results.json").is_file()
-    assert train(Arguments(resume=True, output=None, assigner="hungarian", set=settings)) == 0

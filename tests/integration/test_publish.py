@@ -384,7 +384,6 @@ def test_a_faulty_card_is_refused_before_anything_goes_up(
     assert hub.files(REPOSITORY)["README.md"].endswith(b"mine\n")
 
 
-@pytest.mark.slow
 def test_facts_go_up_as_they_are(hub: HubServer, best: Path) -> None:
     publish(best, REPOSITORY)
     facts = json.loads(hub.files(REPOSITORY)["training.json"])
@@ -432,7 +431,6 @@ def test_commands_take_models_from_the_hub(
         load_saved(Path(f"{USER}/none"))
 
 
-@pytest.mark.slow
 def test_damage_in_the_cache_is_found_by_the_commands(hub: HubServer, best: Path) -> None:
     publish(best, REPOSITORY)
     hub.faults = [Fault(DOWNLOAD, "flip")]
@@ -440,7 +438,6 @@ def test_damage_in_the_cache_is_found_by_the_commands(hub: HubServer, best: Path
         load_saved(Path(REPOSITORY))
 
 
-@pytest.mark.slow
 def test_the_command_says_where_the_model_is(
     hub: HubServer, best: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

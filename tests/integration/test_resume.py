@@ -17,7 +17,13 @@ import torch
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.trainer import Trainer
 from detrelay.core.image_processing import DetrelayImageProcessor
-from tiny_run import final_weights, shrink_backbone, skip_pictures, tiny_run
+from tiny_run import (
+    final_weights,
+    shrink_backbone,
+    skip_pictures,
+    tiny_arguments,
+    tiny_run,
+)
 from train import Arguments, train
 
 # measured anew on each run
@@ -236,3 +242,13 @@ def newest_step(output: Path) -> int:
         return int(read_metrics(metrics)[-1]["step"]) if metrics.exists() else 0
     except (IndexError, json.JSONDecodeError):
         return 0
+
+
+def test_default_output_is_named_after_head_and_assigner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_arguments(Path("unused"), "train.epochs=1").set
+    assert train(Arguments(assigner="hungarian", set=settings)) == 0
+    assert (tmp_path / "runs" / "stageinteractor-hungarian" / "results.json").is_file()
+    assert train(Arguments(resume=True, output=None, assigner="hungarian", set=settings)) == 0
