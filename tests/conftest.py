@@ -28,3 +28,8 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real images: no folder {folder} (set DETRELAY_DATA)")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests first that fork: after autograd has started threads, children cannot learn."""
+    items.sort(key=lambda item: "test_processes" not in item.nodeid)
