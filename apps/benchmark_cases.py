@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DeformableDetrConfig as TransformersConfig
 from transformers import DeformableDetrForObjectDetection as TransformersModel
 from transformers import ResNetConfig
@@ -72,21 +72,10 @@ def deformable_detr(height: int, width: int, train: bool) -> Action:
 def deformable_detr_of_transformers(height: int, width: int, train: bool) -> Action:
     """The same with the model and the losses of transformers, and the same weights."""
     model = make_transformers_model(train)
-    pixels = make_image(height, width)
     labels = make_labels()
-
-    def forward() -> object:
-        with torch.no_grad():
-            output = model(pixels)
-        return output.logits, output.pred_boxes
-
-    def step() -> object:
-        model.zero_grad()
-        loss = model(pixels, labels=labels).loss
-        loss.backward()
-        return loss
-
-    return step if train else forward
+    return make_action(
+        model, make_image(height, width), lambda x: model(x, labels=labels).loss, train
+    )
 
 
 def dino(height: int, width: int, train: bool) -> Action:
@@ -101,10 +90,21 @@ def our_action(model: DetectorForObjectDetection, height: int, width: int, train
     model.train(train)
     if not train:
         model.requires_grad_(False)
-    pixels = make_image(height, width)
     targets = Targets.from_labels(make_labels())
     losses = model.loss_config
     criterion = Criterion(losses.terms(), build_assigners("hungarian", losses))
+    return make_action(
+        model,
+        make_image(height, width),
+        lambda x: criterion(model(x, targets=targets).groups, targets).total,
+        train,
+    )
+
+
+def make_action(
+    model: nn.Module, pixels: Tensor, loss_of: Callable[[Tensor], Tensor], train: bool
+) -> Action:
+    """A pass without gradients, or one that takes the gradients of a loss."""
 
     def forward() -> object:
         with torch.no_grad():
@@ -113,7 +113,7 @@ def our_action(model: DetectorForObjectDetection, height: int, width: int, train
 
     def step() -> object:
         model.zero_grad()
-        loss = criterion(model(pixels, targets=targets).groups, targets).total
+        loss = loss_of(pixels)
         loss.backward()
         return loss
 

@@ -110,30 +110,15 @@ SMALL_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def small_head_config(case: str, **changes: Any) -> DetectorConfig:
-    """A config of `SMALL_HEADS` on a small backbone with 4 classes."""
+    """A config of `SMALL_HEADS` on a small backbone, with 4 classes unless `changes` name them."""
     head, values = SMALL_HEADS[case]
     backbone = {"backbone_name": "resnet18", "backbone_norm": "train", "backbone_frozen_stages": 0}
-    return HEADS[head].config(**{**backbone, "num_labels": 4, **values, **changes})
+    classes = {} if "id2label" in changes else {"num_labels": 4}
+    return HEADS[head].config(**{**backbone, **classes, **values, **changes})
 
 
 def small_config(**changes: Any) -> StageInteractorConfig:
     """A StageInteractor that runs in milliseconds."""
-    values: dict[str, Any] = {
-        "backbone_name": "resnet18",
-        "backbone_norm": "train",
-        "backbone_frozen_stages": 0,
-        "num_labels": 4,
-        "num_queries": 8,
-        "d_model": 32,
-        "num_groups": 2,
-        "num_attention_heads": 4,
-        "num_stages": 4,
-        "pattern_size": 2,
-        "num_base_points": 2,
-        "num_base_points_first": 3,
-        "num_out_points": 8,
-        "ffn_dim": 48,
-    }
-    if "id2label" in changes:
-        del values["num_labels"]
-    return StageInteractorConfig(**{**values, **changes})
+    config = small_head_config("stageinteractor", **changes)
+    assert isinstance(config, StageInteractorConfig)
+    return config

@@ -292,9 +292,10 @@ class StageInteractorStage(nn.Module):
         """Features at the points of every query, [B, Q, G, N, D]; each point reads all levels."""
         positions, scale = self.points(queries, boxes)
         level = torch.arange(len(maps), device=scale.device, dtype=scale.dtype)
-        weights = (-0.5 * (scale[..., None] - _FINEST_SCALE - level) ** 2).softmax(dim=-1)
-        locations = positions[..., None, None, :] / scene.level_sizes[:, None]
-        return sample_maps(maps, locations, weights[..., None])
+        level = level[:, None, None, None, None]
+        weights = (-0.5 * (scale - _FINEST_SCALE - level) ** 2).softmax(dim=0)
+        locations = positions[:, None] / scene.level_sizes.t()[..., None, None, None, None]
+        return sample_maps(maps, locations, weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -392,16 +392,19 @@ class PointGenerator(nn.Module):
             boxes: [B, Q, 4] x, y, z = log2 of the scale, r = log2 of height / width; pixels.
 
         Returns:
-            Positions [B, Q, G, N, 2] in pixels and scales [B, Q, G, N] (log2 pixels).
+            Positions [2, B, Q, G, N] (x, then y) in pixels and scales [B, Q, G, N] (log2 pixels).
         """
         center, scale, ratio = boxes[..., :2], boxes[..., 2:3], boxes[..., 3:4]
         size = torch.cat([2 ** (scale - 0.5 * ratio), 2 ** (scale + 0.5 * ratio)], dim=-1)
         offsets = self.base(queries).to(boxes.dtype).unflatten(-1, (self.groups, -1, 1, 3))
-        xy, z = offsets[..., :2], offsets[..., 2]  # [B, Q, G, P, 1, 2], [B, Q, G, P, 1]
+        offsets = offsets.movedim(-1, 0).contiguous()
+        xy, z = offsets[:2], offsets[2]  # [2, B, Q, G, P, 1], [B, Q, G, P, 1]
         if self.inner is not None:
             inner = self.inner(queries).to(boxes.dtype).unflatten(-1, (1, 1, -1, 3))
-            xy = xy + (2**z)[..., None] * inner[..., :2]  # [B, Q, G, P, K, 2]
-            z = z + inner[..., 2]
-        xy, z = xy.flatten(3, 4), z.flatten(3, 4)  # [B, Q, G, N, ...]
-        positions = center[:, :, None, None] + size[:, :, None, None] * xy
+            inner = inner.movedim(-1, 0)
+            xy = xy + 2**z * inner[:2]  # [2, B, Q, G, P, K]
+            z = z + inner[2]
+        xy, z = xy.flatten(-2), z.flatten(-2)  # [..., N]
+        center, size = (x.movedim(-1, 0)[..., None, None] for x in (center, size))
+        positions = center + size * xy
         return positions, scale[:, :, None] + z
