@@ -11,30 +11,29 @@ from detrelay.core.ops.linear import linear
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 
 SHAPES = ((6, 8), (3, 4))
-BATCH, QUERIES, GROUPS, SUMS, POINTS, WIDTH = 2, 5, 2, 3, 4, 3
+BATCH, QUERIES, GROUPS, POINTS, WIDTH = 2, 5, 2, 4, 3
 
 
 def case(seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     options: Any = {"generator": generator, "dtype": torch.float64}
     levels = [torch.randn(BATCH, GROUPS * WIDTH, *shape, **options) for shape in SHAPES]
-    lead = (BATCH, QUERIES, GROUPS, SUMS, len(SHAPES), POINTS)
+    lead = (len(SHAPES), BATCH, QUERIES, GROUPS, POINTS)
     # some points lie outside, where everything is zero
-    locations = 1.4 * torch.rand(*lead, 2, **options) - 0.2
+    locations = 1.4 * torch.rand(2, *lead, **options) - 0.2
     return levels, locations, torch.rand(*lead, **options)
 
 
 def by_grid_sample(levels: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
     """The same sums through `grid_sample`, one level and group at a time."""
-    total = torch.zeros(BATCH, QUERIES, GROUPS, SUMS, WIDTH, dtype=torch.float64)
+    total = torch.zeros(BATCH, QUERIES, GROUPS, POINTS, WIDTH, dtype=torch.float64)
     for index, level in enumerate(levels):
         for group in range(GROUPS):
             maps = level[:, group * WIDTH : (group + 1) * WIDTH]
-            grid = 2 * locations[:, :, group, :, index].flatten(2, 3) - 1  # [B, Q, N * P, 2]
-            sampled = F.grid_sample(maps, grid, align_corners=False)  # [B, D, Q, N * P]
-            sampled = sampled.unflatten(-1, (SUMS, POINTS))
-            weighted = sampled * weights[:, None, :, group, :, index]
-            total[:, :, group] += weighted.sum(-1).permute(0, 2, 3, 1)
+            grid = 2 * locations[:, index, :, :, group].movedim(0, -1) - 1  # [B, Q, N, 2]
+            sampled = F.grid_sample(maps, grid, align_corners=False)  # [B, D, Q, N]
+            weighted = sampled * weights[index, :, None, :, group]
+            total[:, :, group] += weighted.permute(0, 2, 3, 1)
     return total
 
 

@@ -48,6 +48,19 @@ def test_group_has_all_stages_and_starts_as_the_whole_image() -> None:
         torch.testing.assert_close(stage.boxes, whole)
 
 
+def test_inference_gives_what_training_gives() -> None:
+    # without gradients other kernels run: linears of oneDNN, the LayerNorm in place
+    head = make_head().double()
+    pyramid = make_pyramid()
+    pyramid = replace(pyramid, levels=tuple(level.double() for level in pyramid.levels))
+    (trained,) = head(pyramid)
+    with torch.no_grad():
+        (inferred,) = head(pyramid)
+    for ours, theirs in zip(inferred.stages, trained.stages, strict=True):
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-11, rtol=0)
+        torch.testing.assert_close(ours.boxes, theirs.boxes, atol=1e-11, rtol=0)
+
+
 def test_initialisation_of_the_specification() -> None:
     head = StageInteractorHead(small_config())
     stage = head.stages[3]

@@ -24,6 +24,7 @@ from detrelay.core.ops.linear import apply_linear, linear
 # Rows times groups of a block on a CPU: at the published width its filters and features take about
 # 20 MB. Measured with 100 and 300 queries, see docs/log.md.
 _CPU_BLOCK = 512
+_NORM_EPSILON = 1e-5
 
 Adapter = Literal["full", "channel", "none"]
 
@@ -262,12 +263,12 @@ class DynamicMixing(nn.Module):
         if dynamic.biases is not None:
             channel_bias = dynamic.biases[..., None, : shape.width]
             pattern_bias = dynamic.biases[..., shape.width :, None]
-        mixed = _norm_relu(_product(sampled, channel, channel_bias))
+        mixed = _mix(sampled, channel, channel_bias)
         if shape.reused:
             mixed = self._reuse(sampled, mixed, channel, dynamic, bank)
         if shape.reuse_spatial:
             spatial = _blend_spatial(spatial, dynamic, bank)
-        patterns = _norm_relu(_product(spatial, mixed, pattern_bias))
+        patterns = _mix(spatial, mixed, pattern_bias)
         return patterns, bank.append(channel, spatial)
 
     def _reuse(
@@ -294,7 +295,7 @@ class DynamicMixing(nn.Module):
             # equation 3: gates over input and output channels blend own and earlier filter
             gate = gates[:, :, 1, index, :, None] * gates[:, :, 0, index, None, :]
             blended = _blend(channel, earlier, gate)
-            mixed = _norm_relu(_product(carried, blended, biases[:, :, index]))
+            mixed = _mix(carried, blended, biases[:, :, index])
         return mixed
 
 
@@ -325,15 +326,26 @@ def _blend(own: Tensor, earlier: Tensor, gate: Tensor) -> Tensor:
     return torch.lerp(own, earlier, gate, out=None if torch.is_grad_enabled() else gate)
 
 
-def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Batched matrix product [R, G, ., .] plus a bias that broadcasts."""
-    product = left @ right
-    return product if bias is None else product.add_(bias)
+def _mix(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """Mix by a batched product, then normalise and rectify: [R, g, M, K] @ [R, g, K, D].
 
+    The LayerNorm goes over points (or patterns) and channels together and has no affine part.
 
-def _norm_relu(x: Tensor) -> Tensor:
-    """LayerNorm over points (or patterns) and channels together, without affine; then ReLU."""
-    return F.layer_norm(x, x.shape[-2:]).relu_()
+    Args:
+        left: [R, g, M, K].
+        right: [R, g, K, D].
+        bias: added to the product, [R, g, M, 1] or [R, g, 1, D].
+    """
+    x = left @ right
+    shape = x.shape[-2:]
+    # Only on a CPU, where memory is what takes long: the same by passes over x in place.
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype is torch.bfloat16:
+        return F.layer_norm(x if bias is None else x.add_(bias), shape, eps=_NORM_EPSILON).relu_()
+    shift = -x.mean((-2, -1), keepdim=True)
+    if bias is not None:
+        shift = shift + bias - bias.mean((-2, -1), keepdim=True)
+    norm = torch.linalg.vector_norm(x.add_(shift), dim=(-2, -1), keepdim=True)
+    return x.relu_().mul_((norm.square() / shape.numel() + _NORM_EPSILON).rsqrt())
 
 
 def uniform_offsets(*shape: int, bound: float) -> Tensor:

@@ -55,9 +55,7 @@ def channels_last_maps(levels: Sequence[Tensor], groups: int) -> tuple[Tensor, .
     )
 
 
-def _corners(
-    levels: Sequence[Tensor], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
+def _corners(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The four cells around every point, as rows [L, 4, B, Q, G, N] of its level, and shares."""
     batch, _, groups, _ = weights.shape[1:]
     sizes = locations.new_tensor([[w, h] for _, h, w, _, _ in (level.shape for level in levels)])
