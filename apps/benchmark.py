@@ -1,8 +1,11 @@
-"""Measure the detectors on this machine's CPU.
+"""Measure the detectors.
 
-Three questions: how near the StageInteractor decoder and DINO come to the rate of a large matrix
+On the CPU: how near the StageInteractor decoder and DINO come to the rate of a large matrix
 product, what a pass of each costs in time and memory, and how Deformable DETR compares with that
 of transformers, with the same weights. Runs that are compared alternate in one process.
+
+With `--what training`, on the accelerator if there is one: images per second and peak memory of
+whole training steps, from image files to new weights, and where the time goes.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from benchmark_cases import Action
 
 _MATMUL_SIZE = 2048
+_TRAINING_RECIPES = ("stageinteractor_r50_1x", "dino_r50_4scale_12e")
 _HEADER = f"{'':34}{'s':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB':>10}"
 
 
@@ -35,12 +39,13 @@ _HEADER = f"{'':34}{'s':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB
 class Arguments:
     """Time detectors beside this machine's own matrix product, and beside transformers."""
 
-    what: tuple[Literal["stageinteractor", "deformable_detr", "dino"], ...] = (
+    what: tuple[Literal["stageinteractor", "deformable_detr", "dino", "training"], ...] = (
         "stageinteractor",
         "deformable_detr",
         "dino",
     )
-    """What to measure: the StageInteractor decoder alone, the others from image to boxes."""
+    """What to measure: the StageInteractor decoder alone, the others from image to boxes;
+    training: steps of StageInteractor and DINO with ResNet-50."""
     queries: tuple[int, ...] = (100, 300)
     """Numbers of queries of the StageInteractor decoder."""
     height: int = 800
@@ -49,8 +54,12 @@ class Arguments:
     """Width of the image, pixels."""
     threads: int = 1
     """CPU threads."""
+    batch_size: int = 2
+    """Images of a training step."""
+    compiled: bool = False
+    """Measure training with torch.compile, too."""
     repeats: int = 5
-    """Timed runs of each row; the median is reported."""
+    """Timed runs of each row, of which the median is reported; steps of training, the mean."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the rows as json, too."""
 
@@ -182,21 +191,52 @@ def tables(arguments: Arguments) -> dict[str, dict[str, Callable[[], Action]]]:
     return found
 
 
+def training_tables(arguments: Arguments) -> dict[str, list[dict[str, Any]]]:
+    """Measure and print training steps, row by row."""
+    from accelerate import Accelerator
+
+    from benchmark_training import HEADER, TrainingCase, measure_training
+
+    device = Accelerator().device
+    results: dict[str, list[dict[str, Any]]] = {}
+    for recipe in _TRAINING_RECIPES:
+        print(f"\nTraining by the recipe {recipe}, on {device}\n{HEADER}")
+        results[recipe] = []
+        for compiled in (False, True)[: 1 + arguments.compiled]:
+            for precision in ("no", "bf16"):
+                case = TrainingCase(
+                    recipe=recipe,
+                    precision=precision,
+                    compiled=compiled,
+                    batch_size=arguments.batch_size,
+                    height=arguments.height,
+                    width=arguments.width,
+                    steps=arguments.repeats,
+                    threads=arguments.threads,
+                )
+                row = measure_training(case)
+                print(row, flush=True)
+                results[recipe].append(asdict(row))
+    return results
+
+
 def main(arguments: Arguments) -> int:
     """Print a table for each comparison."""
     import torch
 
     torch.set_num_threads(arguments.threads)
     print(
-        f"{arguments.height}x{arguments.width}, batch 1, {arguments.threads} CPU thread(s), "
+        f"{arguments.height}x{arguments.width}, {arguments.threads} CPU thread(s), "
         f"torch {torch.__version__}"
     )
-    results = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for title, cases in tables(arguments).items():
         rows = measure(cases, arguments)
         results[title] = [asdict(row) for row in rows]
         print(f"\n{title}\n{_HEADER}")
         print("\n".join(map(str, rows)), flush=True)
+    if "training" in arguments.what:
+        results |= training_tables(arguments)
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,13 @@ def test_visits_leave_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     data[5]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_visits_can_be_sent_to_workers_that_start_afresh() -> None:
+    data = make_visits()
+    sent = pickle.loads(pickle.dumps(data))
+    assert torch.equal(sent[5]["pixel_values"], data[5]["pixel_values"])
+    pickle.dumps(build_eval_transform(48, 96))
 
 
 @pytest.mark.parametrize("mosaic", [0.0, 0.5])

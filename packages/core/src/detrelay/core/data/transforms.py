@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,38 +114,35 @@ def resized_shape(
     return (other, short_side) if height > width else (short_side, other)
 
 
+# Transforms are partial functions and not closures: loaders that start their workers afresh, as on
+# macOS and Windows, must be able to pickle them.
+
+
 def build_train_transform(config: AugmentationConfig) -> Transform:
     """Flip, then resize or crop and resize (or jitter the scale), then change colours."""
-    jitter = v2.ColorJitter(
-        brightness=config.color_jitter,
-        contrast=config.color_jitter,
-        saturation=config.color_jitter,
-    )
-
-    def transform(sample: Sample) -> Sample:
-        if torch.rand(()) < config.flip_probability:
-            sample = _on_both(tv_functional.horizontal_flip, sample)
-        if config.jitter_size:
-            sample = _scale_jitter(sample, config.jitter_size, *config.jitter_range)
-        else:
-            if config.crop and torch.rand(()) < 0.5:
-                sample = _resize(sample, _choose(config.crop_short_sides), None)
-                sample = _random_crop(sample, *config.crop_range)
-            sample = _resize(sample, _choose(config.short_sides), config.max_size)
-        if config.color_jitter > 0:
-            sample = replace(sample, image=jitter(sample.image))
-        return sample
-
-    return transform
+    change = config.color_jitter
+    colors = v2.ColorJitter(brightness=change, contrast=change, saturation=change)
+    return partial(_augment, config=config, colors=colors)
 
 
 def build_eval_transform(short_side: int, max_size: int) -> Transform:
     """Resize only: short side to `short_side` unless the long side would exceed `max_size`."""
+    return partial(_resize, short_side=short_side, max_size=max_size)
 
-    def transform(sample: Sample) -> Sample:
-        return _resize(sample, short_side, max_size)
 
-    return transform
+def _augment(sample: Sample, config: AugmentationConfig, colors: v2.ColorJitter) -> Sample:
+    if torch.rand(()) < config.flip_probability:
+        sample = _on_both(tv_functional.horizontal_flip, sample)
+    if config.jitter_size:
+        sample = _scale_jitter(sample, config.jitter_size, *config.jitter_range)
+    else:
+        if config.crop and torch.rand(()) < 0.5:
+            sample = _resize(sample, _choose(config.crop_short_sides), None)
+            sample = _random_crop(sample, *config.crop_range)
+        sample = _resize(sample, _choose(config.short_sides), config.max_size)
+    if config.color_jitter > 0:
+        sample = replace(sample, image=colors(sample.image))
+    return sample
 
 
 def make_mosaic(samples: Sequence[Sample], tile: int) -> Sample:

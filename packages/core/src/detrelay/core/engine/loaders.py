@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import os
 import signal
 from functools import cache, partial
 from multiprocessing.synchronize import Event
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -41,16 +41,17 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(_outlive_signals, _closing()) if num_workers else None,
+        worker_init_fn=partial(_outlive_signals, _closing(os.getpid())) if num_workers else None,
         generator=torch.Generator(),  # the default draws worker seeds from the global state
     )
 
 
 @cache
-def _closing() -> Event:
-    """Set once this program ends: Python then sends SIGTERM to workers that are still there."""
+def _closing(process: int) -> Event:
+    """Set once this process ends: Python then sends SIGTERM to workers that are still there."""
     closing = multiprocessing.Event()
-    atexit.register(closing.set)
+    # unlike what `atexit` registers, this also runs at the end of a process of multiprocessing
+    Finalize(None, closing.set, exitpriority=0)
     return closing
 
 
