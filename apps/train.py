@@ -13,7 +13,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -247,6 +247,29 @@ def check_trackers(names: tuple[str, ...]) -> None:
             )
 
 
+def start_trackers(
+    accelerator: Accelerator, recipe: Recipe, record: dict[str, Any], output: Path
+) -> None:
+    """Open the run at every tracker.
+
+    Raises:
+        RecipeError: one of them cannot start, for want of an account or a network.
+    """
+    names = recipe.train.trackers
+    if not names:
+        return
+    facts = {key: str(value) for key, value in record.items()}
+    own_files = {"wandb": {"dir": str(output)}}
+    try:
+        accelerator.init_trackers("detrelay", facts, init_kwargs=own_files)
+    except Exception as error:  # each package has errors of its own
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"train.trackers={','.join(names)}: cannot start ({reason}); set the tracker up, or "
+            f"leave it out"
+        ) from error
+
+
 def check_push(arguments: Arguments) -> None:
     """Find out before the training whether its model can be published."""
     if arguments.push_to is not None:
@@ -318,12 +341,11 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
         on_evaluation=Reporter(output, val_samples),
     )
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
+    start_trackers(accelerator, recipe, record, output)
     each = recipe.train.save_on_each_node
     if accelerator.is_local_main_process if each else accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    if recipe.train.trackers:
-        accelerator.init_trackers("detrelay", {key: str(value) for key, value in record.items()})
     return trainer
 
 

@@ -296,7 +296,19 @@ def test_a_tracker_that_is_missing_or_unknown(monkeypatch: pytest.MonkeyPatch) -
         train_app.check_trackers(("tensorbord",))
 
 
+def test_a_tracker_that_cannot_start_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no key\nlog in")
+
+    monkeypatch.setattr(train_app, "check_trackers", lambda names: None)
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", refuse)
+    with pytest.raises(RecipeError, match=r"trackers=wandb: cannot start \(no key log in\)"):
+        tiny_run(tmp_path / "run", 'train.trackers=["wandb"]')
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_files(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     assert tiny_run(tmp_path / "run", "train.epochs=1", 'train.trackers=["tensorboard"]') == 0
     assert list((tmp_path / "run").glob("detrelay/events.out.*"))
