@@ -352,9 +352,9 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
 def fitting_recipe(recipe: Recipe, parts: TrainingParts, accelerator: Accelerator) -> Recipe:
     """The recipe with the largest batches that fit, and the same images a step."""
     from detrelay.core.engine.memory import find_fitting_batch
+    from dry_run import largest_batch
 
-    divisor = 32  # to which batches are padded
-    side = -(-recipe.data.max_size // divisor) * divisor
+    side = max(largest_batch(recipe))
     fit = find_fitting_batch(accelerator, parts.model, parts.criterion, recipe.train, side)
     accelerator.print(
         f"fits into memory: train.batch_size={fit.batch_size} "
