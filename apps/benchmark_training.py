@@ -132,10 +132,11 @@ def measure_training(case: TrainingCase) -> TrainingRow:
     """Train a few steps in a process of its own, so that memory is counted from zero."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_train_here, case).result()
+        return pool.submit(train_here, case).result()
 
 
-def _train_here(case: TrainingCase) -> TrainingRow:
+def train_here(case: TrainingCase) -> TrainingRow:
+    """Train a few steps in this process."""
     torch.set_num_threads(case.threads)
     with TemporaryDirectory() as folder:
         accelerator = Accelerator(mixed_precision=case.precision)
