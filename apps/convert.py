@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from detrelay.heads.convert import Conversion
 
 # of the batch's height and width; the programs of the DETR family pad to the largest image alone
-_PADDED_TO = {"stageinteractor": 32}
+_PADDED_TO = {"stageinteractor": 32, "adamixer": 32}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert a released checkpoint of StageInteractor, Deformable DETR or DINO."""
+    """Convert a released checkpoint of StageInteractor, AdaMixer, Deformable DETR or DINO."""
 
     checkpoint: Path
     """File of the released program, or a Deformable DETR folder of transformers."""
     output: Path
     """Folder to write, for from_pretrained."""
     head: str | None = None
-    """stageinteractor, deformable_detr or dino; told by the names if left out."""
+    """stageinteractor, adamixer, deformable_detr or dino; told by the names if left out."""
     variant: str | None = None
     """Published model that the checkpoint must be, such as r50_1x; told by the shapes if left
     out."""
@@ -74,10 +74,8 @@ def write(conversion: Conversion, processor: DetrelayImageProcessor, output: Pat
     """Write model and processor; the folder gets its name when it is whole."""
     import torch
 
-    from detrelay.heads import HEADS
-
     with torch.device("meta"):
-        model = HEADS[conversion.head].model(conversion.config)
+        model = conversion.model(conversion.config)
     model.load_state_dict(conversion.state, assign=True)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

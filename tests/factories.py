@@ -10,6 +10,7 @@ from torch import Tensor
 from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
+from detrelay.heads.stageinteractor import ADAMIXER
 
 STRIDES = (4, 8, 16, 32)
 
@@ -89,6 +90,7 @@ _DEFORMABLE: dict[str, Any] = {
 # every head, as small as it goes, and the variants of a head that run other code
 SMALL_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "stageinteractor": ("stageinteractor", _STAGEINTERACTOR),
+    "stageinteractor_as_adamixer": ("stageinteractor", {**_STAGEINTERACTOR, **ADAMIXER}),
     "deformable_detr": ("deformable_detr", _DEFORMABLE),
     "deformable_detr_one_level": (
         "deformable_detr",

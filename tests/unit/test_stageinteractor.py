@@ -130,6 +130,32 @@ def test_one_step_sampling_predicts_every_point() -> None:
     assert torch.isfinite(last_logits(head)).all()
 
 
+def first_boxes(head: StageInteractorHead) -> Tensor:
+    with torch.no_grad():
+        (group,) = head(make_pyramid())
+    return group.stages[0].boxes
+
+
+def test_centers_move_by_size_or_by_scale() -> None:
+    by_size, by_scale = first_boxes(make_head()), first_boxes(make_head(center_unit="scale"))
+    torch.testing.assert_close(by_size[..., 2:], by_scale[..., 2:])
+    # of an image of 96 x 64 pixels: a step is sqrt(96 * 64) instead of 96 and 64
+    moved = (by_size - 0.5)[..., :2] * torch.tensor([(64 / 96) ** 0.5, (96 / 64) ** 0.5])
+    torch.testing.assert_close(moved, (by_scale - 0.5)[..., :2])
+
+
+def test_finest_scale_shifts_what_points_read_and_where_new_ones_start() -> None:
+    shifted, released = make_head(finest_scale=2), make_head()
+    assert not torch.allclose(last_logits(shifted), last_logits(released))
+    # new points of one step read the same levels
+    one_step = [make_head(finest_scale=scale, two_step_sampling=False) for scale in (2, 3)]
+    for head in one_step:
+        torch.manual_seed(1)
+        for stage in head.stages:
+            stage.points.reset_parameters()
+    torch.testing.assert_close(last_logits(one_step[0]), last_logits(one_step[1]))
+
+
 def test_fewer_levels_are_read() -> None:
     head = make_head()
     assert last_logits(head).shape == (2, 8, 4)

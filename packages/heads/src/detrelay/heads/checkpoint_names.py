@@ -6,16 +6,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from detrelay.core.backbones import SWINS
 from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.key_table import KeyTable
 from detrelay.heads.deformable_detr import DeformableDetrConfig
 from detrelay.heads.dino import DinoConfig
-from detrelay.heads.stageinteractor import StageInteractorConfig
+from detrelay.heads.stageinteractor import ADAMIXER, StageInteractorConfig
 
 _RESNET = "torchvision_resnet"
 _STAGE, _OUR_STAGE = "roi_head.bbox_head.{}.", "head.stages.{}."
-_STAGEINTERACTOR = KeyTable(
+_ADAMIXER_AND_STAGEINTERACTOR = (
     ("rpn_head.init_content_features.", "head.content."),
     ("neck.lateral_convs.{}.conv.", "neck.convs.{}."),
     ("neck.gn_out.", "neck.norm."),
@@ -27,18 +30,6 @@ _STAGEINTERACTOR = KeyTable(
             ("attention.attn.in_proj_bias", "attention.in_proj_bias"),
             ("attention.attn.out_proj.", "attention.out_proj."),
             ("attention_norm.", "attention_norm."),
-            ("feat_extractor.gen_one_d.0.", "points.base."),
-            ("feat_extractor.gen_double_d.0.", "points.inner."),
-            ("dynamic_conv.parameter_generator.", "mixing.generator."),
-            ("dynamic_conv.mix_bias.", "mixing.bias_generator."),
-            ("dynamic_conv.axis_atten_list.{}.", "mixing.adapters.{}.axis."),
-            ("dynamic_conv.subbox_local_list.{}.", "mixing.adapters.{}.pattern."),
-            ("dynamic_conv.M_score_list.", "mixing.channel_gates."),
-            ("dynamic_conv.M_score_list_mix_bias.", "mixing.channel_biases."),
-            ("dynamic_conv.S_score_list.", "mixing.pattern_gate."),
-            ("dynamic_conv.S_score_list2.", "mixing.point_gate."),
-            ("dynamic_conv.Wv.", "mixing.out_proj."),
-            ("dynamic_conv.Wv_layer_norm.", "mixing.norm."),
             ("ffn.layers.0.0.", "ffn_in."),
             ("ffn.layers.1.", "ffn_out."),
             ("ffn_norm.", "ffn_norm."),
@@ -51,6 +42,39 @@ _STAGEINTERACTOR = KeyTable(
         )
     ],
 )
+_STAGEINTERACTOR = KeyTable(
+    *_ADAMIXER_AND_STAGEINTERACTOR,
+    *[
+        (_STAGE + theirs, _OUR_STAGE + ours)
+        for theirs, ours in (
+            ("feat_extractor.gen_one_d.0.", "points.base."),
+            ("feat_extractor.gen_double_d.0.", "points.inner."),
+            ("dynamic_conv.parameter_generator.", "mixing.generator."),
+            ("dynamic_conv.mix_bias.", "mixing.bias_generator."),
+            ("dynamic_conv.axis_atten_list.{}.", "mixing.adapters.{}.axis."),
+            ("dynamic_conv.subbox_local_list.{}.", "mixing.adapters.{}.pattern."),
+            ("dynamic_conv.M_score_list.", "mixing.channel_gates."),
+            ("dynamic_conv.M_score_list_mix_bias.", "mixing.channel_biases."),
+            ("dynamic_conv.S_score_list.", "mixing.pattern_gate."),
+            ("dynamic_conv.S_score_list2.", "mixing.point_gate."),
+            ("dynamic_conv.Wv.", "mixing.out_proj."),
+            ("dynamic_conv.Wv_layer_norm.", "mixing.norm."),
+        )
+    ],
+)
+_ADAMIXER = KeyTable(
+    *_ADAMIXER_AND_STAGEINTERACTOR,
+    *[
+        (f"{_STAGE}sampling_n_mixing.{theirs}", _OUR_STAGE + ours)
+        for theirs, ours in (
+            ("sampling_offset_generator.0.", "points.base."),
+            ("adaptive_mixing.parameter_generator.0.", "mixing.generator."),
+            ("adaptive_mixing.out_proj.", "mixing.out_proj."),
+            ("norm.", "mixing.norm."),
+        )
+    ],
+)
+_ADAMIXER_START = "rpn_head.init_proposal_bboxes.weight"
 # Entries of released checkpoints that no number depends on, with the reason.
 _STAGEINTERACTOR_DEAD = {
     r"\.dynamic_conv\.subbox_score_list\.": "softmax over one element: always 1, gradient 0",
@@ -111,6 +135,7 @@ class Layout:
         backbone: what stands before the names of the backbone.
         naming: the names of the backbone, one of `NAMINGS`.
         dead: patterns of names that no number depends on, with the reason.
+        constants: entries that must be these tables, which no model of ours stores.
         predictors: how many class heads and box heads are listed; 0 where there is no such list.
         shared: the listed heads are one and the same.
         decoder_has: which of "class" and "bbox" stand a second time as parts of the decoder.
@@ -122,6 +147,7 @@ class Layout:
     backbone: str
     naming: str
     dead: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
     predictors: int = 0
     shared: bool = False
     decoder_has: tuple[str, ...] = ()
@@ -155,16 +181,22 @@ def layout_of(config: DetectorConfig) -> Layout:
 
     Reference:
         Released checkpoints of MCG-NJU/StageInteractor, fundamentalvision/Deformable-DETR and
-        IDEA-Research/DINO.
+        IDEA-Research/DINO; released code of MCG-NJU/AdaMixer.
     """
     swin = config.backbone_name in SWINS
     if isinstance(config, StageInteractorConfig):
+        naming = "mmdetection_swin" if swin else _RESNET
+        if all(getattr(config, name) == value for name, value in ADAMIXER.items()):
+            whole_images = torch.tensor([0.5, 0.5, 1, 1]).repeat(config.num_queries, 1)
+            return Layout(
+                _ADAMIXER,
+                "backbone.",
+                naming,
+                constants={_ADAMIXER_START: whole_images},
+                counts_batches=True,
+            )
         return Layout(
-            _STAGEINTERACTOR,
-            "backbone.",
-            "mmdetection_swin" if swin else _RESNET,
-            _STAGEINTERACTOR_DEAD,
-            counts_batches=True,
+            _STAGEINTERACTOR, "backbone.", naming, _STAGEINTERACTOR_DEAD, counts_batches=True
         )
     backbone, naming = ("backbone.0.", "swin") if swin else ("backbone.0.body.", _RESNET)
     if isinstance(config, DinoConfig):

@@ -11,19 +11,22 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detrelay.core.backbones import SWINS
 from detrelay.core.backbones.naming import find_backbone, find_naming
+from detrelay.heads.stageinteractor import ADAMIXER
 
 Shapes = Mapping[str, Tensor]
 
+_BACKBONES_AND_QUERIES: dict[str, dict[str, Any]] = {
+    "r50_1x": {"backbone_name": "resnet50", "num_queries": 100},
+    "r101_3x": {"backbone_name": "resnet101", "num_queries": 100},
+    "r50_300": {"backbone_name": "resnet50", "num_queries": 300},
+    "r101_300": {"backbone_name": "resnet101", "num_queries": 300},
+    "dx101_300": {"backbone_name": "resnext101_32x4d_dcn", "num_queries": 300},
+    "swin_s_300": {"backbone_name": "swin_s", "num_queries": 300},
+}
 # The published models of each head, by what tells them apart.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "stageinteractor": {
-        "r50_1x": {"backbone_name": "resnet50", "num_queries": 100},
-        "r101_3x": {"backbone_name": "resnet101", "num_queries": 100},
-        "r50_300": {"backbone_name": "resnet50", "num_queries": 300},
-        "r101_300": {"backbone_name": "resnet101", "num_queries": 300},
-        "dx101_300": {"backbone_name": "resnext101_32x4d_dcn", "num_queries": 300},
-        "swin_s_300": {"backbone_name": "swin_s", "num_queries": 300},
-    },
+    "stageinteractor": _BACKBONES_AND_QUERIES,
+    "adamixer": _BACKBONES_AND_QUERIES,
     "deformable_detr": {
         "base": {"box_refinement": False, "two_stage": False},
         "refine": {"box_refinement": True, "two_stage": False},
@@ -38,10 +41,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # an entry that all checkpoints of a head have and those of other heads have not
 _TELLTALE = {
-    "stageinteractor": "roi_head.bbox_head.0.iof_tau",
+    "stageinteractor": "roi_head.bbox_head.0.dynamic_conv.Wv.weight",
+    "adamixer": "roi_head.bbox_head.0.sampling_n_mixing.norm.weight",
     "dino": "transformer.enc_out_class_embed.weight",
     "deformable_detr": "transformer.level_embed",
 }
+_MMDETECTION = ("stageinteractor", "adamixer")
 # not in the shapes
 _ATTENTION_HEADS = 8
 _DINO_SWIN_DROP_PATH = 0.2
@@ -79,8 +84,8 @@ def read_sizes(state: Shapes, head: str, settings: Mapping[str, Any]) -> dict[st
         raise ValueError(f"not a checkpoint of {head}: it has no {_TELLTALE[head]}")
     try:
         sizes = (
-            _stageinteractor_sizes(state)
-            if head == "stageinteractor"
+            _mmdetection_sizes(state, head)
+            if head in _MMDETECTION
             else _deformable_sizes(
                 state, head, settings.get("num_attention_heads", _ATTENTION_HEADS)
             )
@@ -90,7 +95,7 @@ def read_sizes(state: Shapes, head: str, settings: Mapping[str, Any]) -> dict[st
     backbone = _backbone_name(state)
     swin = backbone in SWINS
     sizes["backbone_name"] = backbone
-    sizes["backbone_norm"] = "eval" if head == "stageinteractor" else "frozen"
+    sizes["backbone_norm"] = "eval" if head in _MMDETECTION else "frozen"
     sizes["backbone_frozen_stages"] = 0 if swin else 1
     if head == "dino" and swin:
         sizes["backbone_drop_path"] = _DINO_SWIN_DROP_PATH
@@ -120,29 +125,56 @@ def match_variant(sizes: Mapping[str, Any], head: str, wanted: str | None) -> st
     raise ValueError(f"the checkpoint is not variant {wanted} of {head}: {other}; it is {hint}")
 
 
-def _stageinteractor_sizes(state: Shapes) -> dict[str, Any]:
+def _mmdetection_sizes(state: Shapes, head: str) -> dict[str, Any]:
     stage = "roi_head.bbox_head.{}.{}".format
     num_queries, dim = state["rpn_head.init_content_features.weight"].shape
     num_stages = _count(state, r"roi_head\.bbox_head\.(\d+)\.")
-    out_points = state[stage(0, "dynamic_conv.Wv.weight")].shape[1] // dim
-    groups = (len(state[stage(0, "dynamic_conv.mix_bias.bias")]) - dim) // out_points
-    points = [
-        len(state[stage(index, "feat_extractor.gen_one_d.0.bias")]) // (3 * groups)
-        for index in (0, min(1, num_stages - 1))
-    ]
+    points_of = _adamixer_points if head == "adamixer" else _stageinteractor_points
     return {
         "num_queries": num_queries,
         "d_model": dim,
         "num_levels": _count(state, r"neck\.lateral_convs\.(\d+)\."),
-        "num_groups": groups,
         "num_attention_heads": len(state[stage(0, "iof_tau")]),
         "num_stages": num_stages,
-        "pattern_size": len(state[stage(0, "feat_extractor.gen_double_d.0.bias")]) // 3,
-        "num_base_points_first": points[0],
-        "num_base_points": points[1],
-        "num_out_points": out_points,
+        **points_of(state, [stage(index, "") for index in (0, min(1, num_stages - 1))], dim),
         "ffn_dim": len(state[stage(0, "ffn.layers.0.0.bias")]),
         "num_labels": len(state[stage(0, "fc_cls.bias")]),
+    }
+
+
+def _stageinteractor_points(state: Shapes, stages: list[str], dim: int) -> dict[str, Any]:
+    """Sizes of sampling and mixing, from the names of the first two stages."""
+    mixing = f"{stages[0]}dynamic_conv."
+    out_points = state[f"{mixing}Wv.weight"].shape[1] // dim
+    groups = (len(state[f"{mixing}mix_bias.bias"]) - dim) // out_points
+    first, later = (
+        len(state[f"{stage}feat_extractor.gen_one_d.0.bias"]) // (3 * groups) for stage in stages
+    )
+    return {
+        "num_groups": groups,
+        "pattern_size": len(state[f"{stages[0]}feat_extractor.gen_double_d.0.bias"]) // 3,
+        "num_base_points_first": first,
+        "num_base_points": later,
+        "num_out_points": out_points,
+    }
+
+
+def _adamixer_points(state: Shapes, stages: list[str], dim: int) -> dict[str, Any]:
+    """The same of AdaMixer, whose points have no inner pattern."""
+    sampling = "sampling_n_mixing.sampling_offset_generator.0.bias"
+    mixing = f"{stages[0]}sampling_n_mixing.adaptive_mixing."
+    first, later = (len(state[stage + sampling]) // 3 for stage in stages)  # of all groups
+    out_points = state[f"{mixing}out_proj.weight"].shape[1] // dim
+    # G filters of (C / G)^2, and one of O rows for the points of each group
+    channel = len(state[f"{mixing}parameter_generator.0.bias"]) - first * out_points
+    groups = dim**2 // channel if 0 < channel <= dim**2 else 1
+    return {
+        **ADAMIXER,
+        "num_groups": groups,
+        "pattern_size": 1,
+        "num_base_points_first": first // groups,
+        "num_base_points": later // groups,
+        "num_out_points": out_points,
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detrelay.core.backbones.naming import NAMINGS, find_naming
 from detrelay.core.configs import unknown_name
+from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.weight_files import read_weights
 from detrelay.heads import HEADS
@@ -25,6 +26,8 @@ from detrelay.heads.transformers_checkpoint import read_folder
 _BACKBONE = "backbone."
 _COUNT = "num_batches_tracked"
 _SHOWN = 5
+# heads whose released models are models of another head here
+_MODELS = {"adamixer": "stageinteractor"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Conversion:
     Attributes:
         head: one of `VARIANTS`.
         variant: the published model, None where the sizes are of none.
+        model: the class that holds it.
         config: of the model.
         state: its parameters and buffers.
         used: names in the checkpoint and ours, pair by pair.
@@ -60,6 +64,7 @@ class Conversion:
 
     head: str
     variant: str | None
+    model: type[DetectorForObjectDetection]
     config: DetectorConfig
     state: dict[str, Tensor]
     used: tuple[tuple[str, str], ...]
@@ -119,22 +124,24 @@ def convert_state_dict(
     if head is not None and head not in VARIANTS:
         raise ValueError(unknown_name("head", head, VARIANTS))
     head = head or guess_head(state)
+    entry = HEADS[_MODELS.get(head, head)]
     sizes = {**read_sizes(state, head, settings), **settings}
     variant = match_variant(sizes, head, variant)
     try:
-        config = HEADS[head].config(**sizes)
+        config = entry.config(**sizes)
     except StrictDataclassError as error:
         raise ValueError(f"no model of {head} has these sizes: {error}") from error
     translation = translate(state, config)
     with torch.device("meta"):
-        expected = HEADS[head].model(config).state_dict()
+        expected = entry.model(config).state_dict()
     ours, added = translation.state, {}
     for name, value in expected.items():
         if name not in ours and name.endswith(_COUNT):
             ours[name] = torch.zeros(value.shape, dtype=value.dtype)
             added[name] = "number of batches that a fixed norm has seen"
     _check(translation, expected)
-    return Conversion(head, variant, config, ours, translation.used, translation.dropped, added)
+    used, dropped = translation.used, translation.dropped
+    return Conversion(head, variant, entry.model, config, ours, used, dropped, added)
 
 
 def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translation:
@@ -145,7 +152,7 @@ def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translatio
         config: of the model.
 
     Raises:
-        ValueError: entries that must be copies of each other differ.
+        ValueError: entries that must be copies of each other, or a known table, differ.
     """
     layout = layout_of(config)
     ours: dict[str, Tensor] = {}
@@ -162,6 +169,8 @@ def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translatio
         name = layout.table.ours(layout.first_name(key))
         if reason is not None:
             dropped[key] = reason
+        elif key in layout.constants:
+            dropped[key] = _check_constant(key, state[key], layout.constants[key])
         elif name is None:
             unknown.append(key)
         elif name not in ours:
@@ -208,7 +217,7 @@ def to_official(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str
         if name in layout.spare_rows:
             value = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
         official.update(dict.fromkeys(layout.all_names(first), value))
-    return official
+    return {**official, **layout.constants}
 
 
 def _translate_backbone(
@@ -226,6 +235,17 @@ def _translate_backbone(
     ours.update({_BACKBONE + name: value for name, value in state.items()})
     used += [(prefix + sources[name], _BACKBONE + name) for name in state]
     dropped.update({prefix + key: why for key, why in left_out.items()})
+
+
+def _check_constant(key: str, value: Tensor, constant: Tensor) -> str:
+    """Refuse a table that is not the one our models are built for; why it is dropped."""
+    if not constant.equal(value.to(constant)):
+        row = ", ".join(f"{number:g}" for number in constant[0].tolist())
+        raise ValueError(
+            f"{key} must be {row} in all of its {len(constant)} rows: queries that start "
+            f"elsewhere cannot be converted"
+        )
+    return "table of constants: every query starts as the whole image"
 
 
 def _without_spare_rows(name: str, value: Tensor, layout: Layout, config: DetectorConfig) -> Tensor:

@@ -8,8 +8,10 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,17 @@ from detrelay.heads.stageinteractor_mixing import (
     empty_banks,
 )
 
-# log2 of the pixels at which a point reads the finest level alone (spec of the released sampler)
+# what makes the decoder compute what AdaMixer's does
+ADAMIXER: Mapping[str, Any] = MappingProxyType(
+    {
+        "max_reused_filters": 0,
+        "reuse_spatial_filters": False,
+        "two_step_sampling": False,
+        "finest_scale": 2.0,
+        "center_unit": "scale",
+    }
+)
+# log2 of pixels; of the released sampler, where new points have z = 0
 _FINEST_SCALE = 3.0
 _POSITION_TEMPERATURE = 10000.0
 _POSITION_UNIT_PX = 1000.0
@@ -61,13 +73,18 @@ class StageInteractorConfig(DetectorConfig):
             most, newest kept; None for all, 0 for none.
         reuse_spatial_filters: whether half of the spatial filters are blended with the ones of the
             stage before. With `max_reused_filters` 0 and this off the detector is the baseline of
-            the paper's table 6, an AdaMixer.
+            the paper's table 6, close to an AdaMixer; `ADAMIXER` makes it one.
         adapter: how own-mixed features enter a reused filter: "full" as released, "channel" or
             "none" for the ablations, see `StaticAdapter`.
         two_step_sampling: base points with an inner pattern; False predicts all points at once.
+        finest_scale: log2 of the pixels at which a point reads most of the finest level; that of
+            each coarser level is one more. 3 as released, 2 in AdaMixer.
+        center_unit: what steps of the centre are multiples of: "size", width and height of the box,
+            as released, or "scale", sqrt(width * height) for both, as in AdaMixer.
 
     Reference:
-        Teng et al., ICCV 2023; released config `stageinteractor_r50_1x_coco`.
+        Teng et al., ICCV 2023; released config `stageinteractor_r50_1x_coco`. Gao et al.
+        (AdaMixer), CVPR 2022; released config `adamixer_r50_1x_coco`.
     """
 
     model_type = "detrelay_stageinteractor"
@@ -87,6 +104,8 @@ class StageInteractorConfig(DetectorConfig):
     reuse_spatial_filters: bool = True
     adapter: Literal["full", "channel", "none"] = "full"
     two_step_sampling: bool = True
+    finest_scale: float | int = 3.0
+    center_unit: Literal["size", "scale"] = "size"
 
     def validate_architecture(self) -> None:
         """Refuse sizes that do not divide each other."""
@@ -227,10 +246,18 @@ class StageInteractorStage(nn.Module):
         dim, shape = config.d_model, config.mixing_shape(stage)
         # the bank starts at stage 1: stage 0 samples another number of points
         self.feeds_bank = stage > 0
+        self.finest_scale = config.finest_scale
+        self.center_unit = config.center_unit
         self.attention = OverlapBiasedAttention(dim, config.num_attention_heads)
         self.attention_norm = nn.LayerNorm(dim)
         self.points = PointGenerator(
-            dim, shape.groups, shape.base_points, shape.pattern, config.two_step_sampling
+            dim,
+            shape.groups,
+            shape.base_points,
+            shape.pattern,
+            config.two_step_sampling,
+            # new points read the same levels wherever the finest one is set
+            start_scale=config.finest_scale - _FINEST_SCALE,
         )
         self.mixing = DynamicMixing(shape)
         self.ffn_in = nn.Linear(dim, config.ffn_dim)
@@ -272,8 +299,9 @@ class StageInteractorStage(nn.Module):
         hidden = apply_linear(self.ffn_in, queries).relu_()
         queries = self.ffn_norm(queries + apply_linear(self.ffn_out, hidden))
         step = self.refine(queries).to(boxes.dtype)
+        unit = sizes_of(boxes) if self.center_unit == "size" else 2 ** boxes[..., 2:3]
         boxes = torch.cat(
-            [boxes[..., :2] + step[..., :2] * sizes_of(boxes), boxes[..., 2:] + step[..., 2:]], -1
+            [boxes[..., :2] + step[..., :2] * unit, boxes[..., 2:] + step[..., 2:]], -1
         )
         prediction = StagePrediction(
             logits=self.classify(queries),
@@ -293,7 +321,7 @@ class StageInteractorStage(nn.Module):
         positions, scale = self.points(queries, boxes)
         level = torch.arange(len(maps), device=scale.device, dtype=scale.dtype)
         level = level[:, None, None, None, None]
-        weights = (-0.5 * (scale - _FINEST_SCALE - level) ** 2).softmax(dim=0)
+        weights = (-0.5 * (scale - self.finest_scale - level) ** 2).softmax(dim=0)
         locations = positions[:, None] / scene.level_sizes.t()[..., None, None, None, None]
         return sample_maps(maps, locations, weights)
 

@@ -367,6 +367,7 @@ class PointGenerator(nn.Module):
         base_points: P.
         pattern: K.
         two_step: False predicts all P * K points of a group directly.
+        start_scale: z of new base points, log2 of pixels.
 
     Reference:
         Teng et al., ICCV 2023, section 3.4; one-step points are the released code's
@@ -374,9 +375,16 @@ class PointGenerator(nn.Module):
     """
 
     def __init__(
-        self, dim: int, groups: int, base_points: int, pattern: int, two_step: bool
+        self,
+        dim: int,
+        groups: int,
+        base_points: int,
+        pattern: int,
+        two_step: bool,
+        start_scale: float = 0.0,
     ) -> None:
         super().__init__()
+        self.start_scale = start_scale
         self.groups = groups
         self.pattern = pattern
         points = base_points if two_step else base_points * pattern
@@ -387,9 +395,9 @@ class PointGenerator(nn.Module):
     def reset_parameters(self) -> None:
         """Points spread over the box at random, the same for every query."""
         nn.init.zeros_(self.base.weight)
-        init.copy_(
-            self.base.bias, uniform_offsets(self.base.out_features // 3, bound=0.5).flatten()
-        )
+        base = uniform_offsets(self.base.out_features // 3, bound=0.5)
+        base[:, 2] = self.start_scale
+        init.copy_(self.base.bias, base.flatten())
         if self.inner is not None:
             nn.init.zeros_(self.inner.weight)
             inner = uniform_offsets(self.pattern, bound=0.5 / math.sqrt(2))
