@@ -90,7 +90,6 @@ _DEFORMABLE: dict[str, Any] = {
 # every head, as small as it goes, and the variants of a head that run other code
 SMALL_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "stageinteractor": ("stageinteractor", _STAGEINTERACTOR),
-    "stageinteractor_as_adamixer": ("stageinteractor", {**_STAGEINTERACTOR, **ADAMIXER}),
     "deformable_detr": ("deformable_detr", _DEFORMABLE),
     "deformable_detr_one_level": (
         "deformable_detr",
