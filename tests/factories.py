@@ -10,7 +10,6 @@ from torch import Tensor
 from detrelay.core.detector_config import DetectorConfig
 from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
-from detrelay.heads.stageinteractor import ADAMIXER
 
 STRIDES = (4, 8, 16, 32)
 
