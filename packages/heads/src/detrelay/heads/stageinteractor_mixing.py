@@ -339,7 +339,7 @@ def _mix(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     x = left @ right
     shape = x.shape[-2:]
     # Only on a CPU, where memory is what takes long: the same by passes over x in place.
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype is torch.bfloat16:
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype.itemsize < 4:
         return F.layer_norm(x if bias is None else x.add_(bias), shape, eps=_NORM_EPSILON).relu_()
     shift = -x.mean((-2, -1), keepdim=True)
     if bias is not None:
