@@ -16,6 +16,7 @@ from torch import Tensor
 from detrelay.core.backbones.naming import NAMINGS, find_naming
 from detrelay.core.configs import unknown_name
 from detrelay.core.detector_config import DetectorConfig
+from detrelay.core.messages import one_line
 from detrelay.core.weight_files import read_weights
 from detrelay.heads import HEADS
 from detrelay.heads.checkpoint_names import Layout, layout_of
@@ -124,7 +125,7 @@ def convert_state_dict(
     try:
         config = HEADS[head].config(**sizes)
     except StrictDataclassError as error:
-        raise ValueError(f"no model of {head} has these sizes: {error}") from error
+        raise ValueError(f"no model of {head} has these sizes: {one_line(error)}") from error
     translation = translate(state, config)
     with torch.device("meta"):
         expected = HEADS[head].model(config).state_dict()

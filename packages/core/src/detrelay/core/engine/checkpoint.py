@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from detrelay.core.messages import one_line
+
 _MARKER = "complete.json"
 _NAME = re.compile(r"step_(\d{7,})")
 _PARTIAL = ".partial"
@@ -119,7 +121,7 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
         if not any(word in str(error) for word in _TORCH_CANNOT_WRITE):
             raise
         problem = error
-    reasons = gather_object([None if problem is None else _one_line(problem)])
+    reasons = gather_object([None if problem is None else one_line(problem)])
     for process, reason in enumerate(reasons):
         if reason is not None:
             folder = next(path for path in target.parents if path.exists())
@@ -265,10 +267,6 @@ def _load_bare_models(models: list[nn.Module], folder: str) -> None:
     for index, model in enumerate(models):
         if isinstance(model, DistributedDataParallel):
             models[index] = model.module
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _old_name(target: Path) -> Path:

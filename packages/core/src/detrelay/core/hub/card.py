@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.hub.citations import citations
+from detrelay.core.messages import one_line
 
 PICTURE = "predictions.png"
 SPEED = "speed.json"
@@ -90,8 +91,7 @@ def check_card(text: str, source: str) -> None:
     try:
         data: Any = ModelCard(text).data
     except Exception as error:  # of the YAML parser or the model-index reader
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{source}: its metadata cannot be read ({reason})") from error
+        raise ValueError(f"{source}: its metadata cannot be read ({one_line(error)})") from error
     if not isinstance(data.license, str):
         raise ValueError(f"{source}: its metadata must name a licence (`license: apache-2.0`)")
     for result in data.eval_results or []:
@@ -281,7 +281,7 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")
+    return one_line(text).replace("|", r"\|")
 
 
 def _percent(fraction: float) -> str:

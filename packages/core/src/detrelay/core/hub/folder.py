@@ -18,6 +18,7 @@ from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import PICTURE, CardFacts, build_card, check_card, median_speed
 from detrelay.core.hub.shim import write_shim
 from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.core.messages import one_line
 
 _NEEDED = ("config.json", "preprocessor_config.json", "training.json")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -79,9 +80,9 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> C
         check_card(card.read_text(encoding="utf-8"), str(source / _CARD))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
-            f"{source}: no card can be made of training.json ({_one_line(error)})"
+            f"{source}: no card can be made of training.json ({one_line(error)})"
             if not isinstance(error, ValueError)
-            else _one_line(error)
+            else one_line(error)
         ) from error
     return CheckedFolder(target, dict(model.state_dict()), logits, boxes)
 
@@ -107,7 +108,7 @@ def load_folder(
         processor = AutoImageProcessor.from_pretrained(source, **offline)
     except Exception as error:
         raise HubError(
-            f"{name}: cannot be loaded as a model ({_one_line(error)}); a head must be registered "
+            f"{name}: cannot be loaded as a model ({one_line(error)}); a head must be registered "
             f"first, as `import detrelay.heads` does"
         ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -136,7 +137,7 @@ def run_once(
             output = model(**processor(images=image, return_tensors="pt"))
         processor.post_process_object_detection(output, 0.0, [_PROBE_SIZE])
     except Exception as error:
-        raise HubError(f"{name}: the model does not run ({_one_line(error)})") from error
+        raise HubError(f"{name}: the model does not run ({one_line(error)})") from error
     return output.logits, output.pred_boxes
 
 
@@ -176,7 +177,3 @@ def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
     picture = run / "pictures" / f"epoch_{epoch}.png"
     if picture.is_file() and not (target / PICTURE).exists():
         shutil.copyfile(picture, target / PICTURE)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
