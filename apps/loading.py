@@ -261,6 +261,13 @@ def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, A
         "init": None if init is None else str(init),
         "command": command,
         "device": device,
+        **facts_of_program(),
+    }
+
+
+def facts_of_program() -> dict[str, Any]:
+    """With which code a model folder was written."""
+    return {
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),

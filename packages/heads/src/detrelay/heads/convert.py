@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,14 @@ from detrelay.core.messages import one_line
 from detrelay.core.weight_files import read_weights
 from detrelay.heads import HEADS
 from detrelay.heads.checkpoint_names import Layout, layout_of
-from detrelay.heads.checkpoint_sizes import VARIANTS, guess_head, match_variant, read_sizes
+from detrelay.heads.checkpoint_sizes import (
+    PROGRAMS,
+    VARIANTS,
+    guess_head,
+    match_variant,
+    read_sizes,
+)
+from detrelay.heads.transformers_checkpoint import PROGRAM as TRANSFORMERS
 from detrelay.heads.transformers_checkpoint import read_folder
 
 _BACKBONE = "backbone."
@@ -51,6 +58,7 @@ class Conversion:
 
     Attributes:
         head: one of `VARIANTS`.
+        program: what writes such checkpoints; its repository on GitHub.
         variant: the published model, None where the sizes are of none.
         config: of the model.
         state: its parameters and buffers.
@@ -60,6 +68,7 @@ class Conversion:
     """
 
     head: str
+    program: str
     variant: str | None
     config: DetectorConfig
     state: dict[str, Tensor]
@@ -91,8 +100,11 @@ def convert_checkpoint(
         theirs.setdefault(official, []).append(name)
     used = [(n, ours) for official, ours in conversion.used for n in theirs.get(official, [])]
     dropped = {n: why for key, why in conversion.dropped.items() for n in theirs.get(key, [])}
-    return Conversion(
-        **{**vars(conversion), "used": tuple(used), "dropped": {**folder.dropped, **dropped}}
+    return replace(
+        conversion,
+        program=TRANSFORMERS,
+        used=tuple(used),
+        dropped={**folder.dropped, **dropped},
     )
 
 
@@ -135,7 +147,16 @@ def convert_state_dict(
             ours[name] = torch.zeros(value.shape, dtype=value.dtype)
             added[name] = "number of batches that a fixed norm has seen"
     _check(translation, expected)
-    return Conversion(head, variant, config, ours, translation.used, translation.dropped, added)
+    return Conversion(
+        head=head,
+        program=PROGRAMS[head],
+        variant=variant,
+        config=config,
+        state=ours,
+        used=translation.used,
+        dropped=translation.dropped,
+        added=added,
+    )
 
 
 def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translation:

@@ -15,7 +15,14 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.hub.calls import HubError
-from detrelay.core.hub.card import PICTURE, CardFacts, build_card, check_card, median_speed
+from detrelay.core.hub.card import (
+    PICTURE,
+    CardFacts,
+    build_card,
+    check_card,
+    default_license,
+    median_speed,
+)
 from detrelay.core.hub.shim import write_shim
 from detrelay.core.image_processing import DetrelayImageProcessor
 from detrelay.core.messages import one_line
@@ -50,7 +57,7 @@ class CheckedFolder:
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
 
-def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> CheckedFolder:
+def complete_folder(source: Path, target: Path, repo_id: str, license: str | None) -> CheckedFolder:
     """Copy a saved model, add what is missing for the Hub, and try it.
 
     Hidden files stay behind. The shim is added; so are a card, if the folder has no README.md, and
@@ -60,7 +67,7 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> C
         source: a folder as training writes it, such as `best` of a run.
         target: where the copy goes; must not exist.
         repo_id: name on the Hub, "user/model", for the card.
-        license: identifier of the weights' licence, for the card.
+        license: identifier of the weights' licence, for the card; None for `default_license`.
 
     Raises:
         HubError: a file is missing, damaged or not to be published, or the model does not run.
@@ -75,6 +82,7 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> C
     try:
         if not card.is_file():
             speed = median_speed(source.resolve().parent / "metrics.jsonl")
+            license = license or default_license(training)
             facts = CardFacts(model, training, target, speed, license)
             card.write_text(build_card(repo_id, facts), encoding="utf-8")
         check_card(card.read_text(encoding="utf-8"), str(source / _CARD))
