@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from detrelay.core.messages import one_line
+
 USER_ERROR = 2
 
 
@@ -25,14 +27,14 @@ def run(main: Callable[[], int]) -> NoReturn:
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+        print(f"error: {_told(error)}", file=sys.stderr, flush=True)
         code = USER_ERROR
     sys.exit(code)
 
 
-def _one_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
     text = str(error).strip()
     if text.startswith("Caught ") and "DataLoader worker" in text:
         # torch hands on a worker's error with its traceback, the message itself last
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split()) or type(error).__name__
+        return one_line(text.splitlines()[-1].partition(": ")[2])
+    return one_line(error)

@@ -6,16 +6,19 @@ python apps/convert.py --head stageinteractor --variant r50_300 --checkpoint lat
 
 from __future__ import annotations
 
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from console import run
+from detrelay.core.configs import load_recipe
+from train import RECIPES
 
 if TYPE_CHECKING:
+    from detrelay.core.detector_config import DetectorConfig
     from detrelay.core.image_processing import DetrelayImageProcessor
     from detrelay.heads.convert import Conversion
 
@@ -52,7 +55,7 @@ def convert(arguments: Arguments) -> int:
         print(f"dropped  {theirs}: {reason}")
     for ours, reason in conversion.added.items():
         print(f"added    {ours}: {reason}")
-    write(conversion, image_processor(arguments.checkpoint, conversion.head), output)
+    write(conversion, arguments.checkpoint, output)
     print(
         f"{output}: {conversion.head} {conversion.variant or '(sizes of no published variant)'}, "
         f"{len({theirs for theirs, _ in conversion.used})} entries used, "
@@ -70,23 +73,57 @@ def image_processor(checkpoint: Path, head: str) -> DetrelayImageProcessor:
     return DetrelayImageProcessor(pad_size_divisor=_PADDED_TO.get(head, 1), **settings)
 
 
-def write(conversion: Conversion, processor: DetrelayImageProcessor, output: Path) -> None:
-    """Write model and processor; the folder gets its name when it is whole."""
+def write(conversion: Conversion, checkpoint: Path, output: Path) -> None:
+    """Write model, processor and what is known of them, all or nothing."""
     import torch
+
+    from detrelay.core.engine.checkpoint import save_model
 
     with torch.device("meta"):
         model = conversion.model(conversion.config)
     model.load_state_dict(conversion.state, assign=True)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        if output.exists():  # empty
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    processor = image_processor(checkpoint, conversion.head)
+    save_model(model, processor, facts_of_conversion(conversion, checkpoint), output)
+
+
+def facts_of_conversion(conversion: Conversion, checkpoint: Path) -> dict[str, Any]:
+    """What a reader of the model should know, for `training.json`; no path of this machine."""
+    from detrelay.core.engine.checkpoint import sha256_of
+    from detrelay.heads.transformers_checkpoint import WEIGHTS
+    from loading import facts_of_program
+
+    checkpoint = checkpoint.resolve()
+    file = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
+    converted = {
+        "checkpoint": file.relative_to(checkpoint.parent).as_posix(),
+        "sha256": sha256_of(file),
+        "program": conversion.program,
+        "variant": conversion.variant,
+        "published": published_figures(conversion.head, conversion.config),
+    }
+    return {"converted": converted, **facts_of_program()}
+
+
+def published_figures(head: str, config: DetectorConfig) -> dict[str, str]:
+    """What was published for models with exactly these settings: figures by name of the recipe.
+
+    A checkpoint does not say how it was trained, so there may be several; there are none for
+    classes other than those of COCO.
+    """
+    if config.category_ids is None:
+        return {}
+    classes = {name: getattr(config, name) for name in ("id2label", "label2id", "category_ids")}
+    found = {}
+    for file in sorted(RECIPES.glob("*.toml")):
+        text = re.sub(r"\n#\s*", " ", file.read_text(encoding="utf-8"))
+        if (figures := re.search(r"Published, not measured here: (.+?\))", text)) is None:
+            continue
+        recipe = load_recipe(file)
+        if recipe.head != head:
+            continue
+        if type(config)(**classes, **recipe.model).to_dict() == config.to_dict():
+            found[file.stem] = figures[1]
+    return found
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ import torch
 import detrelay.heads
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from detrelay.core.messages import one_line
 marks.append(time.time())
 try:
     model = AutoModelForObjectDetection.from_pretrained(source)
     processor = AutoImageProcessor.from_pretrained(source)
 except (OSError, ValueError) as error:
-    sys.exit(" ".join(str(error).split()))
+    sys.exit(one_line(error))
 marks.append(time.time())
 image = (Image.open(path) if path else Image.effect_noise((640, 480), 80)).convert("RGB")
 for _ in range(2):

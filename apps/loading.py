@@ -33,6 +33,7 @@ from detrelay.core.engine.trainer import TrainingParts
 from detrelay.core.hub.fetch import model_folder
 from detrelay.core.image_processing import DetrelayImageProcessor
 from detrelay.core.losses import LossConfig
+from detrelay.core.messages import one_line
 from detrelay.heads import HEADS, HeadEntry, find_head
 
 AnyDataset = CocoDataset | ShapesDataset
@@ -151,7 +152,7 @@ def build_model(
             **recipe.model,
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise RecipeError(f"model settings of head {recipe.head}: {_one_line(error)}") from error
+        raise RecipeError(f"model settings of head {recipe.head}: {one_line(error)}") from error
     if fresh and init is not None:
         return _from_saved(entry, config, init)
     model = entry.model(config)
@@ -208,7 +209,7 @@ def build_criterion(recipe: Recipe) -> Criterion:
     try:
         assigners = build_assigners(assigner, losses, recipe.assigner.options)
     except TypeError as error:
-        raise RecipeError(f"options of assigner {assigner}: {_one_line(error)}") from error
+        raise RecipeError(f"options of assigner {assigner}: {one_line(error)}") from error
     return Criterion(losses.terms(), assigners)
 
 
@@ -231,7 +232,7 @@ def load_saved(
         model = AutoModelForObjectDetection.from_pretrained(folder)
         processor = AutoImageProcessor.from_pretrained(folder)
     except Exception as error:
-        raise ValueError(f"{folder}: cannot be loaded as a model: {_one_line(error)}") from error
+        raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
     if not isinstance(model, DetectorForObjectDetection):
         raise ValueError(
             f"{folder}: holds a {type(model).__name__}; expected one of the heads "
@@ -260,6 +261,13 @@ def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, A
         "init": None if init is None else str(init),
         "command": command,
         "device": device,
+        **facts_of_program(),
+    }
+
+
+def facts_of_program() -> dict[str, Any]:
+    """With which code a model folder was written."""
+    return {
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -287,7 +295,3 @@ def _commit() -> str | None:
 
 def _listed(categories: Sequence[Category]) -> str:
     return ", ".join(f"{category.id} {category.name}" for category in categories)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -27,8 +27,9 @@ class Arguments:
     """Let only the owners see it."""
     tag: str | None = None
     """Name of this version; the next free one of v1, v2, ... if not named."""
-    license: str = "apache-2.0"
-    """Licence of the weights, as the Hub names it; for a card that is written here."""
+    license: str | None = None
+    """Licence of the weights, as the Hub names it, for a card that is written here; if not named,
+    apache-2.0, or unknown for converted weights."""
     head: str | None = None
     """The model's head as module:ConfigClass, if it is none of this project's."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False

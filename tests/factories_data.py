@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from detrelay.core.data.coco import Sample
+from detrelay.core.data.shapes import ShapesDataset
 
 # Category ids with a gap and out of order, a crowd, an image without objects.
 COCO: dict[str, Any] = {
@@ -47,6 +50,23 @@ def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """An RGB image of smooth noise."""
     values = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height))
+
+
+def write_shapes(folder: Path, category_ids: Sequence[int] = (1, 2, 3, 4)) -> None:
+    """Write train.json and val.json of drawn shapes, and their images in `images`."""
+    (folder / "images").mkdir(parents=True)
+    for split, seed, count in (("train", 5, 8), ("val", 6, 3)):
+        shapes = ShapesDataset(count, image_size=64, seed=seed)
+        truth = copy.deepcopy(shapes.ground_truth)
+        for category in truth["categories"]:
+            category["id"] = category_ids[category["id"] - 1]
+        for annotation in truth["annotations"]:
+            annotation["category_id"] = category_ids[annotation["category_id"] - 1]
+        for index, entry in enumerate(truth["images"]):
+            entry["file_name"] = f"{split}_{index}.png"
+            image = to_pil_image(shapes[index].image)
+            image.save(folder / "images" / entry["file_name"])
+        (folder / f"{split}.json").write_text(json.dumps(truth))
 
 
 def write_coco(folder: Path, content: Any = None, *, images: bool = True) -> Path:

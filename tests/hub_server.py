@@ -21,7 +21,7 @@ import yaml
 WRITE_TOKEN, READ_TOKEN = "hf_write", "hf_read"
 USER, ORGANIZATION, READ_ONLY_ORGANIZATION, STRANGER = "tess", "lab", "museum", "mallory"
 _TOKENS = {WRITE_TOKEN: "write", READ_TOKEN: "read"}
-_LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "other"}
+_LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "other", "unknown"}
 _ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 

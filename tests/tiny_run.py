@@ -9,6 +9,7 @@ import pytest
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from train import Arguments, train
 
@@ -54,10 +55,23 @@ class TinyResNet(nn.Module):
         self.fc = nn.Linear(64, 10)
 
 
-def shrink_backbone(patch: pytest.MonkeyPatch) -> None:
+class TinyBlocks(TinyResNet):
+    """The same with torchvision's blocks, so that weights have the names of released ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for stage, (inner, outer) in enumerate([(8, 8), (8, 16), (16, 32), (32, 64)], start=1):
+            stride = 1 if stage == 1 else 2
+            skip = nn.Sequential(
+                nn.Conv2d(inner, outer, 1, stride=stride, bias=False), nn.BatchNorm2d(outer)
+            )
+            setattr(self, f"layer{stage}", nn.Sequential(BasicBlock(inner, outer, stride, skip)))
+
+
+def shrink_backbone(patch: pytest.MonkeyPatch, network: type[nn.Module] = TinyResNet) -> None:
     """Let every ResNet be the tiny one, on one core: more would only wait for each other."""
     patch.setattr("train.usable_cores", lambda: 1)
-    patch.setattr(torchvision.models, "get_model", lambda name, weights=None: TinyResNet())
+    patch.setattr(torchvision.models, "get_model", lambda name, weights=None: network())
 
 
 def skip_pictures(patch: pytest.MonkeyPatch) -> None:

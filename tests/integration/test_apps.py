@@ -13,7 +13,6 @@ import pytest
 import torch
 import tyro
 from PIL import Image
-from torchvision.transforms.v2 import functional as tv_functional
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 import console
@@ -22,6 +21,7 @@ import predict
 from detrelay.core.configs import DataConfig, Recipe, override
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import AugmentationConfig
+from factories_data import write_shapes
 from loading import build_datasets, build_parts
 from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_arguments, tiny_run
 from train import train
@@ -50,19 +50,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
 def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.json, val.json and images/ of drawn shapes under other category ids."""
     folder = tmp_path_factory.mktemp("coco")
-    (folder / "images").mkdir()
-    for split, seed, count in (("train", 5, 8), ("val", 6, 3)):
-        shapes = ShapesDataset(count, image_size=64, seed=seed)
-        truth = json.loads(json.dumps(shapes.ground_truth))
-        for category in truth["categories"]:
-            category["id"] = CATEGORY_IDS[category["id"] - 1]
-        for annotation in truth["annotations"]:
-            annotation["category_id"] = CATEGORY_IDS[annotation["category_id"] - 1]
-        for index, entry in enumerate(truth["images"]):
-            entry["file_name"] = f"{split}_{index}.png"
-            image = tv_functional.to_pil_image(shapes[index].image)
-            image.save(folder / "images" / entry["file_name"])
-        (folder / f"{split}.json").write_text(json.dumps(truth))
+    write_shapes(folder, CATEGORY_IDS)
     return folder
 
 

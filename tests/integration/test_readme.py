@@ -1,26 +1,53 @@
-"""What the README shows works as it stands there."""
+"""What the README shows works as it stands there, only smaller."""
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator
-from importlib import import_module
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import tyro
-from PIL import Image
-from transformers import AutoConfig, AutoModelForObjectDetection
+from transformers import AutoModelForObjectDetection
 
 import train
 from detrelay.assigners import ASSIGNERS
-from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_run
+from detrelay.core.configs import load_recipe
+from factories_data import noise_image, write_shapes
+from hub_model import only_hub
+from hub_server import USER, running_hub
+from official import write_small_checkpoint
+from tiny_run import TINY, TinyBlocks, shrink_backbone, skip_pictures, tiny_run
 
-README = Path(__file__).parents[2] / "README.md"
-DATA_AND_SCHEDULE = [entry for entry in TINY if not entry.startswith("model.")]
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+INSTALL = "pip install uv && "
+COMMAND = re.compile(r"uv run (?:accelerate launch|python) apps/(\w+)\.py ?(.*)")
+TESTS = 'uv run pytest -m "not slow"'
+BEST = "runs/stageinteractor-cross_stage/best"
+
+DEFORMABLE = (
+    *("model.d_model=32", "model.num_attention_heads=2", "model.num_queries=8"),
+    *("model.encoder_layers=1", "model.decoder_layers=2", "model.ffn_dim=32"),
+    "model.denoising_queries=4",
+)
+# what makes a training small: of its head, and of any
+SIZES = {
+    "stageinteractor": tuple(entry for entry in TINY if entry.startswith("model.")),
+    "dino": DEFORMABLE,
+    "my_head:MyHeadConfig": (),  # small as it is
+}
+SCHEDULE = (
+    *(entry for entry in TINY if not entry.startswith("model.")),
+    *("train.epochs=1", "train.backbone_weights=none"),
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -32,62 +59,214 @@ def python_file(name: str) -> str:
     return found
 
 
-def commands() -> list[str]:
-    lines = "\n".join(blocks("bash")).splitlines()
-    return [line.partition(" #")[0].strip() for line in lines if "apps/" in line]
+def shell_lines() -> list[str]:
+    """Every line of the README for a shell, without its comment and without the installation."""
+    lines = (line.partition(" #")[0].strip() for line in "\n".join(blocks("bash")).splitlines())
+    return [line.removeprefix(INSTALL) for line in lines if line]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command has left behind in the working directory, and what it printed."""
+
+    options: list[str]
+    printed: str
+
+
+def shrunk(app: str, options: list[str]) -> list[str]:
+    """The options of a command, and those that make it small."""
+    if app != "train" or "--dry-run" in options:
+        return options
+    arguments = tyro.cli(train.Arguments, args=options)
+    head = train.resolve(arguments).head
+    assert head in SIZES, f"nothing says yet how to make {head} small"
+    smaller = [*SIZES[head], *SCHEDULE]
+    if arguments.resume:
+        smaller.append("train.epochs=2")
+    own = {entry.partition("=")[0] for group in arguments.set for entry in group}
+    assert own.isdisjoint(entry.partition("=")[0] for entry in smaller)
+    return [*options, "--set", *smaller]
+
+
+def run(line: str, capsys: pytest.CaptureFixture[str]) -> Result:
+    """Run a command as the shell would, in this process and small."""
+    app, options = COMMAND.fullmatch(line).groups()  # type: ignore[union-attr]
+    own = shlex.split(options.replace("USER/", f"{USER}/"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{app}.py", *shrunk(app, own)])
+        patch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "apps" / f"{app}.py"), run_name="__main__")
+    captured = capsys.readouterr()
+    assert stop.value.code == 0, captured.err
+    return Result(own, captured.out)
+
+
+def check_training(result: Result) -> None:
+    arguments = tyro.cli(train.Arguments, args=result.options)
+    if arguments.dry_run:
+        assert not Path("runs").exists()
+        for word in ("learning rate", "steps: ", "GiB"):
+            assert word in result.printed
+        return
+    (output,) = Path("runs").iterdir()
+    record = json.loads((output / "training.json").read_text())
+    head = record["recipe"]["head"]
+    assert output.name == f"{head.replace(':', '.')}-{record['assigner']}"
+    assert arguments.head in (None, head)
+    assert arguments.assigner in (None, record["assigner"])
+    for entry in [entry for group in arguments.set for entry in group]:
+        key, _, value = entry.partition("=")
+        part, _, name = key.partition(".")
+        assert str(record["recipe"][part][name]) == value
+    if arguments.data:
+        assert record["recipe"]["data"]["train_annotations"] == f"{arguments.data[0]}/train.json"
+    assert json.loads((output / "results.json").read_text())["epoch"] == 1 + arguments.resume
+    for name in ("metrics.jsonl", "curves.png", "pictures", "checkpoints", "best"):
+        assert (output / name).exists()
+    model = AutoModelForObjectDetection.from_pretrained(output / "last").eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).pred_boxes.shape[-1] == 4
+
+
+def check_prediction(result: Result) -> None:
+    folder = Path(result.options[result.options.index("--output") + 1])
+    assert json.loads((folder / "predictions.json").read_text()) is not None
+    assert {path.name for path in folder.glob("*.png")} == {"one.png.png", "two.jpg.png"}
+
+
+def check_evaluation(result: Result) -> None:
+    assert re.search(r"^AP  .* \d\.\d{6}$", result.printed, re.MULTILINE)
+    perfect = "--predictions" in result.options
+    assert ("AP          1.000000" in result.printed) == perfect
+
+
+def check_publication(result: Result) -> None:
+    assert f"{USER}/MODEL (private), tag v1" in result.printed
+
+
+def check_conversion(result: Result) -> None:
+    assert "used     " in result.printed
+    model = AutoModelForObjectDetection.from_pretrained("my_model")
+    assert model.config.model_type == "detrelay_deformable_detr"
+
+
+# a command of an app that does not stand here fails
+CHECKS: dict[str, Callable[[Result], None]] = {
+    "train": check_training,
+    "predict": check_prediction,
+    "evaluate": check_evaluation,
+    "publish": check_publication,
+    "convert": check_conversion,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the README speaks of."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_backbone(patch, TinyBlocks)
+        skip_pictures(patch)
+        assert tiny_run((folder / BEST).parent, "train.epochs=1") == 0
+        write_small_checkpoint(folder / "checkpoint.pth")
+    write_shapes(folder / "my_data")
+    shutil.copytree(folder / "my_data" / "images", folder / "images")
+    shutil.copy(folder / "my_data" / "val.json", folder)
+    truth = json.loads((folder / "val.json").read_text())
+    rows = [{**row, "score": 0.9} for row in truth["annotations"]]
+    (folder / "detections.json").write_text(json.dumps(rows))
+    (folder / "photos").mkdir()
+    for name in ("photos/one.png", "photos/two.jpg", "image.jpg"):
+        noise_image(70, 50).save(folder / name)
+    coco = folder / "data" / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        shutil.copytree(folder / "images", coco / f"{split}2017")
+        annotations = coco / "annotations" / f"instances_{split}2017.json"
+        shutil.copy(folder / "my_data" / f"{split}.json", annotations)
+    (folder / "my_head.py").write_text(python_file("my_head.py"))
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def small(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[None]:
-    shrink_backbone(monkeypatch)
-    skip_pictures(monkeypatch)
-    monkeypatch.chdir(tmp_path)
+def here(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A copy of these files as the working directory."""
+    shrink_backbone(monkeypatch, TinyBlocks)
+    copy = shutil.copytree(world, tmp_path / "here")
+    monkeypatch.chdir(copy)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    yield
+    yield copy
     sys.modules.pop("my_head", None)
 
 
-def test_there_are_commands() -> None:
-    assert len(commands()) >= 8
+def test_every_line_for_a_shell_is_known() -> None:
+    lines = shell_lines()
+    assert len(lines) > 12
+    assert [line for line in lines if not COMMAND.fullmatch(line)] == [TESTS]
+    assert '"slow: ' in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_name_options_and_recipes_that_exist(command: str) -> None:
-    app, _, rest = command[command.index("apps/") + len("apps/") :].partition(".py")
-    module = import_module(app)
-    arguments = tyro.cli(module.Arguments, args=shlex.split(rest))
-    if app == "train":
-        assert train.resolve(arguments).head
+@pytest.mark.parametrize(
+    "line",
+    [line for line in shell_lines() if "apps/" in line],
+    ids=lambda line: line.partition("apps/")[2],
+)
+def test_commands_do_what_they_say(
+    line: str, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    match = COMMAND.fullmatch(line)
+    assert match, "a command of no known form"
+    app = match[1]
+    assert app in CHECKS, f"nothing says yet what apps/{app}.py must do"
+    if app == "train" and "--resume" not in line:
+        shutil.rmtree("runs")
+    with running_hub() as server, only_hub(server, tmp_path / "home"):
+        CHECKS[app](run(line, capsys))
+        if app == "publish":
+            assert server.repositories[f"{USER}/MODEL"].private
+            assert b"stageinteractor" in server.files(f"{USER}/MODEL", "v1")["README.md"]
 
 
-def test_own_head_trains_and_loads(tmp_path: Path) -> None:
-    (tmp_path / "my_head.py").write_text(python_file("my_head.py"))
-    (line,) = [command for command in commands() if "my_head:" in command]
-    arguments = tyro.cli(train.Arguments, args=shlex.split(line.partition("train.py")[2]))
-    settings = [entry for group in arguments.set for entry in group]
-    options = {"head": arguments.head, "assigner": arguments.assigner, "recipe": None}
-    tiny = [*settings, *DATA_AND_SCHEDULE]
-    resolved = train.Arguments(output=tmp_path / "run", set=(tuple(tiny),), **options)
-    assert train.train(resolved) == 0
-    assert AutoConfig.from_pretrained(tmp_path / "run" / "last").model_type == "my_head"
-    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "run" / "last").eval()
-    with torch.no_grad():
-        assert model(torch.zeros(1, 3, 64, 64)).pred_boxes.shape == (1, 20, 4)
+ROWS = re.findall(r"^\| [-yes]+ \| [-yes]+ \| ([\d.]+) \| `(.+)` \|$", README.read_text(), re.M)
+
+
+@pytest.mark.parametrize(("ap", "options"), ROWS)
+def test_rows_of_published_figures_are_recipes(ap: str, options: str) -> None:
+    (recipe,) = [
+        load_recipe(file)
+        for file in train.RECIPES.glob("stageinteractor_r50_1x*.toml")
+        if f"AP {ap}," in file.read_text()
+    ]
+    base = "" if "--recipe" in options else "--recipe stageinteractor_r50_1x "
+    arguments = tyro.cli(train.Arguments, args=shlex.split(base + options))
+    assert train.resolve(arguments) == recipe
+
+
+def test_there_is_a_row_for_each_ablation() -> None:
+    assert len(ROWS) == 4
 
 
 def test_own_assigner_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_pictures(monkeypatch)
     names: dict[str, type] = {}
     exec(python_file("late_boxes.py"), names)
     monkeypatch.setitem(ASSIGNERS, "late_boxes", names["LateBoxesAssigner"])
     assert tiny_run(tmp_path / "run", "assigner.options.stage=1", assigner="late_boxes") == 0
 
 
-def test_snippet_finds_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tiny_run(tmp_path / "runs" / "stageinteractor-cross_stage", "train.epochs=1") == 0
-    Image.new("RGB", (70, 50)).save(tmp_path / "image.jpg")
+def test_snippet_finds_boxes(capsys: pytest.CaptureFixture[str]) -> None:
     (snippet,) = [block for block in blocks("python") if "pipeline(" in block]
-    capsys.readouterr()
+    assert "threshold=0.5" in snippet
     exec(snippet.replace("threshold=0.5", "threshold=0.0"), {})
-    assert len(capsys.readouterr().out.splitlines()) > 3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert re.fullmatch(r"(circle|triangle|ring|cross) 0\.\d+ \{'xmin': .*\}", lines[0])
+
+
+def test_every_snippet_is_run() -> None:
+    names = ("# my_head.py", "# late_boxes.py", "import detrelay.heads")
+    assert len(blocks("python")) == len(names)
+    for name in names:
+        assert sum(block.startswith(name) for block in blocks("python")) == 1
+    assert any("--head my_head:" in line for line in shell_lines())

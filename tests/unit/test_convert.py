@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,10 @@ from transformers import AutoModelForObjectDetection, ResNetConfig
 from transformers import DeformableDetrConfig as TheirConfig
 from transformers import DeformableDetrForObjectDetection as TheirModel
 
-from convert import Arguments, convert
+from convert import Arguments, convert, facts_of_conversion, published_figures, write
 from detrelay.heads import StageInteractorConfig
 from detrelay.heads.convert import convert_checkpoint, convert_state_dict, translate
-from official import all_shapes, hollow, listed_shapes, shallow, with_second_names
+from official import LISTED, all_shapes, hollow, listed_shapes, shallow, with_second_names
 
 
 def small_state(variant: str = "base") -> dict[str, Tensor]:
@@ -144,6 +146,9 @@ def test_folder_of_transformers(variant: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=1e-4)
     assert ours.config.id2label == {0: "cat", 1: "dog", 2: "hen"}
     assert ours.config.num_attention_heads == 4
+    facts = json.loads((output / "training.json").read_text())["converted"]
+    assert facts["program"] == "huggingface/transformers"
+    assert facts["checkpoint"] == "theirs/model.safetensors"
 
 
 def test_folders_of_other_models_are_refused(tmp_path: Path) -> None:
@@ -184,9 +189,81 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         convert_checkpoint(path)
 
 
+def test_a_folder_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(
+        "detrelay.core.image_processing.DetrelayImageProcessor.save_pretrained", fail
+    )
+    conversion = convert_state_dict(small_state())
+    file = tmp_path / "weights.pth"
+    file.touch()
+    with pytest.raises(OSError, match="no room"):
+        write(conversion, file, tmp_path / "ours")
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_an_old_folder_is_never_touched(tmp_path: Path) -> None:
     kept = tmp_path / "notes.txt"
     kept.write_text("mine")
     with pytest.raises(ValueError, match="already there; name a new folder"):
         convert(Arguments(checkpoint=tmp_path / "none.pth", output=tmp_path))
     assert kept.read_text() == "mine"
+
+
+FIGURES = {
+    ("stageinteractor", "r50_1x"): {
+        "stageinteractor_r50_1x": "AP 44.8, AP50 63.0, AP75 48.4",
+        "stageinteractor_r50_1x_no_labels": "AP 43.0, AP50 61.5, AP75 45.7",
+    },
+    ("stageinteractor", "r101_3x"): {},
+    ("deformable_detr", "refine"): {
+        "deformable_detr_refine_r50_50e": "AP 46.2, AP small 28.3, medium 49.2, large 61.5"
+    },
+    ("dino", "r50_4scale"): {
+        "dino_r50_4scale_12e": "AP 49.0",
+        "dino_r50_4scale_24e": "AP 50.4",
+        "dino_r50_4scale_36e": "AP 50.9",
+    },
+}
+
+
+@pytest.mark.parametrize(("model", "figures"), FIGURES.items())
+def test_published_figures_are_those_of_recipes_of_the_same_model(
+    model: tuple[str, str], figures: dict[str, str]
+) -> None:
+    (listed,) = [listed for listed in LISTED if listed[:2] == model]
+    head, _, name, base = listed
+    config = convert_state_dict(hollow(all_shapes(head, name, base))).config
+    found = published_figures(head, config)
+    assert {recipe: text.partition(" (val2017; ")[0] for recipe, text in found.items()} == figures
+    assert all(text.endswith(")") for text in found.values())
+    config.num_queries += 1
+    assert published_figures(head, config) == {}
+    config.num_queries -= 1
+    config.category_ids = None  # classes of their own
+    assert published_figures(head, config) == {}
+
+
+def test_facts_name_the_file_but_no_folder_of_this_machine(tmp_path: Path) -> None:
+    conversion = convert_state_dict(small_state(), variant="base")
+    file = tmp_path / "weights" / "model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    for checkpoint, name in (
+        (file, "model.safetensors"),
+        (file.parent, "weights/model.safetensors"),
+    ):
+        facts = facts_of_conversion(conversion, checkpoint)
+        assert facts["converted"] == {
+            "checkpoint": name,
+            "sha256": hashlib.sha256(b"weights").hexdigest(),
+            "program": "fundamentalvision/Deformable-DETR",
+            "variant": "base",
+            "published": {},
+        }
+        assert facts["versions"]["torch"] == torch.__version__
+        assert str(tmp_path) not in json.dumps(facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def complete(folder: Path, name: str = "complete") -> CheckedFolder:
 
 def card_of(folder: Path) -> str:
     return (complete(folder).folder / "README.md").read_text()
+
+
+def complete_card(folder: Path, license: str | None = None) -> str:
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = complete_folder(folder, Path(temporary) / "copy", "tess/shapes", license).folder
+        return (copy / "README.md").read_text()
 
 
 def change_facts(folder: Path, **changes: object) -> None:
@@ -136,12 +143,55 @@ def test_weights_to_start_from_are_named(folder: Path) -> None:
     assert "| started from | weights of `runs/other/best` |" in card_of(folder)
 
 
+CONVERTED = {
+    "checkpoint": "released.pth",
+    "sha256": "12ab",
+    "program": "their/program",
+    "variant": None,
+    "published": {"some_recipe": "AP 44.5 (val2017; their readme)"},
+}
+
+
+def test_figures_of_others_are_not_those_of_converted_weights(folder: Path) -> None:
+    (folder / "training.json").write_text(json.dumps({"converted": CONVERTED}))
+    text = card_of(folder)
+    for expected in (
+        "| converted from the file | `released.pth` |",
+        "| its sha256 | `12ab` |",
+        "| written by | `their/program` |",
+        "| variant | none that was published |",
+        "| commit of detrelay | unknown |",
+        "Nothing was measured, or it is not known.",
+        "not measured here and not known to be of these weights",
+        "| recipe | published, not measured |",
+        "| some_recipe | AP 44.5 (val2017; their readme) |",
+    ):
+        assert expected in text
+    assert "## Training" not in text
+    assert ModelCard(text).data.eval_results is None
+    (folder / "training.json").write_text(json.dumps({"converted": {**CONVERTED, "published": {}}}))
+    assert "published, not measured" not in complete_card(folder)
+
+
+def test_the_licence_of_converted_weights_is_not_guessed(folder: Path) -> None:
+    assert "Weights: `apache-2.0`" in complete_card(folder)
+    change_facts(folder, converted=CONVERTED)
+    text = complete_card(folder)
+    assert "Weights: not stated; look at where they come from." in text
+    assert ModelCard(text).data.license == "unknown"
+    assert "Weights: `mit`" in complete_card(folder, "mit")
+
+
 def test_every_head_has_a_paper() -> None:
     for entry in HEADS.values():
         assert citations(entry.config.model_type, None)
     assert len(citations("detrelay_dino", "cross_stage")) == 2
     assert len(citations("detrelay_stageinteractor", "cross_stage")) == 1
     assert citations("somebody_elses", "hungarian") == []
+    (adamixer,) = citations("detrelay_stageinteractor", None, "MCG-NJU/AdaMixer")
+    assert "AdaMixer" in adamixer
+    (deformable,) = citations("detrelay_deformable_detr", None, "fundamentalvision/Deformable-DETR")
+    assert "Deformable DETR" in deformable
 
 
 def test_own_card_is_kept(folder: Path) -> None:

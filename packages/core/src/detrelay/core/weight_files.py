@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detrelay.core.messages import one_line
+
 # where the weights stand in checkpoints that hold more
 _NESTED = ("state_dict", "model", "model_state_dict")
 # of wrappers for several devices
@@ -31,8 +33,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read as weights: {reason}") from error
+        raise ValueError(f"{path}: cannot be read as weights: {one_line(error)}") from error
     if isinstance(content, dict):
         nested = next((name for name in _NESTED if isinstance(content.get(name), dict)), None)
         content = content if nested is None else content[nested]

@@ -39,6 +39,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "swin_l_5scale": {"backbone_name": "swin_l", "num_levels": 5},
     },
 }
+# The released program of each head: its repository on GitHub.
+PROGRAMS = {
+    "stageinteractor": "MCG-NJU/StageInteractor",
+    "adamixer": "MCG-NJU/AdaMixer",
+    "deformable_detr": "fundamentalvision/Deformable-DETR",
+    "dino": "IDEA-Research/DINO",
+}
 # an entry that all checkpoints of a head have and those of other heads have not
 _TELLTALE = {
     "stageinteractor": "roi_head.bbox_head.0.dynamic_conv.Wv.weight",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,10 +17,18 @@ from detrelay.core.backbones.naming import NAMINGS, find_naming
 from detrelay.core.configs import unknown_name
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig
+from detrelay.core.messages import one_line
 from detrelay.core.weight_files import read_weights
 from detrelay.heads import HEADS
 from detrelay.heads.checkpoint_names import Layout, layout_of
-from detrelay.heads.checkpoint_sizes import VARIANTS, guess_head, match_variant, read_sizes
+from detrelay.heads.checkpoint_sizes import (
+    PROGRAMS,
+    VARIANTS,
+    guess_head,
+    match_variant,
+    read_sizes,
+)
+from detrelay.heads.transformers_checkpoint import PROGRAM as TRANSFORMERS
 from detrelay.heads.transformers_checkpoint import read_folder
 
 _BACKBONE = "backbone."
@@ -53,6 +61,7 @@ class Conversion:
 
     Attributes:
         head: one of `VARIANTS`.
+        program: what writes such checkpoints; its repository on GitHub.
         variant: the published model, None where the sizes are of none.
         model: the class that holds it.
         config: of the model.
@@ -63,6 +72,7 @@ class Conversion:
     """
 
     head: str
+    program: str
     variant: str | None
     model: type[DetectorForObjectDetection]
     config: DetectorConfig
@@ -95,8 +105,11 @@ def convert_checkpoint(
         theirs.setdefault(official, []).append(name)
     used = [(n, ours) for official, ours in conversion.used for n in theirs.get(official, [])]
     dropped = {n: why for key, why in conversion.dropped.items() for n in theirs.get(key, [])}
-    return Conversion(
-        **{**vars(conversion), "used": tuple(used), "dropped": {**folder.dropped, **dropped}}
+    return replace(
+        conversion,
+        program=TRANSFORMERS,
+        used=tuple(used),
+        dropped={**folder.dropped, **dropped},
     )
 
 
@@ -130,7 +143,7 @@ def convert_state_dict(
     try:
         config = entry.config(**sizes)
     except StrictDataclassError as error:
-        raise ValueError(f"no model of {head} has these sizes: {error}") from error
+        raise ValueError(f"no model of {head} has these sizes: {one_line(error)}") from error
     translation = translate(state, config)
     with torch.device("meta"):
         expected = entry.model(config).state_dict()
@@ -140,8 +153,17 @@ def convert_state_dict(
             ours[name] = torch.zeros(value.shape, dtype=value.dtype)
             added[name] = "number of batches that a fixed norm has seen"
     _check(translation, expected)
-    used, dropped = translation.used, translation.dropped
-    return Conversion(head, variant, entry.model, config, ours, used, dropped, added)
+    return Conversion(
+        head=head,
+        program=PROGRAMS[head],
+        variant=variant,
+        model=entry.model,
+        config=config,
+        state=ours,
+        used=translation.used,
+        dropped=translation.dropped,
+        added=added,
+    )
 
 
 def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translation:

@@ -16,6 +16,8 @@ from detrelay.core.backbones.naming import find_naming
 from detrelay.core.key_table import KeyTable
 from detrelay.core.weight_files import read_weights
 
+PROGRAM = "huggingface/transformers"  # on GitHub
+WEIGHTS = "model.safetensors"
 _COCO_IDS = 91
 _EDGES = {"shortest_edge", "longest_edge"}
 _MODEL_TYPE = "deformable_detr"
@@ -116,7 +118,7 @@ def read_folder(folder: Path) -> Folder:
         raise ValueError(f"{path}: expected model_type {_MODEL_TYPE!r}, found {found!r}")
     if config.get("dilation"):
         raise ValueError(f"{path}: a dilated backbone cannot be converted (dilation is true)")
-    state, used = to_official_names(read_weights(folder / "model.safetensors"))
+    state, used = to_official_names(read_weights(folder / WEIGHTS))
     # of tied heads a file holds one name only, which may be the decoder's
     short = {key: key.removeprefix(_IN_DECODER) for key in state if _TIED.match(key)}
     short = {key: name for key, name in short.items() if name not in state}

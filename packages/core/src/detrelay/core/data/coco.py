@@ -19,6 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detrelay.core.messages import one_line
+
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox")
 _CATEGORY_KEYS = ("id", "name")
@@ -272,8 +274,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"no annotation file {path}; expected a COCO detection json") from None
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"cannot read {path} as json: {reason}") from error
+        raise DataError(f"cannot read {path} as json: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise DataError(
             f"{path} is not a COCO detection json: expected an object with the keys images, "
@@ -423,8 +424,7 @@ def _decode(path: Path, height: int, width: int, annotations: Path) -> Tensor:
     except UnidentifiedImageError:
         raise DataError(f"{path} is no image in a known format, or it is damaged") from None
     except Exception as error:  # what Pillow's readers raise on damaged files has no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"cannot decode image {path}: {reason}") from error
+        raise DataError(f"cannot decode image {path}: {one_line(error)}") from error
     if pixels is None:
         turned = f" ({stored[0]} x {stored[1]} as stored)" if stored != found else ""
         raise DataError(

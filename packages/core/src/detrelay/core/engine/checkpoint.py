@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from detrelay.core.messages import one_line
+
 _MARKER = "complete.json"
 _NAME = re.compile(r"step_(\d{7,})")
 _PARTIAL = ".partial"
@@ -119,7 +121,7 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
         if not any(word in str(error) for word in _TORCH_CANNOT_WRITE):
             raise
         problem = error
-    reasons = gather_object([None if problem is None else _one_line(problem)])
+    reasons = gather_object([None if problem is None else one_line(problem)])
     for process, reason in enumerate(reasons):
         if reason is not None:
             folder = next(path for path in target.parents if path.exists())
@@ -193,7 +195,7 @@ def find_damage(checkpoint: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != facts["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
-            if _digest(path) != facts["sha256"]:
+            if sha256_of(path) != facts["sha256"]:
                 return f"{name} has changed"
     except OSError as error:
         return f"unreadable: {error.strerror or error}"
@@ -214,16 +216,19 @@ def save_model(
     Args:
         model: the bare model, without wrappers.
         processor: its image processor.
-        record: facts of the training, stored beside as `training.json`.
+        record: facts of the training or the conversion, stored beside as `training.json`.
         target: the folder; one of that name is replaced.
         weights: gathered ones, where the model itself holds only a share of them.
     """
     aside = target.with_name(f".{target.name}{_PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside, state_dict=weights)
-    processor.save_pretrained(aside)
-    (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    replace_folder(aside, target)
+    try:
+        model.save_pretrained(aside, state_dict=weights)
+        processor.save_pretrained(aside)
+        (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        replace_folder(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -251,6 +256,12 @@ def recover_folder(target: Path) -> None:
             old.rename(target)
 
 
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _save_bare_weights(
     models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str
 ) -> None:
@@ -267,10 +278,6 @@ def _load_bare_models(models: list[nn.Module], folder: str) -> None:
             models[index] = model.module
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _old_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
@@ -281,7 +288,7 @@ def _seal(folder: Path, position: RunPosition) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         _sync(path)
         name = path.relative_to(folder).as_posix()
-        files[name] = {"size": path.stat().st_size, "sha256": _digest(path)}
+        files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     marker = folder / _MARKER
     marker.write_text(json.dumps({"position": asdict(position), "files": files}, indent=1))
     _sync(marker)
@@ -293,11 +300,6 @@ def _prune(folder: Path, keep: int) -> None:
         shutil.rmtree(old)
     for leftover in folder.glob(".step_*"):  # of saves that a kill has interrupted
         shutil.rmtree(leftover)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -16,6 +16,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 
+from detrelay.core.messages import one_line
+
 _Answer = TypeVar("_Answer")
 
 TRIES = 5
@@ -113,10 +115,10 @@ def explain(error: BaseException, api: HfApi) -> str:
         return "HF_HUB_OFFLINE is set; unset it"
     if isinstance(error, HfHubHTTPError):
         said = error.server_message or error.response.reason_phrase
-        return f"{api.endpoint} answered {error.response.status_code} ({' '.join(said.split())})"
+        return f"{api.endpoint} answered {error.response.status_code} ({one_line(said)})"
     if isinstance(error, json.JSONDecodeError):
         return f"{api.endpoint} answered with something that is not JSON"
     if isinstance(error, httpx.TransportError):
         kind = type(error).__name__
-        return f"{api.endpoint} cannot be reached ({kind}: {' '.join(str(error).split())})"
-    return " ".join(str(error).split())
+        return f"{api.endpoint} cannot be reached ({kind}: {one_line(error)})"
+    return one_line(error)

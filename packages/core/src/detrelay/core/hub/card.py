@@ -15,10 +15,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.hub.citations import citations
+from detrelay.core.messages import one_line
 
 PICTURE = "predictions.png"
 SPEED = "speed.json"
 _UNKNOWN = "unknown"
+_LICENSE_OF_OURS = "apache-2.0"
 # names of folders that say nothing about the data in them
 _PLAIN_FOLDERS = frozenset({"annotations", "images", "data", "."})
 _METRIC_TYPES = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
@@ -54,6 +56,11 @@ class CardFacts:
         return self.training.get("assigner") or named
 
     @property
+    def converted(self) -> Mapping[str, Any]:
+        """Where converted weights came from; empty for weights that were trained here."""
+        return self.training.get("converted") or {}
+
+    @property
     def stats(self) -> Mapping[str, float]:
         """The COCO figures that could be measured, as fractions."""
         stats = (self.training.get("measured") or {}).get("stats") or {}
@@ -72,11 +79,16 @@ def build_card(repo_id: str, facts: CardFacts) -> str:
         _summary(facts),
         _usage(repo_id),
         _results(facts),
-        _training(facts),
+        _conversion(facts) if facts.converted else _training(facts),
         _licence(facts),
         _citation(facts),
     ]
     return f"---\n{_metadata(repo_id, facts).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def default_license(training: Mapping[str, Any]) -> str:
+    """The licence of weights where nobody has stated one; that of others' weights is not ours."""
+    return _UNKNOWN if training.get("converted") else _LICENSE_OF_OURS
 
 
 def check_card(text: str, source: str) -> None:
@@ -90,8 +102,7 @@ def check_card(text: str, source: str) -> None:
     try:
         data: Any = ModelCard(text).data
     except Exception as error:  # of the YAML parser or the model-index reader
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{source}: its metadata cannot be read ({reason})") from error
+        raise ValueError(f"{source}: its metadata cannot be read ({one_line(error)})") from error
     if not isinstance(data.license, str):
         raise ValueError(f"{source}: its metadata must name a licence (`license: apache-2.0`)")
     for result in data.eval_results or []:
@@ -145,9 +156,15 @@ def _summary(facts: CardFacts) -> str:
     figures = ""
     if facts.stats:
         figures = f" AP {100 * facts.stats['AP']:.1f} on {_dataset(facts) or 'unnamed data'}."
+    origin = ""
+    if facts.converted:
+        origin = (
+            f" Its weights were converted from a checkpoint of {_code(facts.converted['program'])};"
+            f" they were not trained here."
+        )
     return (
         f"An object detector: head `{head}` on {_backbone(facts)}, {config.num_labels} classes."
-        f"{figures} It runs with transformers and the Python package `detrelay`."
+        f"{origin}{figures} It runs with transformers and the Python package `detrelay`."
     )
 
 
@@ -182,22 +199,25 @@ def _results(facts: CardFacts) -> str:
     by_class = measured.get("AP_per_category") or {}
     if by_class:
         lines += ["", *_table(("class", "AP"), {k: _percent(v) for k, v in by_class.items()})]
+    if published := facts.converted.get("published"):
+        lines += [
+            "",
+            "Published by the authors, not measured here and not known to be of these weights: "
+            "figures of models with exactly these settings, by recipe of `detrelay`.",
+            "",
+            *_table(("recipe", "published, not measured"), published),
+        ]
     if (facts.folder / PICTURE).is_file():
         lines += ["", "Truth (left) and predictions (right):", "", f"![predictions]({PICTURE})"]
     return "\n".join(lines)
 
 
 def _training(facts: CardFacts) -> str:
-    config, training = facts.model.config, facts.training
     train = facts.recipe.get("train") or {}
-    parameters = sum(parameter.numel() for parameter in facts.model.parameters())
-    versions = training.get("versions") or {}
     precision = train.get("mixed_precision")
     rows = {
-        "head": f"`{config.model_type}`",
+        **_model_rows(facts),
         "assigner": _code(facts.assigner),
-        "backbone": _backbone(facts),
-        "parameters": f"{parameters / 1e6:.1f} M",
         "data": _dataset(facts) or _UNKNOWN,
         "started from": _start(facts),
         "epochs": _text(train.get("epochs")),
@@ -205,10 +225,9 @@ def _training(facts: CardFacts) -> str:
         "learning rate": _text(train.get("learning_rate")),
         "precision": "float32" if precision == "no" else _text(precision),
         "seed": _text(train.get("seed")),
-        "hardware": _text(training.get("device")),
-        "commit of detrelay": _code(training.get("commit")),
-        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()) or _UNKNOWN,
-        "command": _code(training.get("command")),
+        "hardware": _text(facts.training.get("device")),
+        **_program_rows(facts),
+        "command": _code(facts.training.get("command")),
     }
     if facts.images_per_second is not None:
         rows["training speed"] = f"{facts.images_per_second:.1f} images per second (median)"
@@ -218,6 +237,46 @@ def _training(facts: CardFacts) -> str:
         lines += ["", "<details><summary>Recipe</summary>", "", "```json", recipe, "```"]
         lines += ["", "</details>"]
     return "\n".join(lines)
+
+
+def _conversion(facts: CardFacts) -> str:
+    converted = facts.converted
+    variant = converted.get("variant")
+    rows = {
+        **_model_rows(facts),
+        "converted from the file": _code(converted["checkpoint"]),
+        "its sha256": _code(converted["sha256"]),
+        "written by": _code(converted["program"]),
+        "variant": "none that was published" if variant is None else _code(variant),
+        **_program_rows(facts),
+    }
+    lines = [
+        "## Origin",
+        "",
+        "Converted, not trained here. On which data the weights were trained, for how long and "
+        "with which settings is not known to the program.",
+        "",
+        *_table(("fact", "value"), rows),
+        *_speed_lines(facts),
+    ]
+    return "\n".join(lines)
+
+
+def _model_rows(facts: CardFacts) -> dict[str, str]:
+    parameters = sum(parameter.numel() for parameter in facts.model.parameters())
+    return {
+        "head": f"`{facts.model.config.model_type}`",
+        "backbone": _backbone(facts),
+        "parameters": f"{parameters / 1e6:.1f} M",
+    }
+
+
+def _program_rows(facts: CardFacts) -> dict[str, str]:
+    versions = facts.training.get("versions") or {}
+    return {
+        "commit of detrelay": _code(facts.training.get("commit")),
+        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()) or _UNKNOWN,
+    }
 
 
 def _speed_lines(facts: CardFacts) -> list[str]:
@@ -233,14 +292,15 @@ def _speed_lines(facts: CardFacts) -> list[str]:
 
 
 def _licence(facts: CardFacts) -> str:
-    return (
-        f"## Licence\n\nWeights: `{facts.license}`, as stated by who published them. The package "
-        f"`detrelay` that runs them: `apache-2.0`."
-    )
+    weights = f"`{facts.license}`, as stated by who published them"
+    if facts.license == _UNKNOWN:
+        weights = "not stated; look at where they come from"
+    return f"## Licence\n\nWeights: {weights}. The package `detrelay` that runs them: `apache-2.0`."
 
 
 def _citation(facts: CardFacts) -> str:
-    entries = citations(facts.model.config.model_type, facts.assigner)
+    program = facts.converted.get("program")
+    entries = citations(facts.model.config.model_type, facts.assigner, program)
     if not entries:
         return "## Citation\n\nThe paper of this method is not known to the program."
     return "## Citation\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
@@ -281,7 +341,7 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")
+    return one_line(text).replace("|", r"\|")
 
 
 def _percent(fraction: float) -> str:

@@ -1,4 +1,4 @@
-"""Papers to cite, by the `model_type` of a head and by the name of an assigner."""
+"""Papers to cite, by head (`model_type`), assigner, and program that the weights come from."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ _DINO = """\
   url       = {https://arxiv.org/abs/2203.03605}
 }"""  # noqa: E501 - one entry of BibTeX a line
 
+_ADAMIXER = """\
+@inproceedings{gao2022adamixer,
+  title     = {AdaMixer: A Fast-Converging Query-Based Object Detector},
+  author    = {Gao, Ziteng and Wang, Limin and Han, Bing and Guo, Sheng},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2022},
+  url       = {https://arxiv.org/abs/2203.16507}
+}"""
+
 _OF_HEADS = {
     "detrelay_stageinteractor": _STAGEINTERACTOR,
     "detrelay_deformable_detr": _DEFORMABLE_DETR,
@@ -45,9 +54,17 @@ _OF_HEADS = {
     "detrelay_dino": _DINO,
 }
 _OF_ASSIGNERS = {"cross_stage": _STAGEINTERACTOR}
+_OF_PROGRAMS = {"MCG-NJU/AdaMixer": _ADAMIXER}  # those whose method is not that of the head
 
 
-def citations(model_type: str, assigner: str | None) -> list[str]:
-    """BibTeX entries of the methods at work, each once; a method unknown here has none."""
-    found = [_OF_HEADS.get(model_type), _OF_ASSIGNERS.get(assigner or "")]
+def citations(model_type: str, assigner: str | None, program: str | None = None) -> list[str]:
+    """BibTeX entries of the methods at work, each once; a method unknown here has none.
+
+    Args:
+        model_type: of the model's config.
+        assigner: what the model was trained with, if it was trained here.
+        program: what wrote the checkpoint that the weights were converted from.
+    """
+    method = _OF_PROGRAMS.get(program or "") or _OF_HEADS.get(model_type)
+    found = [method, _OF_ASSIGNERS.get(assigner or "")]
     return list(dict.fromkeys(entry for entry in found if entry is not None))

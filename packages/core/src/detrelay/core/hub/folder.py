@@ -15,9 +15,17 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.hub.calls import HubError
-from detrelay.core.hub.card import PICTURE, CardFacts, build_card, check_card, median_speed
+from detrelay.core.hub.card import (
+    PICTURE,
+    CardFacts,
+    build_card,
+    check_card,
+    default_license,
+    median_speed,
+)
 from detrelay.core.hub.shim import write_shim
 from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.core.messages import one_line
 
 _NEEDED = ("config.json", "preprocessor_config.json", "training.json")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -49,7 +57,7 @@ class CheckedFolder:
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
 
-def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> CheckedFolder:
+def complete_folder(source: Path, target: Path, repo_id: str, license: str | None) -> CheckedFolder:
     """Copy a saved model, add what is missing for the Hub, and try it.
 
     Hidden files stay behind. The shim is added; so are a card, if the folder has no README.md, and
@@ -59,7 +67,7 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> C
         source: a folder as training writes it, such as `best` of a run.
         target: where the copy goes; must not exist.
         repo_id: name on the Hub, "user/model", for the card.
-        license: identifier of the weights' licence, for the card.
+        license: identifier of the weights' licence, for the card; None for `default_license`.
 
     Raises:
         HubError: a file is missing, damaged or not to be published, or the model does not run.
@@ -74,14 +82,15 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str) -> C
     try:
         if not card.is_file():
             speed = median_speed(source.resolve().parent / "metrics.jsonl")
+            license = license or default_license(training)
             facts = CardFacts(model, training, target, speed, license)
             card.write_text(build_card(repo_id, facts), encoding="utf-8")
         check_card(card.read_text(encoding="utf-8"), str(source / _CARD))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
-            f"{source}: no card can be made of training.json ({_one_line(error)})"
+            f"{source}: no card can be made of training.json ({one_line(error)})"
             if not isinstance(error, ValueError)
-            else _one_line(error)
+            else one_line(error)
         ) from error
     return CheckedFolder(target, dict(model.state_dict()), logits, boxes)
 
@@ -107,7 +116,7 @@ def load_folder(
         processor = AutoImageProcessor.from_pretrained(source, **offline)
     except Exception as error:
         raise HubError(
-            f"{name}: cannot be loaded as a model ({_one_line(error)}); a head must be registered "
+            f"{name}: cannot be loaded as a model ({one_line(error)}); a head must be registered "
             f"first, as `import detrelay.heads` does"
         ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -136,7 +145,7 @@ def run_once(
             output = model(**processor(images=image, return_tensors="pt"))
         processor.post_process_object_detection(output, 0.0, [_PROBE_SIZE])
     except Exception as error:
-        raise HubError(f"{name}: the model does not run ({_one_line(error)})") from error
+        raise HubError(f"{name}: the model does not run ({one_line(error)})") from error
     return output.logits, output.pred_boxes
 
 
@@ -176,7 +185,3 @@ def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
     picture = run / "pictures" / f"epoch_{epoch}.png"
     if picture.is_file() and not (target / PICTURE).exists():
         shutil.copyfile(picture, target / PICTURE)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

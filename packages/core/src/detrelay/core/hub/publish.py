@@ -37,7 +37,6 @@ from detrelay.core.hub.shim import SHIM
 
 _Answer = TypeVar("_Answer")
 
-DEFAULT_LICENSE = "apache-2.0"
 # what a repository without a model may hold, and what the Hub itself keeps in one
 _HUB_FILE = ".gitattributes"
 _NO_CONTENT = frozenset({_HUB_FILE, ".gitignore", "LICENSE", "README.md"})
@@ -99,7 +98,7 @@ def publish(
     private: bool = False,
     token: str | None = None,
     tag: str | None = None,
-    license: str = DEFAULT_LICENSE,
+    license: str | None = None,
     endpoint: str | None = None,
 ) -> Published:
     """Publish a saved model under a tag, or nothing.
@@ -115,7 +114,8 @@ def publish(
         private: who sees it; a repository that exists must already be so.
         token: write token; the stored one or HF_TOKEN if None.
         tag: name of this version; the next free one of v1, v2, ... if None.
-        license: identifier of the weights' licence, for a card that is written here.
+        license: identifier of the weights' licence, for a card that is written here; None for
+            `default_license`.
         endpoint: address of the Hub; HF_ENDPOINT or huggingface.co if None.
 
     Raises:
