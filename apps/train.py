@@ -28,6 +28,7 @@ from detrelay.core.configs import (
     override,
     unknown_name,
 )
+from detrelay.core.messages import one_line
 
 # Everything that needs torch is imported when the run starts, so that --help answers at once.
 if TYPE_CHECKING:
@@ -263,10 +264,9 @@ def start_trackers(
     try:
         accelerator.init_trackers("detrelay", facts, init_kwargs=own_files)
     except Exception as error:  # each package has errors of its own
-        reason = " ".join(str(error).split())
         raise RecipeError(
-            f"train.trackers={','.join(names)}: cannot start ({reason}); set the tracker up, or "
-            f"leave it out"
+            f"train.trackers={','.join(names)}: cannot start ({one_line(error)}); set the tracker "
+            f"up, or leave it out"
         ) from error
 
 
