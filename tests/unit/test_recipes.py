@@ -98,7 +98,7 @@ FIGURES = {
 }
 UNPUBLISHED = {
     *("stageinteractor_r50_mstrain_1x", "stageinteractor_r50_mstrain_3x"),
-    *("stageinteractor_r101_mstrain_3x", "dn_detr_r50_12e"),
+    *("stageinteractor_r101_mstrain_3x", "dn_detr_r50_12e", "dino_swin_b_4scale_12e"),
 }
 
 
@@ -203,6 +203,7 @@ DETRS = {
     "dino_r50_5scale_12e": ("dino", 12, 11, 16, 1e-4, 1.0, 300),
     "dino_r50_5scale_24e": ("dino", 24, 20, 16, 1e-4, 1.0, 300),
     "dino_r50_5scale_36e": ("dino", 36, 30, 16, 1e-4, 1.0, 300),
+    "dino_swin_b_4scale_12e": ("dino", 12, 11, 16, 1e-4, 1.0, 300),
     "dino_swin_l_4scale_12e": ("dino", 12, 11, 16, 1e-4, 1.0, 300),
     "dino_swin_l_4scale_36e": ("dino", 36, 30, 16, 1e-4, 1.0, 300),
     "dino_swin_l_5scale_12e": ("dino", 12, 11, 16, 1e-4, 1.0, 300),
@@ -218,9 +219,11 @@ def test_detr_runs(name: str) -> None:
     assert recipe.head == head
     backbone = [recipe.model[f"backbone_{key}"] for key in ("name", "norm", "frozen_stages")]
     if "swin" in name:
-        assert backbone == ["swin_l", "frozen", 0]  # it has no batch norm
+        size, file = ("l", "large") if "swin_l" in name else ("b", "base")
+        assert backbone == [f"swin_{size}", "frozen", 0]  # it has no batch norm
         assert recipe.model["backbone_drop_path"] == 0.2
-        assert train.backbone_weights == "weights/swin_large_patch4_window12_384_22k.pth"
+        assert train.backbone_weights == f"weights/swin_{file}_patch4_window12_384_22k.pth"
+        assert train.activation_checkpointing
     else:
         assert backbone == ["resnet50", "frozen", 1]
         assert train.backbone_weights == "imagenet"

@@ -27,10 +27,11 @@ class SwinSizes(NamedTuple):
     window: int
 
 
-# Liu et al., Swin Transformer, ICCV 2021; the large one as pre-trained on 384 pixels
+# Liu et al., Swin Transformer, ICCV 2021; base and large as pre-trained on 384 pixels
 SWINS = {
     "swin_t": SwinSizes(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
     "swin_s": SwinSizes(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
+    "swin_b": SwinSizes(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
     "swin_l": SwinSizes(192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
 }
 
