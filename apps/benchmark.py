@@ -56,7 +56,7 @@ class Arguments:
     """CPU threads."""
     batch_size: int = 2
     """Images of a training step."""
-    compiled: bool = False
+    compiled: tyro.conf.FlagCreatePairsOff[bool] = False
     """Measure training with torch.compile, too."""
     repeats: int = 5
     """Timed runs of each row, of which the median is reported; steps of training, the mean."""

@@ -164,6 +164,7 @@ def train_here(case: TrainingCase) -> TrainingRow:
             clock.exact = True
             clock.seconds.clear()
             total = run(case.steps)
+        accelerator.free_memory()  # lets go of the loader, which then ends its workers at once
         spent = clock.seconds
         spent["head"] = spent.pop("model") - spent["backbone"]
         return TrainingRow(
