@@ -11,8 +11,10 @@ import torch
 ASSETS = Path(__file__).parent / "assets"
 REPOSITORY = Path(__file__).parent.parent
 
-# the test processes share the cores; small tensors gain nothing from more threads
+# the test processes share the cores, with the programs that tests start; small tensors gain nothing
+# from more threads
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -107,15 +107,17 @@ def test_pipeline_gives_labelled_boxes(folder: Path, batch_size: int) -> None:
         assert set(result[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
 
 
-def test_registration_needs_one_import_only(folder: Path) -> None:
+def test_one_import_registers_and_needs_neither_evaluation_nor_plotting(folder: Path) -> None:
     code = (
         "import detrelay.heads, sys; from transformers import AutoModelForObjectDetection as A; "
-        "print(type(A.from_pretrained(sys.argv[1])).__name__)"
+        "print(type(A.from_pretrained(sys.argv[1])).__name__, *sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "StageInteractorForObjectDetection"
+    name, *modules = done.stdout.split()
+    assert name == "StageInteractorForObjectDetection"
+    assert not {"pycocotools", "matplotlib", "tyro", "detrelay.assigners"} & set(modules)
 
 
 def test_other_classes_reinitialise_the_class_scores_only(folder: Path) -> None:
