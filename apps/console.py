@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     """
     try:
         code = main()
+        if _is_one_of_several():
+            _leave_at_once(code)
     except BrokenPipeError:  # the reader of stdout has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -30,6 +33,23 @@ def run(main: Callable[[], int]) -> NoReturn:
         print(f"error: {_told(error)}", file=sys.stderr, flush=True)
         code = USER_ERROR
     sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    """Whether other processes take part in this run."""
+    distributed = sys.modules.get("torch.distributed")  # not imported: --help does without torch
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """Leave without the end of C++ libraries, after that of Python.
+
+    Threads that gloo still has there made one end in a few abort, though all was done and written.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _told(error: Exception) -> str:
