@@ -22,7 +22,6 @@ from detrelay.core.boxes import area, cxcywh_to_xyxy, intersection
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.detector_config import DetectorConfig, require_positive
 from detrelay.core.losses import LossConfig
-from detrelay.core.ops.linear import apply_linear, linear
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 from detrelay.core.pyramid import ChannelMapper
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
@@ -208,12 +207,12 @@ class OverlapBiasedAttention(nn.Module):
 
     def forward(self, queries: Tensor, boxes: Tensor) -> Tensor:
         """Attend: queries [B, Q, C], boxes [B, Q, 4] (see `StageState`) -> [B, Q, C]."""
-        packed = linear(queries, self.in_proj_weight, self.in_proj_bias)
+        packed = F.linear(queries, self.in_proj_weight, self.in_proj_bias)
         heads = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)  # [B, heads, Q, C / heads]
         bias = self.overlap_scale.view(-1, 1, 1) * _log_coverage(boxes)[:, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return apply_linear(self.out_proj, attended.transpose(1, 2).flatten(2))
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 def _log_coverage(boxes: Tensor) -> Tensor:
@@ -234,8 +233,8 @@ class Branch(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """[..., dim] -> [..., out_dim]."""
-        hidden = self.norm(apply_linear(self.hidden, queries)).relu_()
-        return apply_linear(self.out, hidden)
+        hidden = self.norm(self.hidden(queries)).relu_()
+        return self.out(hidden)
 
 
 class StageInteractorStage(nn.Module):
@@ -296,8 +295,8 @@ class StageInteractorStage(nn.Module):
         sampled = self._sample(queries, boxes, maps, scene)
         mixed, banks = self.mixing(sampled.flatten(0, 1), queries.flatten(0, 1), state.banks)
         queries = mixed.view_as(queries)
-        hidden = apply_linear(self.ffn_in, queries).relu_()
-        queries = self.ffn_norm(queries + apply_linear(self.ffn_out, hidden))
+        hidden = self.ffn_in(queries).relu_()
+        queries = self.ffn_norm(queries + self.ffn_out(hidden))
         step = self.refine(queries).to(boxes.dtype)
         unit = sizes_of(boxes) if self.center_unit == "size" else 2 ** boxes[..., 2:3]
         boxes = torch.cat(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from detrelay.core.ops.linear import apply_linear, linear
+from detrelay.core.ops.linear import linear
 
 # Rows times groups of a block on a CPU: at the published width its filters and features take about
 # 20 MB. Measured with 100 and 300 queries, see docs/log.md.
@@ -143,10 +143,8 @@ class StaticAdapter(nn.Module):
         lead = features.shape[:2]
         grid = (*lead, shape.base_points, shape.pattern, shape.width)
         turned = (*lead, shape.pattern, shape.base_points, shape.width)
-        by_axis = apply_linear(self.axis, features.view(grid).transpose(2, 3).flatten(3)).view(
-            turned
-        )
-        by_pattern = apply_linear(self.pattern, features.view(*lead, shape.base_points, -1))
+        by_axis = self.axis(features.view(grid).transpose(2, 3).flatten(3))
+        by_pattern = self.pattern(features.view(*lead, shape.base_points, -1))
         # linears keep no output for their gradient, so their results may be added to in place
         by_axis = by_axis.view(turned).transpose(2, 3)
         return by_pattern.view(grid).add_(by_axis).flatten(2, 3).add_(carried)
@@ -223,7 +221,7 @@ class DynamicMixing(nn.Module):
             strict=True,
         ):
             patterns, grown_bank = self._mix_block(features, dynamic, bank)
-            mixed = mixed + linear(patterns.flatten(1), weight)
+            mixed = mixed + F.linear(patterns.flatten(1), weight)
             grown.append(grown_bank)
         return self.norm(queries + mixed), tuple(grown)
 

@@ -1,33 +1,30 @@
-"""Linear layers, by the fastest kernel that gives the same numbers up to rounding."""
+"""Linear layers, by the faster of two kernels that give the same numbers up to rounding."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+_WIDE = 16  # outputs an input
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, through oneDNN for inference in float32 on a CPU.
+    """`torch.nn.functional.linear`, for wide outputs through oneDNN in float32 on a CPU.
 
-    For products of a few hundred rows oneDNN was measured up to 1.7 times as fast as the BLAS that
-    torch calls (docs/log.md). The rule: a CPU, float32 throughout and no autocast, no gradient, no
-    tracing, and dense weights (oneDNN falls to a slow reference kernel on strided ones).
+    A hundred rows of 256 inputs to 24576 outputs took oneDNN 0.8 of the time of the BLAS that torch
+    calls; up to eight outputs an input the BLAS was faster (docs/log.md). The rule: at least
+    sixteen outputs an input, a CPU, float32 throughout and no autocast, no gradient, no tracing,
+    and dense weights (oneDNN falls to a slow reference kernel on strided ones).
 
     Args:
         x: [..., I].
         weight: [O, I].
         bias: [O].
     """
-    if _suits_onednn(x, weight):
+    if weight.shape[0] >= _WIDE * weight.shape[1] and _suits_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
-
-
-def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
-    """What `module(x)` gives for an `nn.Linear`, by `linear`."""
-    assert isinstance(module, nn.Linear)
-    return linear(x, module.weight, module.bias)
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -36,11 +36,10 @@ def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
     rows, shares = _corners(levels, locations, weights)
     total = None
     for level, row, share in zip(levels, rows, shares, strict=True):
-        # [4, points] to [points, 4]: the corners of a point are one bag
         part = F.embedding_bag(
-            row.flatten(1).t().contiguous(),
+            row,
             level.reshape(-1, level.shape[-1]),
-            per_sample_weights=share.flatten(1).t().contiguous().to(level.dtype),
+            per_sample_weights=share.to(level.dtype),
             mode="sum",
         )
         total = part if total is None else total.add_(part)
@@ -56,21 +55,30 @@ def channels_last_maps(levels: Sequence[Tensor], groups: int) -> tuple[Tensor, .
 
 
 def _corners(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The four cells around every point, as rows [L, 4, B, Q, G, N] of its level, and shares."""
+    """Rows in its level of the four cells around every point, and their shares: [L, points, 4]."""
     batch, _, groups, _ = weights.shape[1:]
     sizes = locations.new_tensor([[w, h] for _, h, w, _, _ in (level.shape for level in levels)])
     sizes = sizes.t()[..., None, None, None, None]  # [2, L, 1, 1, 1, 1]
     position = locations * sizes - 0.5
     low = position.detach().floor()
     high_share = position - low
-    index = torch.stack([low, low + 1])  # [2, 2, L, B, Q, G, N]: corner, coordinate
-    share = torch.stack([1 - high_share, high_share]) * ((index >= 0) & (index < sizes))
-    column, row = torch.minimum(index, sizes - 1).clamp_(min=0).long().unbind(1)
+    corner = torch.stack([low, low + 1])  # [2, 2, L, B, Q, G, N]: low or high, x or y
+    cell = torch.minimum(corner, sizes - 1).clamp_(min=0)
+    share = torch.stack([1 - high_share, high_share]) * (cell == corner)  # nothing outside
+    # a float becomes an int32 several times as fast as an int64
+    largest = max(level.numel() // level.shape[-1] for level in levels)
+    integer = torch.int32 if largest < 2**31 else torch.int64
+    column, row = cell.to(integer).unbind(1)
     column_share, row_share = share.unbind(1)
-    width, height = sizes.long()
-    image = torch.arange(batch, device=weights.device)[:, None, None, None]
-    group = torch.arange(groups, device=weights.device)[:, None]
+    width, height = sizes.to(integer)
+    image = torch.arange(batch, dtype=integer, device=weights.device)[:, None, None, None]
+    group = torch.arange(groups, dtype=integer, device=weights.device)[:, None]
     start = (image * height * groups + row * groups) * width + group
     rows = start[:, None] + column * groups  # [2, 2, L, ...]: y, x
     shares = (row_share * weights)[:, None] * column_share
-    return rows.flatten(0, 1).transpose(0, 1), shares.flatten(0, 1).transpose(0, 1)
+    return _as_bags(rows), _as_bags(shares)
+
+
+def _as_bags(x: Tensor) -> Tensor:
+    """[2, 2, L, ...] as [L, points, 4]: the corners of a point are one bag."""
+    return x.reshape(4, x.shape[2], -1).permute(1, 2, 0).contiguous()
