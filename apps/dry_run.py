@@ -17,6 +17,7 @@ from detrelay.core.data.collate import padded_size
 from detrelay.core.detector import DetectorForObjectDetection
 from detrelay.core.engine.memory import checkpoint_activations
 from detrelay.core.engine.optimizer import parameter_groups
+from detrelay.core.engine.precision import precision_note
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate
 from detrelay.core.structures import Targets
 from loading import AnyDataset, build_criterion, build_datasets, build_model
@@ -77,6 +78,8 @@ def dry_run(recipe: Recipe) -> int:
     say("\n".join(group_lines(model, recipe, accelerator.num_processes)))
     memory = estimate_memory(model, build_criterion(recipe), recipe, accelerator)
     say("\n".join(memory_lines(memory, recipe, accelerator.device)))
+    if note := precision_note(accelerator):
+        say(note)
     if problem is not None:
         raise problem
     return 0

@@ -191,6 +191,7 @@ def train(arguments: Arguments) -> int:
     from accelerate.utils import set_seed
 
     from detrelay.core.engine.failure import NonFiniteStep
+    from detrelay.core.engine.precision import precision_note
     from detrelay.core.engine.stopping import TrainingInterrupted
     from loading import head_entry
 
@@ -207,6 +208,8 @@ def train(arguments: Arguments) -> int:
     )
     if accelerator.is_main_process:
         check_push(arguments)
+    if note := precision_note(accelerator):
+        accelerator.print(note, flush=True)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         # `accelerate launch` leaves one thread to each process unless it is told otherwise
         torch.set_num_threads(usable_cores())
