@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detrelay.core.ops import point_sampling
 from detrelay.core.ops.linear import linear
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 
@@ -52,6 +53,23 @@ def test_sums_and_gradients_equal_grid_sample() -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
+
+
+def test_levels_too_large_for_int32_are_sampled_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels, locations, weights = case()
+    maps = channels_last_maps(levels, GROUPS)
+    expected = sample_maps(maps, locations, weights)
+    kinds = []
+    embedding_bag = F.embedding_bag
+
+    def watched(rows: Tensor, *args: Any, **options: Any) -> Tensor:
+        kinds.append(rows.dtype)
+        return embedding_bag(rows, *args, **options)
+
+    monkeypatch.setattr(F, "embedding_bag", watched)
+    monkeypatch.setattr(point_sampling, "_INT32_ROWS", 6 * 8 * GROUPS * BATCH - 1)
+    assert torch.equal(sample_maps(maps, locations, weights), expected)
+    assert set(kinds) == {torch.int64}
 
 
 def test_channels_last_levels_are_not_copied() -> None:

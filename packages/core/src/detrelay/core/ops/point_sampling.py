@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_INT32_ROWS = 2**31  # a level of more is numbered by int64
+
 
 def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums over levels of bilinear samples at points.
@@ -65,9 +67,10 @@ def _corners(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> tu
     corner = torch.stack([low, low + 1])  # [2, 2, L, B, Q, G, N]: low or high, x or y
     cell = torch.minimum(corner, sizes - 1).clamp_(min=0)
     share = torch.stack([1 - high_share, high_share]) * (cell == corner)  # nothing outside
-    # a float becomes an int32 several times as fast as an int64
+    # on a CPU a float becomes an int32 several times as fast as an int64
     largest = max(level.numel() // level.shape[-1] for level in levels)
-    integer = torch.int32 if largest < 2**31 else torch.int64
+    fits = weights.device.type == "cpu" and largest <= _INT32_ROWS
+    integer = torch.int32 if fits else torch.int64
     column, row = cell.to(integer).unbind(1)
     column_share, row_share = share.unbind(1)
     width, height = sizes.to(integer)
