@@ -192,7 +192,7 @@ def test_head_does_not_depend_on_padding(case: str) -> None:
 
 def test_bfloat16_autocast(case: str) -> None:
     model = build(case).train()
-    pixels, mask = images(((32, 24), (20, 32)), (32, 32))  # small: many CPUs emulate bfloat16
+    pixels, mask = images(((32, 24), (20, 32)), (32, 32))  # small: bfloat16 is slow on many CPUs
     targets = make_targets((3, 2))
     with torch.autocast("cpu", torch.bfloat16):
         output = model(pixels, mask, targets)

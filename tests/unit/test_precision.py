@@ -34,7 +34,7 @@ def accelerator(precision: str, device: str = "cpu") -> Any:
         ("bf16", "cuda", False, False),
     ],
 )
-def test_emulated_bfloat16_is_noted(
+def test_slow_bfloat16_is_noted(
     monkeypatch: pytest.MonkeyPatch, precision: str, device: str, supported: bool, noted: bool
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)

@@ -7,9 +7,9 @@ from accelerate import Accelerator
 
 
 def precision_note(accelerator: Accelerator) -> str | None:
-    """What to know about bfloat16 on a CPU without instructions for it; None if nothing.
+    """What to know about bfloat16 on a CPU for which torch has no kernels; None if nothing.
 
-    There it is emulated, and steps take many times as long as in float32 (docs/log.md).
+    There steps take many times as long as in float32 (docs/log.md).
     """
     if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
         return None
@@ -17,6 +17,6 @@ def precision_note(accelerator: Accelerator) -> str | None:
     if supported is None or supported():  # a build of torch without oneDNN does not say
         return None
     return (
-        "note: this CPU has no bfloat16 instructions, so train.mixed_precision=bf16 is many times "
-        "as slow as float32; train.mixed_precision=no is the faster choice here"
+        "note: torch has no bfloat16 kernels for this CPU, so train.mixed_precision=bf16 is many "
+        "times as slow as float32; train.mixed_precision=no is the faster choice here"
     )
