@@ -1,77 +1,12 @@
-"""Publish a trained model on the Hugging Face Hub.
+"""The door to `detrelay publish`, for `python apps/publish.py` and `accelerate launch`."""
 
-python apps/publish.py runs/stageinteractor-cross_stage/best USER/MODEL
-"""
-
-from __future__ import annotations
-
-import tempfile
-from dataclasses import dataclass
+import sys
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+# or the scripts beside this one would stand in for packages of their names, such as evaluate
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
 
-from console import run
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Publish a saved model: checked, in one commit, tagged, and tried out from the Hub."""
-
-    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
-    """Folder of a saved model, such as best/ of a run."""
-    repo_id: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="REPO_ID")]]
-    """Name on the Hub, USER/MODEL; MODEL alone stands for your own."""
-    private: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Let only the owners see it."""
-    tag: str | None = None
-    """Name of this version; the next free one of v1, v2, ... if not named."""
-    license: str | None = None
-    """Licence of the weights, as the Hub names it, for a card that is written here; if not named,
-    apache-2.0, or unknown for converted weights."""
-    head: str | None = None
-    """The model's head as module:ConfigClass, if it is none of this project's."""
-    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check the folder and print its files and its card; ask nothing of the Hub."""
-
-
-def publish(arguments: Arguments) -> int:
-    """Check, push, and say where it is; the exit code."""
-    from transformers.utils import logging as transformers_logging
-
-    from detrelay.core.hub.publish import publish as push
-    from loading import head_entry
-
-    transformers_logging.disable_progress_bar()
-    if arguments.head is not None:
-        head_entry(arguments.head)
-    if arguments.dry_run:
-        rehearse(arguments)
-        return 0
-    published = push(
-        arguments.folder,
-        arguments.repo_id,
-        private=arguments.private,
-        tag=arguments.tag,
-        license=arguments.license,
-    )
-    who = "private" if published.private else "public"
-    print(f"published: {published.url} ({who}), tag {published.tag}, commit {published.commit}")
-    return 0
-
-
-def rehearse(arguments: Arguments) -> None:
-    """What would go up."""
-    from detrelay.core.hub.folder import complete_folder
-
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary) / "model"
-        checked = complete_folder(arguments.folder, copy, arguments.repo_id, arguments.license)
-        for name in checked.files:
-            print(f"{(copy / name).stat().st_size:12,} {name}")
-        print("\n" + (copy / "README.md").read_text(encoding="utf-8"))
-
+from detrelay.apps.publish import main  # noqa: E402
 
 if __name__ == "__main__":
-    run(lambda: publish(tyro.cli(Arguments)))
+    main()

@@ -1,60 +1,12 @@
-"""See again a training step that met a value which is not finite.
+"""The door to `detrelay replay`, for `python apps/replay.py` and `accelerate launch`."""
 
-    python apps/replay.py --file runs/NAME/failures/step_0000123/process_0.safetensors
-
-The weights, batches and random numbers of the step lie in the folder of the file, its recipe in
-training.json two folders above.
-"""
-
-from __future__ import annotations
-
-import json
-from dataclasses import dataclass
+import sys
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+# or the scripts beside this one would stand in for packages of their names, such as evaluate
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
 
-from console import run
-
-_NOT_FINITE = 1
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Take a failed training step again; ends with code 1 if it fails again."""
-
-    file: Annotated[Path, tyro.conf.arg(metavar="PROCESS_N.safetensors")]
-    """The batches of one process, as training saved them."""
-
-
-def replay(arguments: Arguments) -> int:
-    """Load and take the step; the exit code."""
-    folder = arguments.file.parent
-    for file in (arguments.file, folder / "config.json"):
-        if not file.is_file():
-            raise ValueError(f"{file}: no such file; expected what training saved of a failed step")
-
-    from accelerate import Accelerator
-    from transformers import AutoModelForObjectDetection
-
-    from detrelay.core.engine.failure import replay_failure
-    from loading import build_criterion
-    from train import stored_recipe
-
-    recipe = stored_recipe(folder.parent.parent / "training.json")
-    model = AutoModelForObjectDetection.from_pretrained(folder)
-    facts = json.loads(arguments.file.with_suffix(".json").read_text(encoding="utf-8"))
-    print(f"step {facts['step']}, image ids {facts['image_ids']}; then: {facts['problem']}")
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
-    try:
-        replay_failure(accelerator, arguments.file, model, build_criterion(recipe))
-    except FloatingPointError as error:
-        print(f"now: {error}")
-        return _NOT_FINITE
-    print("now: every loss and gradient is finite")
-    return 0
-
+from detrelay.apps.replay import main  # noqa: E402
 
 if __name__ == "__main__":
-    run(lambda: replay(tyro.cli(Arguments)))
+    main()

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from detrelay.assigners import build_assigners
 from detrelay.core.backbones import ResNetBackbone
 from detrelay.core.criterion import Criterion, CriterionOutput
+from detrelay.core.detector.pyramid import LevelMapper, build_pyramid
 from detrelay.core.losses import LossConfig
-from detrelay.core.pyramid import LevelMapper, build_pyramid
 from detrelay.core.structures import FeaturePyramid, Targets
-from detrelay.heads.convert import translate
-from detrelay.heads.deformable_layers import DeformableConfig
+from detrelay.heads.convert.conversion import translate
+from detrelay.heads.deformable.layers import DeformableConfig
 from reference import DEFORMABLE_TARGETS, deformable_images, deformable_value
 
 SMALL = (((200, 288), (224, 240)), (224, 288))

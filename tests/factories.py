@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrelay.core.detector_config import DetectorConfig
+from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
 

@@ -14,14 +14,14 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from detrelay.core.configs import DataConfig, Recipe, override
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.apps.build import facts_of_run
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.checkpoint import save_model
 from detrelay.core.evaluation.coco_ap import CocoResult
-from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.core.recipes.recipe import DataConfig, Recipe, override
 from factories import small_config
 from hub_server import WRITE_TOKEN, HubServer
-from loading import facts_of_run
 
 from detrelay.heads import HEADS  # isort: skip
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detrelay.heads import HEADS
-from detrelay.heads.convert import to_official
+from detrelay.heads.convert.conversion import to_official
 from factories import small_head_config
 
 FOLDER = Path(__file__).parent / "assets"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from train import Arguments, train
+from detrelay.apps.train import Arguments, train
 
 TINY = (
     "model.d_model=32",
@@ -70,13 +70,13 @@ class TinyBlocks(TinyResNet):
 
 def shrink_backbone(patch: pytest.MonkeyPatch, network: type[nn.Module] = TinyResNet) -> None:
     """Let every ResNet be the tiny one, on one core: more would only wait for each other."""
-    patch.setattr("train.usable_cores", lambda: 1)
+    patch.setattr("detrelay.apps.train.usable_cores", lambda: 1)
     patch.setattr(torchvision.models, "get_model", lambda name, weights=None: network())
 
 
 def skip_pictures(patch: pytest.MonkeyPatch) -> None:
     """Draw nothing at evaluations."""
-    patch.setattr("drawing.Reporter.__call__", lambda self, evaluation: None)
+    patch.setattr("detrelay.apps.drawing.Reporter.__call__", lambda self, evaluation: None)
 
 
 def tiny_arguments(output: Path, *settings: str, **options: Any) -> Arguments:

@@ -15,16 +15,14 @@ import tyro
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-import console
-import evaluate
-import predict
-from detrelay.core.configs import DataConfig, Recipe, override
+from detrelay.apps import console, evaluate, predict
+from detrelay.apps.build import build_datasets, build_parts
+from detrelay.apps.train import train
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import AugmentationConfig
+from detrelay.core.recipes.recipe import DataConfig, Recipe, override
 from factories_data import write_shapes
-from loading import build_datasets, build_parts
 from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_arguments, tiny_run
-from train import train
 
 # with a gap, out of order, and neither from 0 nor from 1
 CATEGORY_IDS = [7, 3, 90, 11]
@@ -295,7 +293,7 @@ def test_image_folders_of_the_recipe_are_used(coco_folder: Path) -> None:
 
 def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("loading.build_train_transform", seen.append)
+    monkeypatch.setattr("detrelay.apps.build.build_train_transform", seen.append)
     values = {
         "flip_probability": 0.25,
         "short_sides": (70, 80),

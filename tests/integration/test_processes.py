@@ -17,12 +17,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import loading
+from detrelay.apps import build
 from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.collate import collate
 from detrelay.core.data.transforms import VisitSampler
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.checkpoint import CheckpointError
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.update import Updater
@@ -65,13 +65,13 @@ def off_the_kinks(model: DetectorForObjectDetection) -> DetectorForObjectDetecti
 
 @pytest.fixture(scope="module", autouse=True)
 def double_and_silent() -> Iterator[None]:
-    build = loading.build_model
+    build_model = build.build_model
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         shrink_backbone(patch)
         skip_pictures(patch)
-        patch.setattr("loading.build_model", lambda *a, **k: off_the_kinks(build(*a, **k)))
+        patch.setattr(build, "build_model", lambda *a, **k: off_the_kinks(build_model(*a, **k)))
         patch.setattr("detrelay.core.engine.loaders.collate", collate_double)
         AcceleratorState._reset_state(reset_partial_state=True)
         yield

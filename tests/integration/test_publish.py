@@ -19,8 +19,9 @@ from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
+import detrelay.apps.publish as publish_app
 import hub_server
-import publish as publish_app
+from detrelay.apps.build import load_saved
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.publish import Published, check_destination, publish
 from hub_model import IMAGE, NAMES, environment, only_hub, small_model, write_run
@@ -34,7 +35,6 @@ from hub_server import (
     HubServer,
     running_hub,
 )
-from loading import load_saved
 from tiny_run import shrink_backbone, skip_pictures, tiny_run
 
 REPOSITORY = f"{USER}/shapes"
@@ -410,7 +410,7 @@ def test_training_publishes_its_best_model(
     )
     monkeypatch.setattr(hub, "faults", [Fault(COMMIT, "status", status=403)])
     again = tmp_path / "again"
-    with pytest.raises(ValueError, match=r"publish it by: .*publish.py \S*again/best .* --private"):
+    with pytest.raises(ValueError, match=r"publish it by: detrelay publish \S*best .* --private"):
         tiny_run(again, "train.epochs=1", "train.seed=1", push_to=REPOSITORY, push_private=True)
     assert (again / "best" / "model.safetensors").is_file()
 
@@ -457,7 +457,7 @@ assert not any(name.startswith("detrelay") for name in sys.modules)
 """
 REMOTE = f"""{LOAD}
 detector = pipeline("object-detection", model=repository, revision="v1", **trust)
-assert type(detector.model).__module__ == "detrelay.heads.stageinteractor"
+assert type(detector.model).__module__ == "detrelay.heads.stageinteractor.head"
 print(type(detector.image_processor).__name__)
 print(len(detector(Image.new("RGB", (96, 64)), threshold=0.0)))
 model = AutoModelForObjectDetection.from_pretrained(repository)

@@ -15,11 +15,10 @@ import tyro
 from huggingface_hub import ModelCard
 from transformers import AutoModelForObjectDetection
 
-import convert
-import publish
+from detrelay.apps import convert, publish
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.engine.checkpoint import save_model
 from detrelay.core.hub.calls import HubError
-from detrelay.core.image_processing import DetrelayImageProcessor
 from hub_model import only_hub
 from hub_server import USER, HubServer, running_hub
 from official import write_small_checkpoint

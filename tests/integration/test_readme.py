@@ -17,9 +17,9 @@ import torch
 import tyro
 from transformers import AutoModelForObjectDetection
 
-import train
+from detrelay.apps import train
 from detrelay.assigners import ASSIGNERS
-from detrelay.core.configs import load_recipe
+from detrelay.core.recipes.recipe import load_recipe
 from factories_data import noise_image, write_shapes
 from hub_model import only_hub
 from hub_server import USER, running_hub

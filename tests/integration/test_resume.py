@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from detrelay.apps.train import Arguments, train
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.trainer import Trainer
-from detrelay.core.image_processing import DetrelayImageProcessor
 from tiny_run import (
     final_weights,
     shrink_backbone,
@@ -24,7 +25,6 @@ from tiny_run import (
     tiny_arguments,
     tiny_run,
 )
-from train import Arguments, train
 
 # measured anew on each run
 CLOCK_KEYS = {"images_per_second", "data_wait_share", "peak_memory_mib"}

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from convert import Arguments, convert
 from deformable_reference import SMALL
+from detrelay.apps.convert import Arguments, convert
 from detrelay.core.structures import FeaturePyramid
 from detrelay.heads import HEADS
-from detrelay.heads.convert import convert_checkpoint, convert_state_dict, to_official
+from detrelay.heads.convert.conversion import convert_checkpoint, convert_state_dict, to_official
 from official import (
     FOLDER,
     LISTED,

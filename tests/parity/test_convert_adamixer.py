@@ -11,13 +11,18 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from adamixer_reference import STAGE, STRIDES, adamixer_shapes, adamixer_value, decode
-from convert import Arguments, convert
+from detrelay.apps.convert import Arguments, convert
 from detrelay.core.backbones import ResNetBackbone
 from detrelay.core.boxes import cxcywh_to_xyxy
 from detrelay.core.structures import FeaturePyramid
 from detrelay.heads import StageInteractorForObjectDetection
-from detrelay.heads.checkpoint_sizes import VARIANTS
-from detrelay.heads.convert import Conversion, convert_checkpoint, convert_state_dict, to_official
+from detrelay.heads.convert.conversion import (
+    Conversion,
+    convert_checkpoint,
+    convert_state_dict,
+    to_official,
+)
+from detrelay.heads.convert.sizes import VARIANTS
 from official import hollow, listed_shapes
 from reference import unit
 

@@ -25,8 +25,8 @@ from deformable_reference import (
 from detrelay.core.ops.position_encoding import grid_position_code
 from detrelay.core.structures import StageGroup, StagePrediction, Targets
 from detrelay.heads import DeformableDetrConfig, DeformableDetrForObjectDetection
-from detrelay.heads.deformable_detr import DeformableDetrHead
-from detrelay.heads.deformable_layers import box_code, inverse_sigmoid
+from detrelay.heads.deformable.detr import DeformableDetrHead
+from detrelay.heads.deformable.layers import box_code, inverse_sigmoid
 from reference import deformable_images
 
 FOLDER = Path(__file__).parent.parent / "assets" / "deformable_detr"

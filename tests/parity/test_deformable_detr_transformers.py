@@ -20,11 +20,11 @@ from transformers.loss.loss_deformable_detr import (
 )
 
 from deformable_reference import criterion
-from detrelay.core.pyramid import build_pyramid
+from detrelay.core.detector.pyramid import build_pyramid
 from detrelay.core.structures import Targets
 from detrelay.heads import DeformableDetrConfig, DeformableDetrForObjectDetection
-from detrelay.heads.convert import translate
-from detrelay.heads.transformers_checkpoint import to_official_names
+from detrelay.heads.convert.conversion import translate
+from detrelay.heads.convert.transformers_folder import to_official_names
 
 CANVAS, SIZES = (150, 190), ((150, 120), (101, 190))
 CHANNELS = (64, 128, 256, 512)  # of resnet18

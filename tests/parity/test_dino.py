@@ -27,9 +27,9 @@ from detrelay.core.ops.deformable_attention import DeformableAttention
 from detrelay.core.ops.position_encoding import grid_position_code
 from detrelay.core.structures import Pairs, StageGroup, StagePrediction, Targets
 from detrelay.heads import DinoConfig, DinoForObjectDetection
-from detrelay.heads.deformable_layers import ProposalFeatures, box_code, inverse_sigmoid, token_grid
-from detrelay.heads.denoising import Denoising, Noise
-from detrelay.heads.dino import DinoHead
+from detrelay.heads.deformable.denoising import Denoising, Noise
+from detrelay.heads.deformable.dino import DinoHead
+from detrelay.heads.deformable.layers import ProposalFeatures, box_code, inverse_sigmoid, token_grid
 
 FOLDER = Path(__file__).parent.parent / "assets" / "dino"
 LOSS = DinoForObjectDetection.loss_config

@@ -19,8 +19,8 @@ from detrelay.core.criterion import Criterion, CriterionOutput
 from detrelay.core.losses import class_targets
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
 from detrelay.heads import StageInteractorConfig, StageInteractorForObjectDetection
-from detrelay.heads.convert import translate
-from detrelay.heads.stageinteractor import StageInteractorHead, position_code
+from detrelay.heads.convert.conversion import translate
+from detrelay.heads.stageinteractor.head import StageInteractorHead, position_code
 from reference import stageinteractor_value, unit
 
 FOLDER = Path(__file__).parent.parent / "assets" / "stageinteractor"

@@ -14,16 +14,12 @@ from pathlib import Path
 import pytest
 import tyro
 
-import console
-import evaluate
-import predict
-import publish
-import replay
-from detrelay.core.configs import RecipeError
-from train import Arguments, check_output, resolve
+from detrelay.apps import cli, console, evaluate, predict, publish, replay
+from detrelay.apps.train import Arguments, check_output, resolve
+from detrelay.core.recipes.recipe import RecipeError
 
 APPS = Path(__file__).parents[2] / "apps"
-COMMANDS = sorted(path.stem for path in APPS.glob("*.py") if "tyro.cli(" in path.read_text())
+COMMANDS = sorted(path.stem for path in APPS.glob("*.py"))
 SLOW_TO_IMPORT = {
     *("torch", "torchvision", "transformers", "accelerate", "huggingface_hub"),
     *("datasets", "numpy", "scipy", "matplotlib", "pycocotools", "PIL"),
@@ -61,23 +57,56 @@ def test_help_answers_at_once(app: str) -> None:
     code = (
         "import atexit, runpy, sys\n"
         "atexit.register(lambda: print(*{name.partition('.')[0] for name in sys.modules}))\n"
-        f"sys.argv = ['{app}.py', '--help']; sys.path.insert(0, {str(APPS)!r})\n"
+        f"sys.argv = ['{app}.py', '--help'];\n"
         f"runpy.run_path({str(APPS / app)!r} + '.py', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shown, _, modules = done.stdout.rstrip().rpartition("\n")
     assert not SLOW_TO_IMPORT & set(modules.split())
-    for field in dataclasses.fields(importlib.import_module(app).Arguments):
+    for field in dataclasses.fields(importlib.import_module(f"detrelay.apps.{app}").Arguments):
         option = f"--{field.name.replace('_', '-')} "
         assert option in shown or f" {field.name.upper()} " in shown
 
 
 def test_every_command_is_known() -> None:
-    assert set(COMMANDS) >= {
-        *("train", "evaluate", "predict", "publish", "convert"),
-        *("replay", "first_boxes", "benchmark"),
-    }
+    """To the program and as a script."""
+    assert (
+        set(COMMANDS)
+        == set(cli.COMMANDS)
+        == {
+            *("train", "evaluate", "predict", "publish", "convert", "replay"),
+        }
+    )
+
+
+def test_the_program_lists_its_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["detrelay"])
+    cli.main()
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_the_program_hands_on_the_arguments_of_a_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["detrelay", "evaluate", "--data", "val.json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: name either --model or --predictions\n"
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["detrelay", "trian"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "unknown command trian; did you mean train?" in capsys.readouterr().err
 
 
 def test_unknown_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +274,7 @@ def test_the_code_of_the_command_is_the_code_of_the_process() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    code = f"import sys; sys.path.insert(0, {str(APPS)!r}); import console\n"
+    code = "from detrelay.apps import console\n"
     code += "console.run(lambda: print('x' * 10**6, flush=True) or 0)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE

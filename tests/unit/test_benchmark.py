@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmark_training import TrainingCase, draw_images, recipe_of, train_here
-from loading import build_datasets
+from detrelay.apps.build import build_datasets
 
 CASE = TrainingCase(
     recipe="shapes_dino",

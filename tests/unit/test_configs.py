@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from detrelay.core.configs import (
+from detrelay.core.data.transforms import AugmentationConfig
+from detrelay.core.recipes.recipe import (
     DataConfig,
     Recipe,
     RecipeError,
@@ -20,7 +21,6 @@ from detrelay.core.configs import (
     load_recipe,
     override,
 )
-from detrelay.core.data.transforms import AugmentationConfig
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -202,5 +202,5 @@ def test_augmentation_has_the_same_defaults_in_both_places() -> None:
 
 
 def test_recipes_can_be_read_without_torch() -> None:
-    code = "import sys, detrelay.core.configs; sys.exit('torch' in sys.modules)"
+    code = "import sys, detrelay.core.recipes.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,9 +11,9 @@ from transformers import AutoModelForObjectDetection, ResNetConfig
 from transformers import DeformableDetrConfig as TheirConfig
 from transformers import DeformableDetrForObjectDetection as TheirModel
 
-from convert import Arguments, convert, facts_of_conversion, published_figures, write
+from detrelay.apps.convert import Arguments, convert, facts_of_conversion, published_figures, write
 from detrelay.heads import StageInteractorConfig
-from detrelay.heads.convert import convert_checkpoint, convert_state_dict, translate
+from detrelay.heads.convert.conversion import convert_checkpoint, convert_state_dict, translate
 from official import LISTED, all_shapes, hollow, listed_shapes, shallow, with_second_names
 
 
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(
         raise OSError("no room")
 
     monkeypatch.setattr(
-        "detrelay.core.image_processing.DetrelayImageProcessor.save_pretrained", fail
+        "detrelay.core.data.image_processing.DetrelayImageProcessor.save_pretrained", fail
     )
     conversion = convert_state_dict(small_state())
     file = tmp_path / "weights.pth"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
     AugmentationConfig,
@@ -15,7 +16,6 @@ from detrelay.core.data.transforms import (
     build_train_transform,
 )
 from detrelay.core.engine.loaders import make_loader
-from detrelay.core.image_processing import DetrelayImageProcessor
 
 BATCH = 2
 

@@ -9,8 +9,8 @@ from detrelay.core.criterion import Criterion
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StageGroup, StagePrediction, Targets
 from detrelay.heads import DinoConfig, DnDetrConfig
-from detrelay.heads.denoising import Denoising, no_targets
-from detrelay.heads.dn_detr import _denoised
+from detrelay.heads.deformable.denoising import Denoising, no_targets
+from detrelay.heads.deformable.dn_detr import _denoised
 
 BOXES = torch.tensor([[0.4, 0.5, 0.1, 0.2], [0.6, 0.4, 0.2, 0.1], [0.5, 0.6, 0.1, 0.1]])
 # two objects in the first image, one in the second

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import detrelay.heads  # registers the Auto classes  # noqa: F401
-from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.heads import HEADS, StageInteractorConfig, StageInteractorForObjectDetection
 from factories import small_config
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import dry_run as plans
-from detrelay.core.configs import Recipe, load_recipe, override
+import detrelay.apps.dry_run as plans
+from detrelay.apps.build import build_criterion, build_model
 from detrelay.core.data.coco import DataError
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.detector import DetectorForObjectDetection
-from loading import build_criterion, build_model
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.recipes.recipe import Recipe, load_recipe, override
 from tiny_run import TINY, shrink_backbone, tiny_run
 
-RECIPES = Path(__file__).parents[2] / "apps" / "recipes"
+RECIPES = Path(__file__).parents[2] / "apps" / "src" / "detrelay" / "apps" / "recipes"
 
 
 @pytest.fixture(autouse=True)

@@ -14,17 +14,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-import train as train_app
+import detrelay.apps.train as train_app
 from detrelay.assigners import build_assigners
-from detrelay.core.configs import RecipeError, TrainConfig
 from detrelay.core.criterion import Criterion
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import memory
 from detrelay.core.engine.ema import average_of
 from detrelay.core.engine.logging import MetricsLog, read_metrics
 from detrelay.core.engine.memory import Fit, checkpoint_activations, find_fitting_batch
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate
 from detrelay.core.engine.update import Update, assignment_counts
+from detrelay.core.recipes.recipe import RecipeError, TrainConfig
 from detrelay.core.structures import Assignment, Pairs
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, make_targets, small_head_config

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from detrelay.assigners import ASSIGNERS, build_assigners
 from detrelay.core.criterion import Criterion, CriterionOutput
-from detrelay.core.detector import DetectorForObjectDetection, DetectorOutput
-from detrelay.core.pyramid import build_pyramid
+from detrelay.core.detector.model import DetectorForObjectDetection, DetectorOutput
+from detrelay.core.detector.pyramid import build_pyramid
 from detrelay.core.structures import Targets
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, make_targets, small_head_config

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-import publish as publish_app
+import detrelay.apps.publish as publish_app
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import check_card
 from detrelay.core.hub.citations import citations
@@ -251,7 +251,7 @@ def test_shim_names_the_classes_and_asks_for_the_package(folder: Path) -> None:
     exec(shim, names)
     assert names["StageInteractorConfig"] is HEADS["stageinteractor"].config
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "detrelay.heads.stageinteractor", None)
+        patch.setitem(__import__("sys").modules, "detrelay.heads.stageinteractor.head", None)
         with pytest.raises(ImportError, match=r"needs the Python package detrelay .*pip install"):
             exec(shim, {})
     # transformers reads the imports and would refuse with less help those outside of a `try`

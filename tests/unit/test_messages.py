@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from detrelay.core.messages import one_line
+from detrelay.core.errors import one_line
 
 
 @pytest.mark.parametrize(

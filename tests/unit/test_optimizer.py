@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from detrelay.core.configs import TrainConfig
 from detrelay.core.engine.optimizer import (
     build_optimizer,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
 )
+from detrelay.core.recipes.recipe import TrainConfig
 
 
 class Model(nn.Module):

@@ -1,4 +1,4 @@
-"""The layout: one distribution, one namespace, three roots."""
+"""The layout: one distribution, one namespace, four roots."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from importlib.metadata import files
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("core", "heads", "assigners")
+PARTS = {
+    "core": ROOT / "packages" / "core",
+    "heads": ROOT / "packages" / "heads",
+    "assigners": ROOT / "packages" / "assigners",
+    "apps": ROOT / "apps",
+}
 
 
 def test_no_root_closes_the_namespace() -> None:
-    for part in PARTS:
-        source = ROOT / "packages" / part / "src" / "detrelay"
+    for part, folder in PARTS.items():
+        source = folder / "src" / "detrelay"
         assert source.is_dir()
         assert not (source / "__init__.py").exists()
         assert (source / part / "py.typed").exists()
 
 
-def test_three_parts_are_one_distribution() -> None:
+def test_the_parts_are_one_distribution() -> None:
     assert files("detrelay")
     for part in PARTS:
         __import__(f"detrelay.{part}")

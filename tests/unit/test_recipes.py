@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from detrelay.core.configs import Recipe, load_recipe
+from detrelay.apps.build import build_criterion, head_entry
 from detrelay.core.engine.optimizer import learning_rate_factor, parameter_groups
-from loading import build_criterion, head_entry
+from detrelay.core.recipes.recipe import Recipe, load_recipe
 
-RECIPES = Path(__file__).parents[2] / "apps" / "recipes"
+RECIPES = Path(__file__).parents[2] / "apps" / "src" / "detrelay" / "apps" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 # drawn shapes and blood cells: ours, nothing about them is published
 OURS = [name for name in NAMES if name.startswith(("shapes", "bccd"))]
@@ -365,7 +365,7 @@ def test_cross_stage_variants_change_the_labels_only(name: str) -> None:
 
 
 def test_the_table_of_recipes_names_all_with_their_figure() -> None:
-    text = (RECIPES.parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+|-) \|", text, flags=re.MULTILINE))
     for name in PUBLISHED:
         if name.endswith("_cross_stage"):

@@ -11,9 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from detrelay.core.structures import StageGroup
-from detrelay.heads import stageinteractor
-from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorHead
-from detrelay.heads.stageinteractor_mixing import FilterBank, empty_banks
+from detrelay.heads.stageinteractor import head as stageinteractor
+from detrelay.heads.stageinteractor.head import StageInteractorConfig, StageInteractorHead
+from detrelay.heads.stageinteractor.mixing import FilterBank, empty_banks
 from factories import make_pyramid, small_config
 
 

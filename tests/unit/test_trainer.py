@@ -17,13 +17,13 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
+from detrelay.apps.replay import Arguments as Replay
+from detrelay.apps.replay import replay
 from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.engine.failure import load_failure
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, read_metrics
 from detrelay.core.engine.trainer import StopSignals
-from replay import Arguments as Replay
-from replay import replay
 from tiny_run import shrink_backbone, skip_pictures, tiny_run
 
 
@@ -170,7 +170,7 @@ def test_diverging_training_ends_in_one_line_and_keeps_the_checkpoint(
     assert "in step 2, whose batch holds the image ids [" in line
     assert "last checkpoint is kept" in line
     assert list((tmp_path / "run" / "checkpoints").iterdir())
-    file = Path(line.partition("python apps/replay.py --file ")[2])
+    file = Path(line.partition("detrelay replay --file ")[2])
     capsys.readouterr()
     assert replay(Replay(file)) == 1
     then, now = capsys.readouterr().out.strip().splitlines()

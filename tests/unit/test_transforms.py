@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detrelay.core.data.coco import CocoDataset, DataError, Sample
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
     AugmentationConfig,
@@ -23,7 +24,6 @@ from detrelay.core.data.transforms import (
     make_mosaic,
     resized_shape,
 )
-from detrelay.core.image_processing import DetrelayImageProcessor
 from factories_data import make_sample, write_coco
 
 

@@ -8,17 +8,20 @@ from typing import NamedTuple
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
-from detrelay.core.configs import unknown_name
-from detrelay.core.detector import DetectorForObjectDetection
-from detrelay.core.detector_config import DetectorConfig
-from detrelay.core.image_processing import DetrelayImageProcessor
-from detrelay.heads.deformable_detr import (
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.recipes.recipe import unknown_name
+from detrelay.heads.deformable.detr import (
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
 )
-from detrelay.heads.dino import DinoConfig, DinoForObjectDetection
-from detrelay.heads.dn_detr import DnDetrConfig, DnDetrForObjectDetection
-from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorForObjectDetection
+from detrelay.heads.deformable.dino import DinoConfig, DinoForObjectDetection
+from detrelay.heads.deformable.dn_detr import DnDetrConfig, DnDetrForObjectDetection
+from detrelay.heads.stageinteractor.head import (
+    StageInteractorConfig,
+    StageInteractorForObjectDetection,
+)
 
 
 class HeadEntry(NamedTuple):

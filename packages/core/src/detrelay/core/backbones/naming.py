@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detrelay.core.backbones import BACKBONES, RESNETS, SWINS, build_backbone
-from detrelay.core.key_table import KeyTable
+from detrelay.core.weights.key_table import KeyTable
 
 State = dict[str, Tensor]
 

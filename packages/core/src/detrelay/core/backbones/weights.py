@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detrelay.core.backbones import Backbone, build_backbone
 from detrelay.core.backbones.naming import find_naming, is_optional
-from detrelay.core.weight_files import read_weights
+from detrelay.core.weights.files import read_weights
 
 
 def load_backbone_weights(backbone: Backbone, source: str) -> None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from detrelay.core.messages import one_line
+from detrelay.core.errors import one_line
 
 _MARKER = "complete.json"
 _NAME = re.compile(r"step_(\d{7,})")

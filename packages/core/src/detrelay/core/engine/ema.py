@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 
 
 def average_of(model: DetectorForObjectDetection, decay: float) -> AveragedModel:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from detrelay.core.image_processing import DetrelayImageProcessor
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 
 ImageResult = dict[str, Tensor]
 

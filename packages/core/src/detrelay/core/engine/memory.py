@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from detrelay.core.configs import TrainConfig
 from detrelay.core.criterion import Criterion
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.optimizer import build_optimizer
+from detrelay.core.recipes.recipe import TrainConfig
 from detrelay.core.structures import Targets
 
 _MEBIBYTE = 2**20

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from detrelay.core.configs import TrainConfig
+from detrelay.core.recipes.recipe import TrainConfig
 
 _BETAS = (0.9, 0.999)
 # "layer3" as torchvision counts the stages of a ResNet, from 1; "layers.2" as transformers counts

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from detrelay.core.criterion import Criterion
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.transforms import DetectionDataset
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.inference import ImageResult
 from detrelay.core.evaluation.coco_ap import CocoResult
-from detrelay.core.image_processing import DetrelayImageProcessor
 
 
 @dataclass(frozen=True)

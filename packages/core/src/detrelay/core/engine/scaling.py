@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from detrelay.core.configs import ScalingRule, TrainConfig
+from detrelay.core.recipes.recipe import ScalingRule, TrainConfig
 
 _RULES: tuple[ScalingRule, ...] = ("linear", "sqrt")
 

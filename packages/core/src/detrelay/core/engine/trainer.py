@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from detrelay.core.configs import TrainConfig
 from detrelay.core.data.transforms import VisitSampler
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.checkpoint import (
     CheckpointError,
     RunPosition,
@@ -42,6 +41,7 @@ from detrelay.core.engine.scaling import with_scaled_rate
 from detrelay.core.engine.stopping import StopSignals, TrainingInterrupted
 from detrelay.core.engine.update import Update, Updater, assignment_counts
 from detrelay.core.evaluation.coco_ap import CocoResult, detections_from_results, evaluate_coco
+from detrelay.core.recipes.recipe import TrainConfig
 
 __all__ = ["Evaluation", "StopSignals", "Trainer", "TrainingInterrupted", "TrainingParts"]
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported lazily
 
-from detrelay.core.messages import one_line
+from detrelay.core.errors import one_line
 
 _Answer = TypeVar("_Answer")
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.logging import read_metrics
+from detrelay.core.errors import one_line
 from detrelay.core.hub.citations import citations
-from detrelay.core.messages import one_line
 
 PICTURE = "predictions.png"
 SPEED = "speed.json"

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.errors import one_line
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import (
     PICTURE,
@@ -24,8 +26,6 @@ from detrelay.core.hub.card import (
     median_speed,
 )
 from detrelay.core.hub.shim import write_shim
-from detrelay.core.image_processing import DetrelayImageProcessor
-from detrelay.core.messages import one_line
 
 _NEEDED = ("config.json", "preprocessor_config.json", "training.json")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"

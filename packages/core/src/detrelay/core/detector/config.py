@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict, type_validator
 from transformers import PreTrainedConfig
 
 from detrelay.core.backbones import BACKBONES, SWINS
-from detrelay.core.configs import unknown_name
+from detrelay.core.recipes.recipe import unknown_name
 
 # Keys that transformers itself writes into or reads from config.json without a typed field.
 _LIBRARY_KEYS = frozenset(
@@ -82,6 +82,11 @@ class DetectorConfig(PreTrainedConfig):
                 f"category_ids must hold one id a class ({len(labels)}); "
                 f"found {len(self.category_ids)}"
             )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class index."""
+        return list((self.id2label or {}).values())
 
     def _check_types(self) -> None:
         # `strict` leaves out annotations that are kept as text, as they are in these modules

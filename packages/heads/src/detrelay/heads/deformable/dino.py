@@ -17,7 +17,13 @@ from transformers import initialization as init
 
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
-from detrelay.heads.deformable_layers import (
+from detrelay.heads.deformable.denoising import (
+    Denoising,
+    DenoisingConfig,
+    DenoisingQueries,
+    no_targets,
+)
+from detrelay.heads.deformable.layers import (
     DecoderLayer,
     DeformableEncoder,
     DeformableForObjectDetection,
@@ -32,7 +38,6 @@ from detrelay.heads.deformable_layers import (
     take_tokens,
     xavier_linears,
 )
-from detrelay.heads.denoising import Denoising, DenoisingConfig, DenoisingQueries, no_targets
 
 _GRID_TEMPERATURE = 20.0
 _GRID_OFFSET = 0.0

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from detrelay.core.messages import one_line
+from detrelay.core.errors import one_line
 
 # where the weights stand in checkpoints that hold more
 _NESTED = ("state_dict", "model", "model_state_dict")

@@ -18,9 +18,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.assigners import build_assigners
-from detrelay.core.configs import DataConfig, Recipe, RecipeError, unknown_name
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import Category, CocoDataset, DataError
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
     AugmentationConfig,
@@ -28,12 +28,12 @@ from detrelay.core.data.transforms import (
     build_eval_transform,
     build_train_transform,
 )
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.trainer import TrainingParts
+from detrelay.core.errors import one_line
 from detrelay.core.hub.fetch import model_folder
-from detrelay.core.image_processing import DetrelayImageProcessor
 from detrelay.core.losses import LossConfig
-from detrelay.core.messages import one_line
+from detrelay.core.recipes.recipe import DataConfig, Recipe, RecipeError, unknown_name
 from detrelay.heads import HEADS, HeadEntry, find_head
 
 AnyDataset = CocoDataset | ShapesDataset
@@ -165,9 +165,10 @@ def _from_saved(entry: HeadEntry, config: Any, init: Path) -> DetectorForObjectD
     """Weights of a saved model; only class scores may be new, for other categories."""
     init = _checked_folder(init)
     saved = entry.config.from_pretrained(init)
-    model, report = entry.model.from_pretrained(
+    loaded: Any = entry.model.from_pretrained(
         init, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
+    model, report = loaded
     other_shape = {key: (old, new) for key, old, new in report["mismatched_keys"]}
     strange = [*report["missing_keys"], *report["unexpected_keys"]]
     strange += [
@@ -183,7 +184,7 @@ def _from_saved(entry: HeadEntry, config: Any, init: Path) -> DetectorForObjectD
     if other_shape:
         print(f"new class scores for {config.num_labels} categories: {', '.join(other_shape)}")
     elif saved.id2label != config.id2label:
-        was, now = (", ".join(c.id2label.values()) for c in (saved, config))
+        was, now = (", ".join(c.class_names) for c in (saved, config))
         print(f"class scores start from those of other categories ({was} become {now})")
     return model
 
@@ -202,7 +203,7 @@ def build_criterion(recipe: Recipe) -> Criterion:
             expected = "a number" if known[name] is float else "a string"
             raise RecipeError(f"loss.{name} must be {expected}, found {value!r}")
         changes[name] = float(value) if number else value
-    losses = replace(losses, **changes)
+    losses = replace(losses, **changes)  # type: ignore[arg-type]  # checked above
     if losses.l1_format not in ("xyxy", "cxcywh"):
         raise RecipeError(f'loss.l1_format must be "xyxy" or "cxcywh", found {losses.l1_format!r}')
     assigner = recipe.assigner.name or entry.assigner

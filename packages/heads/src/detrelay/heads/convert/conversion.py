@@ -14,22 +14,22 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from detrelay.core.backbones.naming import NAMINGS, find_naming
-from detrelay.core.configs import unknown_name
-from detrelay.core.detector import DetectorForObjectDetection
-from detrelay.core.detector_config import DetectorConfig
-from detrelay.core.messages import one_line
-from detrelay.core.weight_files import read_weights
+from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.errors import one_line
+from detrelay.core.recipes.recipe import unknown_name
+from detrelay.core.weights.files import read_weights
 from detrelay.heads import HEADS
-from detrelay.heads.checkpoint_names import Layout, layout_of
-from detrelay.heads.checkpoint_sizes import (
+from detrelay.heads.convert.names import Layout, layout_of
+from detrelay.heads.convert.sizes import (
     PROGRAMS,
     VARIANTS,
     guess_head,
     match_variant,
     read_sizes,
 )
-from detrelay.heads.transformers_checkpoint import PROGRAM as TRANSFORMERS
-from detrelay.heads.transformers_checkpoint import read_folder
+from detrelay.heads.convert.transformers_folder import PROGRAM as TRANSFORMERS
+from detrelay.heads.convert.transformers_folder import read_folder
 
 _BACKBONE = "backbone."
 _COUNT = "num_batches_tracked"

@@ -13,7 +13,7 @@ from transformers import ResNetConfig
 
 from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.structures import FeaturePyramid, Targets
 from detrelay.heads import (
     DeformableDetrConfig,
@@ -21,9 +21,9 @@ from detrelay.heads import (
     DinoConfig,
     DinoForObjectDetection,
 )
-from detrelay.heads.convert import translate
-from detrelay.heads.stageinteractor import StageInteractorConfig, StageInteractorHead
-from detrelay.heads.transformers_checkpoint import to_official_names
+from detrelay.heads.convert.conversion import translate
+from detrelay.heads.convert.transformers_folder import to_official_names
+from detrelay.heads.stageinteractor.head import StageInteractorConfig, StageInteractorHead
 
 Action = Callable[[], object]
 

@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
-from detrelay.heads.deformable_layers import (
+from detrelay.heads.deformable.layers import (
     DecoderLayer,
     DeformableConfig,
     DeformableEncoder,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from console import run
+from detrelay.apps.console import run
 
 if TYPE_CHECKING:
     from benchmark_cases import Action

@@ -19,14 +19,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from detrelay.core.configs import Recipe, load_recipe
+from detrelay.apps.build import build_datasets, build_parts
+from detrelay.apps.train import RECIPES
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.engine.memory import peak_memory_mib
 from detrelay.core.engine.optimizer import build_optimizer
 from detrelay.core.engine.update import Updater
-from loading import build_datasets, build_parts
+from detrelay.core.recipes.recipe import Recipe, load_recipe
 
-_RECIPES = Path(__file__).parent / "recipes"
 _WARM_UP = 2
 _OBJECTS = 7  # as many as an image of COCO has
 _CLASSES = 80
@@ -41,7 +41,7 @@ class TrainingCase:
     """What one row measures.
 
     Attributes:
-        recipe: its name in apps/recipes; images are of one size, whatever it says.
+        recipe: its name of a recipe; images are of one size, whatever it says.
         precision: autocast type, as in `train.mixed_precision`.
         compiled: whether torch.compile is used.
         batch_size: images a step.
@@ -179,7 +179,7 @@ def train_here(case: TrainingCase) -> TrainingRow:
 def recipe_of(case: TrainingCase, annotations: Path) -> Recipe:
     """The recipe with images of one size from one file."""
     return load_recipe(
-        _RECIPES / f"{case.recipe}.toml",
+        RECIPES / f"{case.recipe}.toml",
         [
             f"data.train_annotations={json.dumps(str(annotations))}",
             f"data.val_annotations={json.dumps(str(annotations))}",

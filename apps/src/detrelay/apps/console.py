@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from detrelay.core.messages import one_line
+from detrelay.core.errors import one_line
 
 USER_ERROR = 2
 

@@ -10,17 +10,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from detrelay.core.configs import DataConfig, Recipe
+from detrelay.apps.build import AnyDataset, build_criterion, build_datasets, build_model
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import Category, DataError
 from detrelay.core.data.collate import padded_size
-from detrelay.core.detector import DetectorForObjectDetection
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.memory import checkpoint_activations
 from detrelay.core.engine.optimizer import parameter_groups
 from detrelay.core.engine.precision import precision_note
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate
+from detrelay.core.recipes.recipe import DataConfig, Recipe
 from detrelay.core.structures import Targets
-from loading import AnyDataset, build_criterion, build_datasets, build_model
 
 _GIBIBYTE = 2**30
 _DIVISOR_PX = 32  # of padded batches

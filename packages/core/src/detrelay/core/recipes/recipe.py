@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from detrelay.core.recipe_files import RecipeError as RecipeError
-from detrelay.core.recipe_files import parse_value, read_recipe, to_toml
+from detrelay.core.recipes.files import RecipeError as RecipeError
+from detrelay.core.recipes.files import parse_value, read_recipe, to_toml
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 ScalingRule = Literal["none", "linear", "sqrt"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from detrelay.core.backbones import SWINS
-from detrelay.core.detector_config import DetectorConfig
-from detrelay.core.key_table import KeyTable
-from detrelay.heads.deformable_detr import DeformableDetrConfig
-from detrelay.heads.dino import DinoConfig
-from detrelay.heads.stageinteractor import ADAMIXER, StageInteractorConfig
+from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.weights.key_table import KeyTable
+from detrelay.heads.deformable.detr import DeformableDetrConfig
+from detrelay.heads.deformable.dino import DinoConfig
+from detrelay.heads.stageinteractor.head import ADAMIXER, StageInteractorConfig
 
 _RESNET = "torchvision_resnet"
 _STAGE, _OUR_STAGE = "roi_head.bbox_head.{}.", "head.stages.{}."

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
-from detrelay.heads.deformable_layers import (
+from detrelay.heads.deformable.denoising import (
+    Denoising,
+    DenoisingConfig,
+    DenoisingQueries,
+    no_targets,
+)
+from detrelay.heads.deformable.layers import (
     DecoderLayer,
     DeformableEncoder,
     DeformableForObjectDetection,
@@ -30,7 +36,6 @@ from detrelay.heads.deformable_layers import (
     reset_class_head,
     xavier_linears,
 )
-from detrelay.heads.denoising import Denoising, DenoisingConfig, DenoisingQueries, no_targets
 
 _GRID_TEMPERATURE = 10000.0
 _GRID_OFFSET = -0.5

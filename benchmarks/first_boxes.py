@@ -1,6 +1,6 @@
 """Measure how long a fresh process takes from nothing to the boxes of one image.
 
-python apps/first_boxes.py runs/stageinteractor-cross_stage/best
+python benchmarks/first_boxes.py runs/stageinteractor-cross_stage/best
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from console import run
+from detrelay.apps.console import run
 
 # Run in a process of its own. The wall clock, since the start was taken in another process.
 _PROCESS = """
@@ -27,7 +27,7 @@ import torch
 import detrelay.heads
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
-from detrelay.core.messages import one_line
+from detrelay.core.errors import one_line
 marks.append(time.time())
 try:
     model = AutoModelForObjectDetection.from_pretrained(source)

@@ -15,9 +15,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detrelay.core.detector_config import require_positive
+from detrelay.core.detector.config import require_positive
 from detrelay.core.structures import Pairs, Targets
-from detrelay.heads.deformable_layers import DeformableConfig, inverse_sigmoid
+from detrelay.heads.deformable.layers import DeformableConfig, inverse_sigmoid
 
 
 @strict

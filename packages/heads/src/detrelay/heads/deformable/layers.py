@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from detrelay.core.detector import DetectorForObjectDetection
-from detrelay.core.detector_config import DetectorConfig, require_positive
+from detrelay.core.detector.config import DetectorConfig, require_positive
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.detector.pyramid import LevelMapper
 from detrelay.core.ops.deformable_attention import DeformableAttention
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
 from detrelay.core.ops.token_sampling import Shapes, flatten_levels
-from detrelay.core.pyramid import LevelMapper
 from detrelay.core.structures import FeaturePyramid
 
 # prior probability 0.01 of an object in a class at initialisation (Lin et al., ICCV 2017)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from detrelay.core.backbones.naming import find_naming
-from detrelay.core.key_table import KeyTable
-from detrelay.core.weight_files import read_weights
+from detrelay.core.weights.files import read_weights
+from detrelay.core.weights.key_table import KeyTable
 
 PROGRAM = "huggingface/transformers"  # on GitHub
 WEIGHTS = "model.safetensors"

@@ -19,13 +19,13 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from detrelay.core.boxes import area, cxcywh_to_xyxy, intersection
-from detrelay.core.detector import DetectorForObjectDetection
-from detrelay.core.detector_config import DetectorConfig, require_positive
+from detrelay.core.detector.config import DetectorConfig, require_positive
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.detector.pyramid import ChannelMapper
 from detrelay.core.losses import LossConfig
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
-from detrelay.core.pyramid import ChannelMapper
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
-from detrelay.heads.stageinteractor_mixing import (
+from detrelay.heads.stageinteractor.mixing import (
     DynamicMixing,
     FilterBank,
     MixingShape,

@@ -12,9 +12,9 @@ from transformers.utils.generic import ModelOutput
 
 from detrelay.core.backbones import Backbone, build_backbone
 from detrelay.core.backbones.weights import load_backbone_weights
-from detrelay.core.detector_config import DetectorConfig
+from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.detector.pyramid import build_pyramid
 from detrelay.core.losses import LossConfig
-from detrelay.core.pyramid import build_pyramid
 from detrelay.core.structures import StageGroup, Targets
 
 

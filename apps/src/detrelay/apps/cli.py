@@ -1,0 +1,41 @@
+"""The program `detrelay`: one command for each module of `detrelay.apps` that can be run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from detrelay.apps.console import USER_ERROR
+from detrelay.core.recipes.recipe import unknown_name
+
+COMMANDS = {
+    "train": "train a detector",
+    "evaluate": "COCO figures of a saved model, or of detections on disk",
+    "predict": "detect objects in images, draw them, write them down",
+    "convert": "turn a checkpoint of a released program into a model folder",
+    "publish": "publish a saved model on the Hugging Face Hub",
+    "replay": "take a training step again that was not finite",
+}
+
+
+def main() -> None:
+    """Run the command that is named first, with the other arguments."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage())
+    elif name in COMMANDS:
+        sys.argv = [f"detrelay {name}", *rest]
+        importlib.import_module(f"detrelay.apps.{name}").main()
+    else:
+        print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
+    return f"usage: detrelay COMMAND [options]\n\n{listed}\n\ndetrelay COMMAND --help says more."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""Train a detector.
+
+With no argument at all it trains a small model on drawn shapes, on whatever device there is:
+
+    accelerate launch apps/train.py --head stageinteractor
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import tyro
+
+from detrelay.apps.console import run
+from detrelay.core.errors import one_line
+from detrelay.core.recipes.recipe import (
+    AssignerSettings,
+    DataConfig,
+    Recipe,
+    RecipeError,
+    differences,
+    load_recipe,
+    override,
+    unknown_name,
+)
+
+# Everything that needs torch is imported when the run starts, so that --help answers at once.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from detrelay.core.engine.parts import Evaluation, TrainingParts
+    from detrelay.core.engine.trainer import Trainer
+
+RECIPES = Path(__file__).parent / "recipes"
+_DRAWN_SHAPES_RECIPE = "shapes"
+_RUN_FILES = ("training.json", "metrics.jsonl", "checkpoints", "best", "last")
+_TRACKERS = ("tensorboard", "trackio", "wandb")
+_NOT_FINITE = 1
+# the trainer checks that their product with the number of processes stays
+_FREE_ON_RESUME = ("train.batch_size", "train.accumulation_steps")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a detector. Precedence: defaults, then the recipe, then the other options."""
+
+    recipe: str | None = None
+    """TOML file, or name of a file in the package. Without recipe and data: drawn shapes."""
+    head: str | None = None
+    """Decoder head, such as dino; module:ConfigClass for one of your own."""
+    assigner: str | None = None
+    """Training targets: cross_stage or hungarian."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
+    """Folder with train.json and val.json, or the two COCO files; images beside them."""
+    output: Path | None = None
+    """Folder of the run; runs/HEAD-ASSIGNER if not named."""
+    init: Path | None = None
+    """Folder of a saved model, or its name on the Hub, whose weights to start from."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
+    find_batch_size: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Lower train.batch_size until a step fits into memory, with more accumulation in return."""
+    seed: int | None = None
+    """Of weights, order and augmentation."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print recipe, steps, optimiser groups and an estimate of the memory; train nothing."""
+    set: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
+        tyro.conf.arg(metavar="KEY=VALUE ..."),
+    ] = ()
+    """Recipe values, such as train.epochs=24 model.num_queries=300."""
+    push_to: str | None = None
+    """Name on the Hub, USER/MODEL, to publish the best model under when the training is done."""
+    push_private: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Let only the owners see what is published."""
+
+
+def resolve(arguments: Arguments) -> Recipe:
+    """The recipe of the run after every option."""
+    stored = arguments.output / "training.json" if arguments.output else None
+    if arguments.resume and arguments.recipe is None and stored and stored.is_file():
+        recipe = stored_recipe(stored)
+    else:
+        recipe = load_recipe(recipe_file(arguments))
+    if arguments.head is not None and arguments.head != recipe.head:
+        if recipe.model and arguments.recipe is not None:
+            raise RecipeError(
+                f"--head {arguments.head}: the recipe {arguments.recipe} holds model settings of "
+                f"head {recipe.head}; name a recipe of that head"
+            )
+        recipe = replace(recipe, head=arguments.head, model={}, assigner=AssignerSettings())
+    if arguments.assigner is not None and arguments.assigner != recipe.assigner.name:
+        recipe = override(recipe, ["assigner.options={}", f"assigner.name={arguments.assigner}"])
+    if arguments.data:
+        recipe = replace(recipe, data=named_data(recipe.data, arguments.data))
+    if arguments.seed is not None:
+        recipe = override(recipe, [f"train.seed={arguments.seed}"])
+    return override(recipe, [entry for group in arguments.set for entry in group])
+
+
+def recipe_file(arguments: Arguments) -> Path | None:
+    """The recipe to read; None for the bare defaults."""
+    name = arguments.recipe
+    if name is None:
+        own = RECIPES / f"{_DRAWN_SHAPES_RECIPE}_{arguments.head}.toml"
+        drawn = own if own.is_file() else RECIPES / f"{_DRAWN_SHAPES_RECIPE}.toml"
+        return None if arguments.data else drawn
+    if name.endswith(".toml"):
+        return Path(name)
+    known = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    if name not in known:
+        raise RecipeError(f"--recipe: {unknown_name('recipe', name, known)}")
+    return RECIPES / f"{name}.toml"
+
+
+def named_data(data: DataConfig, paths: tuple[Path, ...]) -> DataConfig:
+    """The data settings with the files that --data names."""
+    if len(paths) == 1 and paths[0].suffix != ".json":
+        paths = (paths[0] / "train.json", paths[0] / "val.json")
+    if len(paths) != 2:
+        raise RecipeError(
+            "--data: expected a folder with train.json and val.json, or two COCO json files "
+            f"(train, val), found {' '.join(map(str, paths))}"
+        )
+    return replace(
+        data,
+        train_annotations=str(paths[0]),
+        val_annotations=str(paths[1]),
+        train_images=None,
+        val_images=None,
+    )
+
+
+def stored_recipe(file: Path) -> Recipe:
+    """The recipe that a run wrote down when it began."""
+    try:
+        return Recipe.from_mapping(
+            json.loads(file.read_text(encoding="utf-8"))["recipe"], str(file)
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RecipeError(f"{file}: not the record of a run ({error})") from error
+
+
+def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
+    """Refuse to mix two runs in one folder."""
+    found = [name for name in _RUN_FILES if (output / name).exists()]
+    if not arguments.resume:
+        if found:
+            raise RecipeError(
+                f"{output} holds another run ({', '.join(found)}); go on with --resume, or name "
+                f"another --output"
+            )
+        return
+    if "training.json" not in found:
+        raise RecipeError(f"--resume: {output} holds no run (it has no training.json)")
+    if arguments.init is not None:
+        raise RecipeError("--resume goes on with the weights of the run; do without --init")
+    changed = differences(stored_recipe(output / "training.json"), recipe)
+    epochs = changed.get("train.epochs")
+    # a cosine depends on its end: with more epochs all of it would have been another one
+    may_grow = recipe.train.schedule == "multi_step"
+    if may_grow and epochs is not None and epochs[1] > epochs[0]:
+        del changed["train.epochs"]
+    for key in _FREE_ON_RESUME:
+        changed.pop(key, None)
+    if changed:
+        listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
+        rule = "only train.epochs may grow" if may_grow else "under a cosine nothing may change"
+        raise RecipeError(
+            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}; "
+            f"{' and '.join(_FREE_ON_RESUME)} share out a step's images"
+        )
+
+
+def train(arguments: Arguments) -> int:
+    """Set up and run the training; the exit code."""
+    recipe = resolve(arguments)
+    if arguments.dry_run:
+        from detrelay.apps.dry_run import dry_run
+
+        return dry_run(recipe)
+
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from detrelay.apps.build import head_entry
+    from detrelay.core.engine.failure import NonFiniteStep
+    from detrelay.core.engine.precision import precision_note
+    from detrelay.core.engine.stopping import TrainingInterrupted
+
+    assigner = recipe.assigner.name or head_entry(recipe.head).assigner
+    output = arguments.output or Path("runs") / f"{recipe.head.replace(':', '.')}-{assigner}"
+    if arguments.resume and arguments.output is None:
+        recipe = resolve(replace(arguments, output=output))
+    check_output(output, recipe, arguments)
+    check_trackers(recipe.train.trackers)
+    accelerator = Accelerator(
+        mixed_precision=recipe.train.mixed_precision,
+        log_with=list(recipe.train.trackers) or None,
+        project_dir=output,
+    )
+    if accelerator.is_main_process:
+        check_push(arguments)
+    if note := precision_note(accelerator):
+        accelerator.print(note, flush=True)
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
+        # `accelerate launch` leaves one thread to each process unless it is told otherwise
+        torch.set_num_threads(usable_cores())
+    set_seed(recipe.train.seed)
+    trainer = set_up(recipe, arguments, output, accelerator)
+    try:
+        last = trainer.fit(resume=arguments.resume)
+    except TrainingInterrupted as stop:
+        command = f"detrelay train --resume --output {shlex.quote(str(output))}"
+        accelerator.print(f"{stop}; resume with: {command}", flush=True)
+        return 128 + stop.signal_number
+    except NonFiniteStep as error:
+        replay = f"; see it again with: detrelay replay --file {shlex.quote(str(error.file))}"
+        print(
+            f"error: {error}; the last checkpoint is kept in {output / 'checkpoints'}"
+            f"{replay if error.file else ''}",
+            file=sys.stderr,
+        )
+        return _NOT_FINITE
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    if accelerator.is_main_process:
+        conclude(last, output)
+        push(arguments, output / "best")
+    return 0
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse a tracker that is unknown or whose package is missing."""
+    from accelerate.tracking import get_available_trackers
+
+    for name in names:
+        if name not in _TRACKERS:
+            raise RecipeError(f"train.trackers: {unknown_name('tracker', name, _TRACKERS)}")
+        if name not in map(str, get_available_trackers()):
+            raise RecipeError(
+                f"train.trackers: {name} is not installed; pip install {name}, or leave it out"
+            )
+
+
+def start_trackers(
+    accelerator: Accelerator, recipe: Recipe, record: dict[str, Any], output: Path
+) -> None:
+    """Open the run at every tracker.
+
+    Raises:
+        RecipeError: one of them cannot start, for want of an account or a network.
+    """
+    names = recipe.train.trackers
+    if not names:
+        return
+    facts = {key: str(value) for key, value in record.items()}
+    own_files = {"wandb": {"dir": str(output)}}
+    try:
+        accelerator.init_trackers("detrelay", facts, init_kwargs=own_files)
+    except Exception as error:  # each package has errors of its own
+        raise RecipeError(
+            f"train.trackers={','.join(names)}: cannot start ({one_line(error)}); set the tracker "
+            f"up, or leave it out"
+        ) from error
+
+
+def check_push(arguments: Arguments) -> None:
+    """Find out before the training whether its model can be published."""
+    if arguments.push_to is not None:
+        from detrelay.core.hub.publish import check_destination
+
+        check_destination(arguments.push_to, private=arguments.push_private)
+    elif arguments.push_private:
+        raise ValueError("--push-private says how to publish, but no --push-to says where")
+
+
+def push(arguments: Arguments, best: Path) -> None:
+    """Publish the best model, if that was asked for."""
+    if arguments.push_to is None:
+        return
+    from detrelay.core.hub.publish import publish
+
+    try:
+        published = publish(best, arguments.push_to, private=arguments.push_private)
+    except ValueError as error:
+        private = " --private" if arguments.push_private else ""
+        command = f"detrelay publish {shlex.quote(str(best))} {arguments.push_to}{private}"
+        raise ValueError(f"{error}; the model is in {best}, publish it by: {command}") from error
+    print(f"published:  {published.url} (tag {published.tag})")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Accelerator) -> Trainer:
+    """Data, model and trainer; the record of the run is written once all of it stands."""
+    from transformers.utils import logging as transformers_logging
+
+    from detrelay.apps.build import build_datasets, build_parts, facts_of_run
+    from detrelay.apps.drawing import Reporter
+    from detrelay.core.engine.scaling import describe_step
+    from detrelay.core.engine.trainer import Trainer
+
+    transformers_logging.disable_progress_bar()  # one bar is enough
+    accelerator.print(recipe.to_toml())
+    train_samples, val_samples = build_datasets(recipe.data)
+    accelerator.print(f"train: {train_samples.report.summary()}")
+    accelerator.print(f"val:   {val_samples.report.summary()}")
+    parts = build_parts(
+        recipe, train_samples, val_samples, arguments.init, fresh=not arguments.resume
+    )
+    count = sum(parameter.numel() for parameter in parts.model.parameters())
+    accelerator.print(
+        f"{recipe.head}: {count / 1e6:.1f} M parameters on {accelerator.device}, "
+        f"{accelerator.num_processes} process(es)"
+    )
+    if arguments.find_batch_size:
+        recipe = fitting_recipe(recipe, parts, accelerator)
+    accelerator.print(describe_step(recipe.train, accelerator.num_processes))
+    record = facts_of_run(recipe, arguments.init, shlex.join(["detrelay", "train", *sys.argv[1:]]))
+    if arguments.resume:
+        stored = json.loads((output / "training.json").read_text(encoding="utf-8"))
+        record["init"] = stored["init"]
+    trainer = Trainer(
+        accelerator,
+        parts,
+        recipe.train,
+        num_workers=recipe.data.num_workers,
+        output=output,
+        record=record,
+        on_evaluation=Reporter(output, val_samples),
+    )
+    accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
+    start_trackers(accelerator, recipe, record, output)
+    each = recipe.train.save_on_each_node
+    if accelerator.is_local_main_process if each else accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return trainer
+
+
+def fitting_recipe(recipe: Recipe, parts: TrainingParts, accelerator: Accelerator) -> Recipe:
+    """The recipe with the largest batches that fit, and the same images a step."""
+    from detrelay.apps.dry_run import largest_batch
+    from detrelay.core.engine.memory import find_fitting_batch
+
+    side = max(largest_batch(recipe))
+    fit = find_fitting_batch(accelerator, parts.model, parts.criterion, recipe.train, side)
+    accelerator.print(
+        f"fits into memory: train.batch_size={fit.batch_size} "
+        f"train.accumulation_steps={fit.accumulation_steps}"
+    )
+    return replace(
+        recipe,
+        train=replace(
+            recipe.train,
+            batch_size=fit.batch_size,
+            accumulation_steps=fit.accumulation_steps,
+        ),
+    )
+
+
+def conclude(last: Evaluation, output: Path) -> None:
+    """The closing figures, on the screen and in results.json."""
+    best = json.loads((output / "best" / "training.json").read_text(encoding="utf-8"))["measured"]
+    results = {"epoch": last.epoch, "step": last.step, **last.scores.to_dict(), "best": best}
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nafter epoch {last.epoch} (percent)\n{last.scores.table()}\n")
+    print(f"results:    {output / 'results.json'}")
+    print(f"curves:     {output / 'curves.png'}")
+    print(f"picture:    {output / 'pictures' / f'epoch_{last.epoch}.png'}")
+    print(f"best model: {output / 'best'} (epoch {best['epoch']}, AP {best['stats']['AP']:.4f})")
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    run(lambda: train(tyro.cli(Arguments)))
+
+
+if __name__ == "__main__":
+    main()
