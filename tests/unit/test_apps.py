@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 import tyro
 
-from detrelay.apps import cli, console, evaluate, predict, publish, replay
+from detrelay.apps import cli, evaluate, predict, publish, replay
 from detrelay.apps.train import Arguments, check_output, resolve
-from detrelay.core.recipes.recipe import RecipeError
+from detrelay.core.errors import RecipeError
 
 APPS = Path(__file__).parents[2] / "apps"
 COMMANDS = sorted(path.stem for path in APPS.glob("*.py"))
@@ -34,21 +33,21 @@ def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
         "recipe", "head", "assigner", "data", "output", "init", "resume", "find_batch_size", "seed",
-        "dry_run", "set", "push_to", "push_private",
+        "dry_run", "set", "push_to", "push_private", "debug",
     ]  # fmt: skip
 
 
 def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
-        "data", "model", "head", "predictions", "images", "output", "max_detections",
+        "data", "model", "head", "predictions", "images", "output", "max_detections", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(publish.Arguments)] == [
-        "folder", "repo_id", "private", "tag", "license", "head", "dry_run",
+        "folder", "repo_id", "private", "tag", "license", "head", "dry_run", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
-        "model", "input", "output", "threshold", "head",
+        "model", "input", "output", "threshold", "head", "debug",
     ]  # fmt: skip
-    assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file"]
+    assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file", "debug"]
 
 
 @pytest.mark.parametrize("app", COMMANDS)
@@ -243,45 +242,3 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text("{")
     with pytest.raises(RecipeError, match=r"training.json: not the record of a run"):
         resolve(Arguments(output=tmp_path, resume=True))
-
-
-@pytest.mark.parametrize("error", [ValueError("two\nlines"), FileNotFoundError(2, "none", "x")])
-def test_user_errors_end_in_one_line_and_code_2(
-    error: Exception, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main() -> int:
-        raise error
-
-    with pytest.raises(SystemExit) as stop:
-        console.run(main)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-
-
-def test_faults_of_the_program_keep_their_traceback() -> None:
-    def main() -> int:
-        raise RuntimeError("ours")
-
-    with pytest.raises(RuntimeError, match="ours"):
-        console.run(main)
-
-
-def test_the_code_of_the_command_is_the_code_of_the_process() -> None:
-    with pytest.raises(SystemExit) as stop:
-        console.run(lambda: 143)
-    assert stop.value.code == 143
-
-
-def test_a_reader_that_leaves_is_no_error() -> None:
-    code = "from detrelay.apps import console\n"
-    code += "console.run(lambda: print('x' * 10**6, flush=True) or 0)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    os.read(process.stdout.fileno(), 10)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 1

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detrelay.core.data.coco import Category, CocoDataset, DataError, read_annotations
+from detrelay.core.data.coco import Category, CocoDataset, read_annotations
+from detrelay.core.errors import DataError
 from factories_data import coco_content, noise_image, write_coco
 
 Content = dict[str, Any]

@@ -15,7 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detrelay.core.data.coco import DataError
+from detrelay.core.errors import DataError
 from detrelay.core.evaluation.coco_ap import (
     CocoResult,
     detections_from_results,

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from detrelay.core.data.transforms import AugmentationConfig
+from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.recipe import (
     DataConfig,
     Recipe,
-    RecipeError,
     TrainConfig,
     differences,
     load_recipe,

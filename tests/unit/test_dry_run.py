@@ -10,9 +10,9 @@ from accelerate import Accelerator
 
 import detrelay.apps.dry_run as plans
 from detrelay.apps.build import build_criterion, build_model
-from detrelay.core.data.coco import DataError
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.errors import DataError
 from detrelay.core.recipes.recipe import Recipe, load_recipe, override
 from tiny_run import TINY, shrink_backbone, tiny_run
 

@@ -24,7 +24,8 @@ from detrelay.core.engine.logging import MetricsLog, read_metrics
 from detrelay.core.engine.memory import Fit, checkpoint_activations, find_fitting_batch
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate
 from detrelay.core.engine.update import Update, assignment_counts
-from detrelay.core.recipes.recipe import RecipeError, TrainConfig
+from detrelay.core.errors import RecipeError
+from detrelay.core.recipes.recipe import TrainConfig
 from detrelay.core.structures import Assignment, Pairs
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, make_targets, small_head_config

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from detrelay.core.data.coco import CocoDataset, DataError, Sample
+from detrelay.core.data.coco import CocoDataset, Sample
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
@@ -24,6 +24,7 @@ from detrelay.core.data.transforms import (
     make_mosaic,
     resized_shape,
 )
+from detrelay.core.errors import DataError
 from factories_data import make_sample, write_coco
 
 

@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion
-from detrelay.core.data.coco import Category, CocoDataset, DataError
+from detrelay.core.data.coco import Category, CocoDataset
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
@@ -30,10 +30,10 @@ from detrelay.core.data.transforms import (
 )
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.trainer import TrainingParts
-from detrelay.core.errors import one_line
+from detrelay.core.errors import DataError, RecipeError, one_line, unknown_name
 from detrelay.core.hub.fetch import model_folder
 from detrelay.core.losses import LossConfig
-from detrelay.core.recipes.recipe import DataConfig, Recipe, RecipeError, unknown_name
+from detrelay.core.recipes.recipe import DataConfig, Recipe
 from detrelay.heads import HEADS, HeadEntry, find_head
 
 AnyDataset = CocoDataset | ShapesDataset

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-from detrelay.apps.console import USER_ERROR
-from detrelay.core.recipes.recipe import unknown_name
+from detrelay.apps.console import USER_ERROR, run
+from detrelay.core.errors import unknown_name
 
 COMMANDS = {
     "train": "train a detector",
@@ -25,7 +25,7 @@ def main() -> None:
         print(_usage())
     elif name in COMMANDS:
         sys.argv = [f"detrelay {name}", *rest]
-        importlib.import_module(f"detrelay.apps.{name}").main()
+        run(lambda: importlib.import_module(f"detrelay.apps.{name}").main())
     else:
         print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
         sys.exit(USER_ERROR)

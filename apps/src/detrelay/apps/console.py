@@ -1,37 +1,63 @@
-"""What the command lines share: how they end when something is wrong."""
+"""The door of every command: how it ends, whatever happens behind it."""
 
 from __future__ import annotations
 
 import atexit
+import io
 import os
+import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Annotated, NoReturn
+
+import tyro
 
 from detrelay.core.errors import one_line
 
+FAULT = 1
 USER_ERROR = 2
+_INTERRUPTED = 128 + signal.SIGINT
+_DEBUG = "--debug"
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+_OUT_OF_MEMORY = ("CUDA out of memory", "DefaultCPUAllocator: ")
+
+# The field `debug` of every command's arguments. `run` looks for the word itself, because an error
+# may come before the arguments are read.
+Debug = Annotated[
+    tyro.conf.FlagCreatePairsOff[bool],
+    tyro.conf.arg(help="Show the traceback of an error too."),
+]
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Leave the process with the code that `main` returns.
+    """Leave the process with the code that `main` returns; no exception gets out.
 
-    What the user can mend (ValueError: names, values, data; OSError: files) ends in one line on
-    stderr and code 2. Anything else is a fault of the program and keeps its traceback;
-    `python -X dev` shows it for user errors too.
+    An error ends in one line on stderr. What the user can mend (ValueError: names, values, data;
+    OSError: files) has code 2; anything else is told with its kind and has code 1; an interrupt has
+    code 130. With `--debug` the traceback comes before the line.
     """
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
-        if _is_one_of_several():
-            _leave_at_once(code)
-    except BrokenPipeError:  # the reader of stdout has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except (ValueError, OSError) as error:
-        if sys.flags.dev_mode:
-            raise
-        print(f"error: {_told(error)}", file=sys.stderr, flush=True)
-        code = USER_ERROR
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:  # the panics of Rust libraries are no Exception
+        if isinstance(error, BrokenPipeError) and _own_place(error) is not None:
+            # the reader of what is printed has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = FAULT
+        else:
+            if _DEBUG in sys.argv:
+                traceback.print_exc()
+            code, line = _told(error)
+            print(line, file=sys.stderr, flush=True)
+    if _is_one_of_several():
+        _leave_at_once(code)
     sys.exit(code)
 
 
@@ -52,9 +78,40 @@ def _leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> tuple[int, str]:
+    """Exit code and line of an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED, "error: interrupted"
+    kind, text = _kind_and_text(error)
+    if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        return FAULT, f"error: out of memory ({text}); use smaller batches, images or models"
+    place = _own_place(error)
+    ours = place is not None or type(error).__module__.startswith("detrelay.")
+    if isinstance(error, OSError) or (isinstance(error, ValueError) and ours):
+        return USER_ERROR, f"error: {text}"
+    said = f"error: {kind}" if text == kind else f"error: {kind}: {text}"
+    if place:
+        return FAULT, f"{said}; raised in {place}; {_DEBUG} shows the traceback"
+    return FAULT, f"{said}; this may be a fault of detrelay; run again with {_DEBUG}"
+
+
+def _kind_and_text(error: BaseException) -> tuple[str, str]:
     text = str(error).strip()
     if text.startswith("Caught ") and "DataLoader worker" in text:
         # torch hands on a worker's error with its traceback, the message itself last
-        return one_line(text.splitlines()[-1].partition(": ")[2])
-    return one_line(error)
+        text = text.splitlines()[-1].partition(": ")[2]
+    return type(error).__name__, one_line(text or error)
+
+
+def _own_place(error: BaseException) -> str | None:
+    """Who raised an error: "" for detrelay, None for a library, else file and line of the user."""
+    place: str | None = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if str(frame.f_globals.get("__name__")).startswith("detrelay."):
+            place = ""
+        elif file.startswith(("<frozen ", *_LIBRARIES)):
+            place = None
+        else:
+            place = f"{file}, line {line}"
+    return place

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from detrelay.apps.console import run
+from detrelay.apps.console import Debug, run
 from detrelay.apps.train import RECIPES
 from detrelay.core.recipes.recipe import load_recipe
 
@@ -39,6 +39,7 @@ class Arguments:
     variant: str | None = None
     """Published model that the checkpoint must be, such as r50_1x; told by the shapes if left
     out."""
+    debug: Debug = False
 
 
 def convert(arguments: Arguments) -> int:

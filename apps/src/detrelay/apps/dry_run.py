@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from detrelay.apps.build import AnyDataset, build_criterion, build_datasets, build_model
 from detrelay.core.criterion import Criterion
-from detrelay.core.data.coco import Category, DataError
+from detrelay.core.data.coco import Category
 from detrelay.core.data.collate import padded_size
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.memory import checkpoint_activations
 from detrelay.core.engine.optimizer import parameter_groups
 from detrelay.core.engine.precision import precision_note
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate
+from detrelay.core.errors import DataError
 from detrelay.core.recipes.recipe import DataConfig, Recipe
 from detrelay.core.structures import Targets
 

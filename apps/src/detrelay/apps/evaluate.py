@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from detrelay.apps.console import run
+from detrelay.apps.console import Debug, run
 
 if TYPE_CHECKING:
     from detrelay.core.data.coco import CocoDataset
@@ -41,6 +41,7 @@ class Arguments:
     """Where to write the figures as json."""
     max_detections: int = 100
     """Boxes per image that count."""
+    debug: Debug = False
 
 
 def evaluate(arguments: Arguments) -> int:

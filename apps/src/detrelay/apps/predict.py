@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from detrelay.apps.console import run
+from detrelay.apps.console import Debug, run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,6 +41,7 @@ class Arguments:
     """Least score of a detection, 0 to 1."""
     head: str | None = None
     """The model's head as module:ConfigClass, if it is none of this project's."""
+    debug: Debug = False
 
 
 def predict(arguments: Arguments) -> int:

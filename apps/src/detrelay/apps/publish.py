@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from detrelay.apps.console import run
+from detrelay.apps.console import Debug, run
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Arguments:
     """The model's head as module:ConfigClass, if it is none of this project's."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Check the folder and print its files and its card; ask nothing of the Hub."""
+    debug: Debug = False
 
 
 def publish(arguments: Arguments) -> int:

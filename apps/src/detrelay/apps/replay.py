@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from detrelay.apps.console import run
+from detrelay.apps.console import Debug, run
 
 _NOT_FINITE = 1
 
@@ -26,6 +26,7 @@ class Arguments:
 
     file: Annotated[Path, tyro.conf.arg(metavar="PROCESS_N.safetensors")]
     """The batches of one process, as training saved them."""
+    debug: Debug = False
 
 
 def replay(arguments: Arguments) -> int:

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
-from detrelay.apps.console import run
-from detrelay.core.errors import one_line
+from detrelay.apps.console import Debug, run
+from detrelay.core.errors import RecipeError, one_line, unknown_name
 from detrelay.core.recipes.recipe import (
     AssignerSettings,
     DataConfig,
     Recipe,
-    RecipeError,
     differences,
     load_recipe,
     override,
-    unknown_name,
 )
 
 # Everything that needs torch is imported when the run starts, so that --help answers at once.
@@ -79,6 +77,7 @@ class Arguments:
     """Name on the Hub, USER/MODEL, to publish the best model under when the training is done."""
     push_private: tyro.conf.FlagCreatePairsOff[bool] = False
     """Let only the owners see what is published."""
+    debug: Debug = False
 
 
 def resolve(arguments: Arguments) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from detrelay.assigners.costs import default_costs
 from detrelay.assigners.cross_stage import CrossStageAssigner
 from detrelay.assigners.hungarian import HungarianAssigner
 from detrelay.core.criterion import Assigner
+from detrelay.core.errors import nearest
 from detrelay.core.losses import LossConfig
 
 ASSIGNERS: dict[str, type] = {
@@ -36,14 +36,16 @@ def build_assigners(
         ValueError: unknown name or option; the message suggests the nearest one.
     """
     if name not in ASSIGNERS:
-        raise ValueError(f"unknown assigner {name!r}; {_nearest(name, ASSIGNERS)}")
+        raise ValueError(f"unknown assigner {name!r}; {nearest(name, ASSIGNERS, repr)}")
     options = dict(options or {})
     hungarian = HungarianAssigner(default_costs(loss))
     parameters = inspect.signature(ASSIGNERS[name]).parameters
     allowed = [key for key in parameters if key not in ("base", "costs")]
     for key in options:
         if key not in allowed:
-            raise ValueError(f"assigner {name!r} has no option {key!r}; {_nearest(key, allowed)}")
+            raise ValueError(
+                f"assigner {name!r} has no option {key!r}; {nearest(key, allowed, repr)}"
+            )
     if "base" in parameters:
         decoder: Assigner = ASSIGNERS[name](base=hungarian, **options)
     elif "costs" in parameters:
@@ -51,8 +53,3 @@ def build_assigners(
     else:
         decoder = ASSIGNERS[name](**options)
     return {"decoder": decoder, "proposals": hungarian}
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"

@@ -1,9 +1,51 @@
-"""How errors are worded. Imports nothing, so that command lines answer at once."""
+"""What goes wrong, and how it is worded. Imports nothing big: command lines answer at once."""
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Callable, Iterable
+
+# torch explains at length how to load a pickle that may run code; nobody should be told to
+_PICKLE_ADVICE = "Weights only load failed"
+_CODE_ADVICE = re.compile(r"[^.;:]*\btrust_remote_code\b[^.;]*[.;]?")
+
+
+class RecipeError(ValueError):
+    """A recipe or an override is malformed; the message names the source and the key."""
+
+
+class DataError(ValueError):
+    """The data cannot be used as they are; the message says which file, what and what to do."""
+
 
 def one_line(text: BaseException | str) -> str:
-    """A text on one line, with single spaces; the name of its class for an error without one."""
+    """A text on one line, with single spaces; the name of its class for an error without one.
+
+    Advice of a library to run code that is stored in a file is left out.
+    """
     line = " ".join(str(text).split())
+    if _PICKLE_ADVICE in line:
+        return f"not a checkpoint of plain tensors{_what_is_in_it(line)}; only those are opened"
+    line = _CODE_ADVICE.sub("", line).strip()
     return type(text).__name__ if not line and isinstance(text, BaseException) else line
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Half a sentence that refuses a name and suggests the nearest known one."""
+    return f"unknown {kind} {name}; {nearest(name, known)}"
+
+
+def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
+    """Half a sentence that suggests the known name nearest to another, or lists all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {show(close[0])}?"
+    return f"known are {', '.join(map(show, names)) or 'none'}"
+
+
+def _what_is_in_it(advice: str) -> str:
+    """What torch has found in a pickle."""
+    stored = re.search(r"GLOBAL ([\w.]+)", advice)
+    return f": it stores {stored[1]}, which could run code" if stored else ""

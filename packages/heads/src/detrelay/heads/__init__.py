@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.recipes.recipe import unknown_name
+from detrelay.core.errors import unknown_name
 from detrelay.heads.deformable.detr import (
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detrelay.core.errors import one_line
+from detrelay.core.errors import DataError, one_line
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox")
@@ -27,10 +27,6 @@ _CATEGORY_KEYS = ("id", "name")
 # Beyond any image, and small enough that float64 sums of two such numbers stay exact to 1e-6.
 _LARGEST_COORDINATE = 1e9
 _EXAMPLES = 3
-
-
-class DataError(ValueError):
-    """The data cannot be used as they are; the message says which file, what and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
-from detrelay.core.data.coco import DataError, Sample
+from detrelay.core.data.coco import Sample
 from detrelay.core.data.collate import EncodedSample
+from detrelay.core.errors import DataError
 
 Transform = Callable[[Sample], Sample]
 

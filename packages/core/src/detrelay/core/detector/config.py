@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from dataclasses import fields
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from huggingface_hub.dataclasses import strict, type_validator
 from transformers import PreTrainedConfig
 
 from detrelay.core.backbones import BACKBONES, SWINS
-from detrelay.core.recipes.recipe import unknown_name
+from detrelay.core.errors import nearest, unknown_name
 
 # Keys that transformers itself writes into or reads from config.json without a typed field.
 _LIBRARY_KEYS = frozenset(
@@ -67,8 +66,7 @@ class DetectorConfig(PreTrainedConfig):
         known = {field.name for field in fields(self)}
         for key in kwargs:
             if key not in _LIBRARY_KEYS and not key.startswith("_"):
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {sorted(known)}"
+                hint = nearest(key, known, repr)
                 raise ValueError(f"{type(self).__name__} has no option {key!r}; {hint}")
         if self.id2label is None:
             kwargs.setdefault("num_labels", _COCO_CLASSES)

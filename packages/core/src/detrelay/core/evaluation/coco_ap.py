@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from detrelay.core.data.coco import DataError
+from detrelay.core.errors import DataError
 
 _LIMITS = (1, 10, 100)
 _IOU_50, _IOU_75 = 0, 5

@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from detrelay.core.errors import RecipeError
+
 # Judges the values of one file; the second argument is what its RecipeError begins with.
 Check = Callable[[Mapping[str, Any], str], object]
-
-
-class RecipeError(ValueError):
-    """A recipe or an override is malformed; the message names the source and the key."""
 
 
 def read_recipe(path: Path, check: Check) -> dict[str, Any]:

@@ -9,16 +9,15 @@ and still answer `--help` at once.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from detrelay.core.recipes.files import RecipeError as RecipeError
+from detrelay.core.errors import RecipeError, unknown_name
 from detrelay.core.recipes.files import parse_value, read_recipe, to_toml
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
@@ -280,14 +279,6 @@ def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)
     }
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Half a sentence that refuses a name and suggests the nearest known one."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
-    return f"unknown {kind} {name}; {hint}"
 
 
 def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:

@@ -16,8 +16,7 @@ from torch import Tensor
 from detrelay.core.backbones.naming import NAMINGS, find_naming
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.errors import one_line
-from detrelay.core.recipes.recipe import unknown_name
+from detrelay.core.errors import one_line, unknown_name
 from detrelay.core.weights.files import read_weights
 from detrelay.heads import HEADS
 from detrelay.heads.convert.names import Layout, layout_of
