@@ -12,7 +12,8 @@ from typing import Protocol
 from torch import Tensor
 
 from detrelay.core.boxes import cxcywh_to_xyxy, giou
-from detrelay.core.losses import BoxFormat, LossConfig
+from detrelay.core.loss_terms import BoxFormat
+from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StagePrediction, Targets
 
 

@@ -37,10 +37,16 @@ def intersection(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     return (high - low).clamp(min=0).prod(dim=-1)
 
 
-def iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Intersection over union [...] of corner boxes that broadcast against each other."""
+def iou(first_xyxy: Tensor, second_xyxy: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Intersection over union [...] of corner boxes that broadcast against each other.
+
+    Args:
+        first_xyxy: [..., 4].
+        second_xyxy: [..., 4].
+        epsilon: added to the denominator; see `giou`.
+    """
     shared, union = _shared_and_union(first_xyxy, second_xyxy)
-    return shared / union
+    return shared / (union + epsilon)
 
 
 def giou(first_xyxy: Tensor, second_xyxy: Tensor, epsilon: float = 0.0) -> Tensor:

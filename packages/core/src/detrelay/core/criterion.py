@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from detrelay.core.losses import LossTerm, Normalizers, class_targets
-from detrelay.core.structures import Assignment, StageGroup, StagePrediction, Targets
+from detrelay.core.loss_terms import CountingTerm, LossTerm, Normalizers, class_targets
+from detrelay.core.progress import Progress
+from detrelay.core.structures import (
+    Assignment,
+    GroupFacts,
+    Pairs,
+    StageGroup,
+    StagePrediction,
+    Targets,
+)
 
 
 class Assigner(Protocol):
@@ -61,7 +69,8 @@ class Plan:
 
     Attributes:
         stages: in the order of the groups.
-        counts: float [S, 2], positive class entries and box pairs of each stage in this batch.
+        counts: float [S, 4] of each stage in this batch: positive class entries, box pairs,
+            objects, and what its class loss counts itself.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -71,16 +80,21 @@ class Plan:
 class Criterion:
     """Sums the loss terms over every stage of every group.
 
-    Class scores learn from `Assignment.classes`, boxes from `Assignment.boxes`. Class losses are
-    divided by max(box pairs, positive class entries), box losses by box pairs, both counted over
-    all batches and processes of one update and never below 1, then divided by the number of
-    processes, whose gradients are averaged: N processes learn what one would from all their
-    images. Losses are taken in float32 whatever the dtype of the model (float64 stays float64).
+    Class scores learn from `Assignment.classes`, boxes from `Assignment.boxes`. Each term chooses
+    its `Divisor`; unless told otherwise class losses are divided by max(box pairs, positive class
+    entries), box losses by box pairs. Divisors are counted over all batches and processes of one
+    update and never below 1, then divided by the number of processes, whose gradients are
+    averaged: N processes learn what one would from all their images. Losses are taken in float32
+    whatever the dtype of the model (float64 stays float64).
 
     Args:
-        terms: the losses of a stage, each with its weight.
+        terms: the losses of a stage, each with its weight and divisor.
         assigners: assigner by group name; groups with `known_pairs` need none.
         group_weights: factor of a group's losses in the total, 1 where not named.
+        group_terms: losses by group name, where a group has others than `terms`.
+        joins: by group name, the group whose assigner assigns this one too. It then sees the stages
+            of all of them, those of the joining groups first. They must share their slots.
+        progress: how far training is; moved by the trainer.
     """
 
     def __init__(
@@ -88,10 +102,21 @@ class Criterion:
         terms: Sequence[LossTerm],
         assigners: Mapping[str, Assigner],
         group_weights: Mapping[str, float] | None = None,
+        *,
+        group_terms: Mapping[str, Sequence[LossTerm]] | None = None,
+        joins: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.terms = tuple(terms)
         self.assigners = dict(assigners)
         self.group_weights = dict(group_weights or {})
+        self.group_terms = {name: tuple(own) for name, own in (group_terms or {}).items()}
+        self.joins = dict(joins or {})
+        self.progress = progress or Progress()
+
+    def terms_of(self, group: str) -> tuple[LossTerm, ...]:
+        """The losses of a group's stages."""
+        return self.group_terms.get(group, self.terms)
 
     def __call__(
         self,
@@ -120,11 +145,29 @@ class Criterion:
         Raises:
             FloatingPointError: a matching cost is NaN or infinite.
             KeyError: a group has neither known pairs nor an assigner.
-            ValueError: a label lies outside the model's classes.
+            ValueError: a label lies outside the model's classes, a group joins one with which it
+                shares no slots, or an assigner gave too few or too many assignments.
         """
         _check_labels(groups, targets)
-        stages = tuple(stage for group in groups for stage in self._plan_group(group, targets))
-        return Plan(stages, torch.stack([_count(stage) for stage in stages]))
+        predictions = {group.name: [stage.float() for stage in group.stages] for group in groups}
+        assignments = {}
+        for group in groups:
+            if group.known_pairs is not None:
+                known = Assignment(classes=group.known_pairs, boxes=group.known_pairs)
+                assignments[group.name] = [known] * len(group.stages)
+            elif group.name not in self.joins:
+                members = self._members(group, groups)
+                assignments |= self._assign(members, predictions, targets)
+        planned = []
+        for group in groups:
+            seen = _seen_by(group, targets)
+            for index, stage in enumerate(predictions[group.name]):
+                tag = f"{group.name}/{index}"
+                assignment = assignments[group.name][index]
+                planned.append(PlannedStage(tag, group.name, stage, seen, assignment))
+        known_counts = {g.name: len(g.known_pairs) for g in groups if g.known_pairs is not None}
+        counts = [self._count(stage, known_counts.get(stage.group)) for stage in planned]
+        return Plan(tuple(planned), torch.stack(counts))
 
     def losses(
         self, plan: Plan, counts: Tensor, image_ids: Sequence[int] | None = None
@@ -133,7 +176,7 @@ class Criterion:
 
         Args:
             plan: stages and assignments.
-            counts: float [S, 2], as in the plan, summed over everything that makes one update:
+            counts: float [S, 4], as in the plan, summed over everything that makes one update:
                 all processes, and all batches whose gradients are accumulated.
             image_ids: data-set ids of the images, for error messages.
 
@@ -144,7 +187,7 @@ class Criterion:
         total = plan.stages[0].prediction.logits.new_zeros(())
         for stage, normalizers in zip(plan.stages, _normalizers(counts), strict=True):
             weight = self.group_weights.get(stage.group, 1.0)
-            for term in self.terms:
+            for term in self.terms_of(stage.group):
                 loss = term(stage.prediction, stage.targets, stage.assignment, normalizers)
                 losses[f"{stage.tag}/{term.name}"] = loss
                 total = total + weight * term.weight * loss
@@ -155,25 +198,84 @@ class Criterion:
             assignments[stage.group] = (*assignments.get(stage.group, ()), stage.assignment)
         return CriterionOutput(total, losses, assignments)
 
-    def _plan_group(self, group: StageGroup, targets: Targets) -> list[PlannedStage]:
-        targets = targets.class_agnostic() if group.class_agnostic else targets
-        stages = [stage.float() for stage in group.stages]
-        if group.known_pairs is not None:
-            known = Assignment(classes=group.known_pairs, boxes=group.known_pairs)
-            assignments: Sequence[Assignment] = [known] * len(stages)
-        elif group.name in self.assigners:
-            with torch.no_grad():
-                detached = [stage.detach() for stage in stages]
-                assignments = self.assigners[group.name](detached, targets)
-        else:
+    def _members(self, leader: StageGroup, groups: Sequence[StageGroup]) -> list[StageGroup]:
+        """The groups that an assigner sees together, joining ones first."""
+        joining = [group for group in groups if self.joins.get(group.name) == leader.name]
+        for group in joining:
+            check_join(group, leader)
+        return [*joining, leader]
+
+    def _assign(
+        self,
+        members: Sequence[StageGroup],
+        predictions: Mapping[str, Sequence[StagePrediction]],
+        targets: Targets,
+    ) -> dict[str, list[Assignment]]:
+        name = members[-1].name
+        if name not in self.assigners:
             raise KeyError(
-                f"no assigner for stage group {group.name!r}; assigners are given for "
+                f"no assigner for stage group {name!r}; assigners are given for "
                 f"{sorted(self.assigners)}"
             )
-        return [
-            PlannedStage(f"{group.name}/{index}", group.name, prediction, targets, assignment)
-            for index, (prediction, assignment) in enumerate(zip(stages, assignments, strict=True))
-        ]
+        stages = [stage for group in members for stage in predictions[group.name]]
+        with torch.no_grad():
+            detached = [stage.detach().by_slot() for stage in stages]
+            found = self.assigners[name](detached, _seen_by(members[-1], targets))
+        if len(found) != len(stages):
+            raise ValueError(
+                f"the assigner of group {name!r} must give one assignment for each of "
+                f"{len(stages)} stages, found {len(found)}"
+            )
+        rest = iter(_by_row(stage, own) for stage, own in zip(stages, found, strict=True))
+        return {group.name: [next(rest) for _ in group.stages] for group in members}
+
+    def _count(self, stage: PlannedStage, known: int | None) -> Tensor:
+        """What a stage adds to the divisors, [4]; see `Plan`."""
+        prediction, assignment = stage.prediction, stage.assignment
+        positives = class_targets(prediction, stage.targets, assignment.classes).sum()
+        objects = len(stage.targets) if known is None else known
+        own = positives.new_zeros(())
+        for term in self.terms_of(stage.group):
+            if isinstance(term, CountingTerm):
+                own = term.count(prediction, stage.targets, assignment).detach()
+        pairs = len(assignment.boxes)
+        return torch.stack(
+            [positives, positives.new_tensor(pairs), positives.new_tensor(objects), own]
+        )
+
+
+def check_join(group: StageGroup | GroupFacts, leader: StageGroup | GroupFacts) -> None:
+    """Refuse to assign groups together whose queries or classes are not the same.
+
+    Raises:
+        ValueError: they are not; says why.
+    """
+    if group.slot_space != leader.slot_space:
+        raise ValueError(
+            f"group {group.name!r} cannot join {leader.name!r}: they share no slots, query q of "
+            f"one is not query q of the other"
+        )
+    if group.class_agnostic != leader.class_agnostic:
+        raise ValueError(
+            f"group {group.name!r} cannot join {leader.name!r}: only one of them tells classes "
+            f"apart"
+        )
+
+
+def _seen_by(group: StageGroup, targets: Targets) -> Targets:
+    return targets.class_agnostic() if group.class_agnostic else targets
+
+
+def _by_row(stage: StagePrediction, assignment: Assignment) -> Assignment:
+    """Pairs of rows, from pairs of slots."""
+    if stage.slot is None:
+        return assignment
+    row = stage.slot.argsort(dim=1)  # [B, Q], the row of each slot
+
+    def moved(pairs: Pairs) -> Pairs:
+        return replace(pairs, query=row[pairs.image, pairs.query])
+
+    return Assignment(classes=moved(assignment.classes), boxes=moved(assignment.boxes))
 
 
 def _check_labels(groups: Sequence[StageGroup], targets: Targets) -> None:
@@ -185,12 +287,6 @@ def _check_labels(groups: Sequence[StageGroup], targets: Targets) -> None:
                 f"class label {highest} found, but the model scores {num_classes} classes in its "
                 f"{group.name} stages (labels run from 0)"
             )
-
-
-def _count(stage: PlannedStage) -> Tensor:
-    """Positive class entries and box pairs of a stage, [2]."""
-    wanted = class_targets(stage.prediction, stage.targets, stage.assignment.classes)
-    return torch.stack([wanted.sum(), wanted.new_tensor(len(stage.assignment.boxes))])
 
 
 def _num_processes() -> int:
@@ -208,9 +304,11 @@ def sum_over_processes(counts: Tensor) -> Tensor:
 def _normalizers(counts: Tensor) -> list[Normalizers]:
     # The larger count is chosen after summing: a choice by each process would depend on which
     # images it happens to hold.
-    divisors = torch.stack([counts.amax(1), counts[:, 1]], dim=1)  # [S, 2]
-    divisors = divisors.clamp(min=1) / _num_processes()
-    return [Normalizers(classes=row[0], boxes=row[1]) for row in divisors]
+    result = []
+    for row in counts:
+        positives, pairs, objects, own = row.unbind()
+        result.append(Normalizers(positives, pairs, objects, own, _num_processes()))
+    return result
 
 
 def _describe_non_finite(

@@ -84,6 +84,10 @@ class Targets:
         )
 
 
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
     """What one stage claims about every query.
@@ -91,22 +95,50 @@ class StagePrediction:
     Attributes:
         logits: float [B, Q, K], before the sigmoid.
         boxes: float [B, Q, 4], cxcywh in [0, 1] of the unpadded image, not clipped.
+        references: float [B, Q, 4], boxes that an assigner may judge instead of `boxes`: those the
+            stage started from (anchors, proposals, the stage before), or another decoder's for the
+            same queries; None where the head gives none.
+        slot: int64 [B, Q], the slot that each row is, a permutation of 0..Q-1 in each image, where
+            a head sorts its queries anew between stages; None where row q is slot q.
     """
 
     logits: Tensor
     boxes: Tensor
+    references: Tensor | None = None
+    slot: Tensor | None = None
 
     def float(self) -> StagePrediction:
         """The prediction in float32 at least, with gradient; float64 stays float64."""
         return replace(
             self,
-            logits=self.logits.to(torch.promote_types(self.logits.dtype, torch.float32)),
-            boxes=self.boxes.to(torch.promote_types(self.boxes.dtype, torch.float32)),
+            logits=_at_least_float32(self.logits),
+            boxes=_at_least_float32(self.boxes),
+            references=None if self.references is None else _at_least_float32(self.references),
         )
 
     def detach(self) -> StagePrediction:
         """The prediction cut from the graph."""
-        return replace(self, logits=self.logits.detach(), boxes=self.boxes.detach())
+        return replace(
+            self,
+            logits=self.logits.detach(),
+            boxes=self.boxes.detach(),
+            references=None if self.references is None else self.references.detach(),
+        )
+
+    def by_slot(self) -> StagePrediction:
+        """The prediction with row q for slot q."""
+        if self.slot is None:
+            return self
+        row = self.slot.argsort(dim=1)[..., None]  # [B, Q, 1], the row of each slot
+
+        def sort(values: Tensor) -> Tensor:
+            return values.gather(1, row.expand(-1, -1, values.shape[-1]))
+
+        return StagePrediction(
+            logits=sort(self.logits),
+            boxes=sort(self.boxes),
+            references=None if self.references is None else sort(self.references),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,27 +149,39 @@ class Pairs:
         image: int64 [M], index in the batch.
         query: int64 [M], index in 0..Q-1.
         target: int64 [M], row of `Targets`.
+        weight: float [M], of box pairs a factor of their box losses, of class pairs a factor of the
+            score that the query learns; None for 1.
     """
 
     image: Tensor
     query: Tensor
     target: Tensor
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return self.target.shape[0]
 
     def select(self, keep: Tensor) -> Pairs:
         """The pairs that `keep` names (boolean mask or indices [M])."""
-        return Pairs(self.image[keep], self.query[keep], self.target[keep])
+        weight = None if self.weight is None else self.weight[keep]
+        return Pairs(self.image[keep], self.query[keep], self.target[keep], weight)
 
     @staticmethod
     def cat(parts: Sequence[Pairs]) -> Pairs:
-        """All pairs of `parts`, in order."""
+        """All pairs of `parts`, in order; where some have weights, the others weigh 1."""
+        weights = [part.weight for part in parts if part.weight is not None]
         return Pairs(
             torch.cat([part.image for part in parts]),
             torch.cat([part.query for part in parts]),
             torch.cat([part.target for part in parts]),
+            torch.cat([part.weights(weights[0]) for part in parts]) if weights else None,
         )
+
+    def weights(self, like: Tensor) -> Tensor:
+        """The weights [M] in dtype and on the device of `like`, ones if none are given."""
+        if self.weight is None:
+            return like.new_ones(len(self))
+        return self.weight.to(like)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +190,7 @@ class Assignment:
 
     Attributes:
         classes: pairs whose query learns the target's class; a query may stand in several.
-        boxes: pairs whose query regresses the target's box.
+        boxes: pairs whose query regresses the target's box; a query may stand in several here too.
     """
 
     classes: Pairs
@@ -158,17 +202,49 @@ class StageGroup:
     """Stages in which query q is the same slot: the border an assigner cannot cross.
 
     Attributes:
-        name: "decoder", "proposals" or "denoising"; first part of every loss key.
+        name: such as "decoder", "proposals" or "denoising"; first part of every loss key.
         stages: predictions, first stage first.
         known_pairs: pairs that hold by construction in every stage (denoising); None where an
             assigner decides.
         class_agnostic: True where the class score only says "object".
+        slots: name of the group whose slots these queries are, where a query index means the same
+            in both ("decoder" for DINO's proposals); None for slots of its own.
     """
 
     name: str
     stages: tuple[StagePrediction, ...]
     known_pairs: Pairs | None = None
     class_agnostic: bool = False
+    slots: str | None = None
+
+    @property
+    def slot_space(self) -> str:
+        """Groups with the same slot space may be assigned together."""
+        return self.slots or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """What a head says about one of its stage groups before it runs; see `StageGroup`.
+
+    Attributes:
+        name: of the group.
+        known_pairs: its pairs hold by construction.
+        class_agnostic: its class score only says "object".
+        slots: name of the group whose slots it shares.
+        references: its stages carry the boxes that they started from.
+    """
+
+    name: str
+    known_pairs: bool = False
+    class_agnostic: bool = False
+    slots: str | None = None
+    references: bool = False
+
+    @property
+    def slot_space(self) -> str:
+        """Groups with the same slot space may be assigned together."""
+        return self.slots or self.name
 
 
 @dataclass(frozen=True, slots=True)

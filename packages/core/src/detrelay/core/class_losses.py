@@ -1,0 +1,363 @@
+"""Class losses by name: the one place where a new one is entered.
+
+Each entry of the logits [B, Q, K] is positive, where a pair gives the query that class, or
+negative. The losses differ in the score y that a positive aims at, and in how entries weigh:
+
+    positive: a m(p, y) BCE(logit, y)        negative: b p^gamma BCE(logit, 0)
+
+The weight of a class pair multiplies its y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detrelay.core.loss_terms import (
+    LARGER,
+    OWN,
+    Divisor,
+    LossTerm,
+    Normalizers,
+    class_targets,
+    paired_overlap,
+    score_targets,
+    task_alignment,
+)
+from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of every entry, same shape as `logits`; `targets` in {0, 1}.
+
+    Reference: Lin et al., ICCV 2017, equation 5.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probability = logits.sigmoid()
+    wrongness = targets + probability - 2 * targets * probability  # 1 - p of the true side
+    balance = targets * alpha + (1 - targets) * (1 - alpha)
+    return balance * wrongness**gamma * cross_entropy
+
+
+def score_gap_loss(
+    logits: Tensor, wanted: Tensor, positive: Tensor, alpha: float, gamma: float
+) -> Tensor:
+    """Focal loss of entries that aim at scores in [0, 1]: the gap |y - p| takes 1 - p's place."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    balance = torch.where(positive, alpha, 1 - alpha)
+    return balance * (wanted - logits.sigmoid()).abs() ** gamma * cross_entropy
+
+
+@dataclass(frozen=True, slots=True)
+class FocalClassLoss:
+    """Sigmoid focal loss over all queries and classes.
+
+    Attributes:
+        weight: factor in the total.
+        alpha: weight of positives; negatives get 1 - alpha.
+        gamma: focusing exponent.
+        divisor: what the sum is divided by.
+    """
+
+    weight: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    name: str = "class"
+    divisor: Divisor = LARGER
+
+    def __call__(
+        self,
+        prediction: StagePrediction,
+        targets: Targets,
+        assignment: Assignment,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Sum over [B, Q, K] / divisor."""
+        pairs, logits = assignment.classes, prediction.logits
+        if pairs.weight is None:
+            wanted = class_targets(prediction, targets, pairs)
+            loss = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma)
+        else:
+            scores = score_targets(prediction, targets, pairs, pairs.weight)
+            loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
+        return loss.sum() / normalizers.of(self.divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxClassLoss:
+    """Cross entropy of a softmax over the classes and "no object", whose logit is always 0.
+
+    A query with several classes shares its probability among them in proportion to the weights of
+    the pairs. The loss is divided by the sum of the queries' weights, over all processes of an
+    update; the released code divides by that of each process.
+
+    Attributes:
+        weight: factor in the total.
+        no_object_weight: weight of queries without a class; others weigh 1.
+        easy_no_object: queries without a class count 2 (1 - p)^2 times their loss, where p is the
+            probability of "no object" (TSP-RCNN).
+        divisor_epsilon: added to the divisor (1e-6 in TSP-RCNN).
+
+    Reference:
+        Carion et al., ECCV 2020; Sun et al., ICCV 2021 (arXiv 2011.10881) for `easy_no_object`.
+    """
+
+    weight: float = 1.0
+    no_object_weight: float = 0.1
+    easy_no_object: bool = False
+    divisor_epsilon: float = 0.0
+    name: str = "class"
+    divisor: Divisor = OWN
+
+    def __call__(
+        self,
+        prediction: StagePrediction,
+        targets: Targets,
+        assignment: Assignment,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Weighted sum over [B, Q] / sum of weights."""
+        wanted, empty = self._wanted(prediction, targets, assignment.classes)
+        logits = F.pad(prediction.logits, (0, 1))  # [B, Q, K + 1]
+        log_p = logits.log_softmax(-1)
+        loss = -(wanted * log_p).sum(-1) * self._weights(empty, log_p)
+        if self.easy_no_object:
+            p = log_p[..., -1].detach().exp()
+            loss = torch.where(empty, 2 * (1 - p) ** 2, 1.0) * loss
+        return loss.sum() / (normalizers.of(self.divisor) + self.divisor_epsilon)
+
+    def count(
+        self, prediction: StagePrediction, targets: Targets, assignment: Assignment
+    ) -> Tensor:
+        """The sum of the queries' weights."""
+        empty = self._wanted(prediction, targets, assignment.classes)[1]
+        return self._weights(empty, prediction.logits).sum()
+
+    def _weights(self, empty: Tensor, like: Tensor) -> Tensor:
+        return torch.where(empty, self.no_object_weight, 1.0).to(like.dtype)
+
+    def _wanted(
+        self, prediction: StagePrediction, targets: Targets, pairs: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        """Wanted probabilities [B, Q, K + 1], and [B, Q], True for queries without a class."""
+        weights = pairs.weights(prediction.logits)
+        wanted, positive = score_targets(prediction, targets, pairs, weights)
+        empty = ~positive.any(-1)
+        share = wanted / wanted.sum(-1, keepdim=True).clamp(min=torch.finfo(wanted.dtype).tiny)
+        return torch.cat([share, empty[..., None].to(share.dtype)], dim=-1), empty
+
+
+@dataclass(frozen=True, slots=True)
+class VarifocalClassLoss:
+    """Aims at the IoU of box and target, which also weighs the positive.
+
+    Attributes:
+        weight: factor in the total.
+        alpha: weight of negatives.
+        gamma: exponent of a negative's probability.
+        detach: no gradient flows through that power (RT-DETR); LW-DETR lets it.
+        epsilon: added to the denominator of the IoU.
+        divisor: what the sum is divided by.
+
+    Reference:
+        Zhang et al., VarifocalNet, CVPR 2021; Zhao et al., RT-DETR, CVPR 2024 (arXiv 2304.08069),
+        checked against lyuwenyu/RT-DETR.
+    """
+
+    weight: float = 1.0
+    alpha: float = 0.75
+    gamma: float = 2.0
+    detach: bool = True
+    epsilon: float = 0.0
+    name: str = "class"
+    divisor: Divisor = LARGER
+
+    def __call__(
+        self,
+        prediction: StagePrediction,
+        targets: Targets,
+        assignment: Assignment,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Sum over [B, Q, K] / divisor."""
+        pairs, logits = assignment.classes, prediction.logits
+        overlap = paired_overlap(prediction, targets, pairs, self.epsilon)
+        wanted, positive = score_targets(
+            prediction, targets, pairs, overlap * pairs.weights(overlap)
+        )
+        p = logits.detach().sigmoid() if self.detach else logits.sigmoid()
+        entry_weight = torch.where(positive, wanted, self.alpha * p**self.gamma)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return (entry_weight * cross_entropy).sum() / normalizers.of(self.divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class MatchabilityClassLoss:
+    """Aims at a power of the IoU; a positive weighs 1 however poor its box, so it always learns.
+
+    Attributes:
+        weight: factor in the total.
+        gamma: exponent of the IoU, and of a negative's probability.
+        epsilon: added to the denominator of the IoU.
+        divisor: what the sum is divided by.
+
+    Reference:
+        Huang et al., DEIM, CVPR 2025 (arXiv 2412.04234), checked against ShihuaHuang95/DEIM.
+    """
+
+    weight: float = 1.0
+    gamma: float = 1.5
+    epsilon: float = 0.0
+    name: str = "class"
+    divisor: Divisor = LARGER
+
+    def __call__(
+        self,
+        prediction: StagePrediction,
+        targets: Targets,
+        assignment: Assignment,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Sum over [B, Q, K] / divisor."""
+        pairs, logits = assignment.classes, prediction.logits
+        quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.gamma
+        wanted, positive = score_targets(
+            prediction, targets, pairs, quality * pairs.weights(quality)
+        )
+        entry_weight = torch.where(positive, 1.0, logits.detach().sigmoid() ** self.gamma)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return (entry_weight * cross_entropy).sum() / normalizers.of(self.divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class IaBceClassLoss:
+    """IoU-aware cross entropy: aims at p^0.25 IoU^0.75; see `task_alignment`.
+
+    Attributes:
+        weight: factor in the total.
+        gamma: exponent of a negative's probability.
+        epsilon: added to the denominator of the IoU.
+        divisor: what the sum is divided by.
+
+    Reference:
+        Cai et al., Align-DETR, BMVC 2024 (arXiv 2304.07527), checked against FelixCaae/AlignDETR.
+    """
+
+    weight: float = 1.0
+    gamma: float = 2.0
+    epsilon: float = 0.0
+    name: str = "class"
+    divisor: Divisor = LARGER
+
+    def __call__(
+        self,
+        prediction: StagePrediction,
+        targets: Targets,
+        assignment: Assignment,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Sum over [B, Q, K] / divisor."""
+        pairs, logits = assignment.classes, prediction.logits
+        quality = task_alignment(prediction, targets, pairs, self.epsilon)
+        wanted, positive = score_targets(
+            prediction, targets, pairs, quality * pairs.weights(quality)
+        )
+        entry_weight = torch.where(positive, 1.0, logits.sigmoid() ** self.gamma)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return (entry_weight * cross_entropy).sum() / normalizers.of(self.divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class PositionSupervisedClassLoss:
+    """Aims at a power of the IoU, scaled so that the best pair of each image aims at 1.
+
+    Attributes:
+        weight: factor in the total.
+        power: exponent of the IoU: 2 in Stable-DINO, 1 in LW-DETR.
+        alpha: weight of positives; negatives get 1 - alpha.
+        gamma: exponent of the gap between score and aim.
+        epsilon: added to the denominator of the IoU.
+        divisor: what the sum is divided by.
+
+    Reference:
+        Liu et al., Stable-DINO, ICCV 2023 (arXiv 2304.04742), checked against
+        IDEA-Research/Stable-DINO.
+    """
+
+    weight: float = 6.0
+    power: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    epsilon: float = 0.0
+    name: str = "class"
+    divisor: Divisor = LARGER
+
+    def __call__(
+        self,
+        prediction: StagePrediction,
+        targets: Targets,
+        assignment: Assignment,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Sum over [B, Q, K] / divisor."""
+        pairs, logits = assignment.classes, prediction.logits
+        quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.power
+        best = quality.new_zeros(targets.batch_size).scatter_reduce(0, pairs.image, quality, "amax")
+        scale = (1 / (best + 1e-8)).clamp(min=1)  # [B]
+        aim = quality * scale[pairs.image] * pairs.weights(quality)
+        scores = score_targets(prediction, targets, pairs, aim)
+        loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
+        return loss.sum() / normalizers.of(self.divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class RankGiouClassLoss:
+    """Aims at (GIoU + 1) / 2.
+
+    Attributes:
+        weight: factor in the total.
+        alpha: weight of positives; negatives get 1 - alpha.
+        gamma: exponent of the gap between score and aim.
+        epsilon: added to the denominators of the GIoU.
+        divisor: what the sum is divided by.
+
+    Reference:
+        Pu et al., Rank-DETR, NeurIPS 2023 (arXiv 2310.08854), checked against
+        LeapLabTHU/Rank-DETR.
+    """
+
+    weight: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    epsilon: float = 0.0
+    name: str = "class"
+    divisor: Divisor = LARGER
+
+    def __call__(
+        self,
+        prediction: StagePrediction,
+        targets: Targets,
+        assignment: Assignment,
+        normalizers: Normalizers,
+    ) -> Tensor:
+        """Sum over [B, Q, K] / divisor."""
+        pairs, logits = assignment.classes, prediction.logits
+        overlap = paired_overlap(prediction, targets, pairs, self.epsilon, generalized=True)
+        aim = (overlap + 1) / 2 * pairs.weights(overlap)
+        scores = score_targets(prediction, targets, pairs, aim)
+        loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
+        return loss.sum() / normalizers.of(self.divisor)
+
+
+CLASS_LOSSES: dict[str, type[LossTerm]] = {
+    "focal": FocalClassLoss,
+    "softmax": SoftmaxClassLoss,
+    "varifocal": VarifocalClassLoss,
+    "matchability": MatchabilityClassLoss,
+    "ia_bce": IaBceClassLoss,
+    "position_supervised": PositionSupervisedClassLoss,
+    "rank_giou": RankGiouClassLoss,
+}
