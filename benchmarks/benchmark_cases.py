@@ -23,7 +23,8 @@ from detrelay.heads import (
 )
 from detrelay.heads.convert.conversion import translate
 from detrelay.heads.convert.transformers_folder import to_official_names
-from detrelay.heads.stageinteractor.head import StageInteractorConfig, StageInteractorHead
+from detrelay.heads.stageinteractor.config import StageInteractorConfig
+from detrelay.heads.stageinteractor.head import StageInteractorHead
 
 Action = Callable[[], object]
 

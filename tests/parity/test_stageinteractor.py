@@ -20,7 +20,8 @@ from detrelay.core.losses import class_targets
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
 from detrelay.heads import StageInteractorConfig, StageInteractorForObjectDetection
 from detrelay.heads.convert.conversion import translate
-from detrelay.heads.stageinteractor.head import StageInteractorHead, position_code
+from detrelay.heads.stageinteractor.geometry import position_code
+from detrelay.heads.stageinteractor.head import StageInteractorHead
 from reference import stageinteractor_value, unit
 
 FOLDER = Path(__file__).parent.parent / "assets" / "stageinteractor"

@@ -18,10 +18,8 @@ from detrelay.heads.deformable.detr import (
 )
 from detrelay.heads.deformable.dino import DinoConfig, DinoForObjectDetection
 from detrelay.heads.deformable.dn_detr import DnDetrConfig, DnDetrForObjectDetection
-from detrelay.heads.stageinteractor.head import (
-    StageInteractorConfig,
-    StageInteractorForObjectDetection,
-)
+from detrelay.heads.stageinteractor.config import StageInteractorConfig
+from detrelay.heads.stageinteractor.head import StageInteractorForObjectDetection
 
 
 class HeadEntry(NamedTuple):

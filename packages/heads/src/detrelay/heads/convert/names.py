@@ -14,7 +14,7 @@ from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.weights.key_table import KeyTable
 from detrelay.heads.deformable.detr import DeformableDetrConfig
 from detrelay.heads.deformable.dino import DinoConfig
-from detrelay.heads.stageinteractor.head import ADAMIXER, StageInteractorConfig
+from detrelay.heads.stageinteractor.config import ADAMIXER, StageInteractorConfig
 
 _RESNET = "torchvision_resnet"
 _STAGE, _OUR_STAGE = "roi_head.bbox_head.{}.", "head.stages.{}."

@@ -11,7 +11,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detrelay.core.backbones import SWINS
 from detrelay.core.backbones.naming import find_backbone, find_naming
-from detrelay.heads.stageinteractor.head import ADAMIXER
+from detrelay.heads.stageinteractor.config import ADAMIXER
 
 Shapes = Mapping[str, Tensor]
 

@@ -2,40 +2,29 @@
 
 Letters: R = B * Q rows (image and query), G groups, D = C / G channels a group, N = P * K sampled
 points (P base points times a pattern of K), O output patterns, J reused filters.
-
-Groups never meet before the last projection, so they may be mixed block by block; g groups make one
-block. On a CPU this keeps the filters and features of a block in the cache.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import initialization as init
 
 from detrelay.core.ops.linear import linear
+from detrelay.heads.stageinteractor.config import MixingShape
 
-# Rows times groups of a block on a CPU: at the published width its filters and features take about
-# 20 MB. Measured with 100 and 300 queries, see docs/log.md.
-_CPU_BLOCK = 512
 _NORM_EPSILON = 1e-5
-
-Adapter = Literal["full", "channel", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class FilterBank:
-    """Dynamic filters of one block of groups that earlier stages hand on.
+    """Dynamic filters that earlier stages hand on.
 
     Attributes:
-        channel: channel filters [R, g, D, D] (input, output channel), oldest first.
-        spatial: spatial filters [R, g, O, N] of the newest stage; None before there is one.
+        channel: channel filters [R, G, D, D] (input, output channel), oldest first.
+        spatial: spatial filters [R, G, O, N] of the newest stage; None before there is one.
     """
 
     channel: tuple[Tensor, ...] = ()
@@ -44,64 +33,6 @@ class FilterBank:
     def append(self, channel: Tensor, spatial: Tensor) -> FilterBank:
         """The bank with one more stage."""
         return FilterBank((*self.channel, channel), spatial)
-
-
-def empty_banks(rows: int, groups: int, device: torch.device) -> tuple[FilterBank, ...]:
-    """One empty bank for each block of groups that is mixed at a time.
-
-    Args:
-        rows: R, queries of all images.
-        groups: G.
-        device: where the mixing will run.
-    """
-    blocks = 1
-    if device.type == "cpu":
-        enough = (n for n in range(1, groups) if groups % n == 0)
-        enough = (n for n in enough if rows * groups <= n * _CPU_BLOCK)
-        blocks = next(enough, groups)
-    return (FilterBank(),) * blocks
-
-
-@dataclass(frozen=True, slots=True)
-class MixingShape:
-    """Sizes of one stage's mixing.
-
-    Attributes:
-        dim: C, width of queries and feature maps.
-        groups: G.
-        base_points: P.
-        pattern: K.
-        out_points: O.
-        reused: J, how many channel filters of the bank are applied again.
-        reuse_spatial: whether half of the spatial filters are blended with the newest of the bank.
-        adapter: what carries own-mixed features on before a reused filter.
-        has_bias: whether channel and spatial mixing add dynamic biases.
-    """
-
-    dim: int
-    groups: int
-    base_points: int
-    pattern: int
-    out_points: int
-    reused: int
-    reuse_spatial: bool
-    adapter: Adapter
-    has_bias: bool
-
-    @property
-    def width(self) -> int:
-        """D, channels a group."""
-        return self.dim // self.groups
-
-    @property
-    def points(self) -> int:
-        """N, sampled points a group."""
-        return self.base_points * self.pattern
-
-    @property
-    def own_patterns(self) -> int:
-        """Spatial filters that the stage generates itself."""
-        return self.out_points // 2 if self.reuse_spatial else self.out_points
 
 
 class StaticAdapter(nn.Module):
@@ -198,93 +129,56 @@ class DynamicMixing(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, sampled: Tensor, queries: Tensor, banks: Sequence[FilterBank]
-    ) -> tuple[Tensor, tuple[FilterBank, ...]]:
+        self, sampled: Tensor, queries: Tensor, bank: FilterBank
+    ) -> tuple[Tensor, FilterBank]:
         """Mix the features of every query into it.
 
         Args:
             sampled: [R, G, N, D].
             queries: [R, C].
-            banks: the filters of earlier stages, one bank a block of groups.
+            bank: the filters of earlier stages.
 
         Returns:
-            Queries [R, C] after mixing, and the banks with this stage's filters.
+            Queries [R, C] after mixing, and the bank with this stage's filters.
         """
-        count = len(banks)
-        mixed: Tensor = self.out_proj.bias
-        grown = []
-        for features, dynamic, bank, weight in zip(
-            sampled.chunk(count, dim=1),
-            self._generate(queries, count),
-            banks,
-            self.out_proj.weight.chunk(count, dim=1),
-            strict=True,
-        ):
-            patterns, grown_bank = self._mix_block(features, dynamic, bank)
-            mixed = mixed + F.linear(patterns.flatten(1), weight)
-            grown.append(grown_bank)
-        return self.norm(queries + mixed), tuple(grown)
-
-    def _generate(self, queries: Tensor, count: int) -> Iterator[_Dynamic]:
-        """Everything that is generated from the queries, block by block."""
-        modules = {
-            "filters": self.generator,
-            "biases": self.bias_generator,
-            "channel_gates": self.channel_gates,
-            "channel_biases": self.channel_biases,
-            "pattern_gate": self.pattern_gate,
-            "point_gate": self.point_gate,
-        }
-        # chunks and not slices: the gradient of a slice is as large as the whole parameter
-        chunks = {
-            name: list(zip(module.weight.chunk(count), module.bias.chunk(count), strict=True))
-            for name, module in modules.items()
-            if module is not None
-        }
-        groups = self.shape.groups // count
-        for block in range(count):
-            yield _Dynamic(
-                **{
-                    name: linear(queries, *pieces[block]).unflatten(-1, (groups, -1))
-                    for name, pieces in chunks.items()
-                }
-            )
-
-    def _mix_block(
-        self, sampled: Tensor, dynamic: _Dynamic, bank: FilterBank
-    ) -> tuple[Tensor, FilterBank]:
-        """Mix one block of groups: [R, g, N, D] to patterns [R, g, O, D]."""
-        shape = self.shape
-        channel = dynamic.filters[..., : self.channel_size].unflatten(-1, (-1, shape.width))
-        spatial = dynamic.filters[..., self.channel_size :].unflatten(-1, (-1, shape.points))
-        channel_bias = pattern_bias = None
-        if dynamic.biases is not None:
-            channel_bias = dynamic.biases[..., None, : shape.width]
-            pattern_bias = dynamic.biases[..., shape.width :, None]
+        channel, spatial = self._filters(queries)
+        channel_bias, pattern_bias = self._biases(queries)
         mixed = _mix(sampled, channel, channel_bias)
-        if shape.reused:
-            mixed = self._reuse(sampled, mixed, channel, dynamic, bank)
-        if shape.reuse_spatial:
-            spatial = _blend_spatial(spatial, dynamic, bank)
-        patterns = _mix(spatial, mixed, pattern_bias)
-        return patterns, bank.append(channel, spatial)
+        if self.shape.reused:
+            mixed = self._reuse(sampled, mixed, channel, queries, bank)
+        if self.shape.reuse_spatial:
+            spatial = self._reuse_spatial(spatial, queries, bank)
+        patterns = _mix(spatial, mixed, pattern_bias)  # [R, G, O, D]
+        mixed = self.out_proj(patterns.flatten(1))
+        return self.norm(queries + mixed), bank.append(channel, spatial)
+
+    def _filters(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Own filters: channel [R, G, D, D] and spatial [R, G, O or O / 2, N]."""
+        shape = self.shape
+        filters = self._grouped(linear(queries, self.generator.weight, self.generator.bias))
+        return (
+            filters[..., : self.channel_size].unflatten(-1, (-1, shape.width)),
+            filters[..., self.channel_size :].unflatten(-1, (-1, shape.points)),
+        )
+
+    def _biases(self, queries: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Dynamic biases of channel mixing [R, G, 1, D] and of spatial mixing [R, G, O, 1]."""
+        if self.bias_generator is None:
+            return None, None
+        biases = self._grouped(self.bias_generator(queries))
+        return biases[..., None, : self.shape.width], biases[..., self.shape.width :, None]
 
     def _reuse(
-        self,
-        sampled: Tensor,
-        mixed: Tensor,
-        channel: Tensor,
-        dynamic: _Dynamic,
-        bank: FilterBank,
+        self, sampled: Tensor, mixed: Tensor, channel: Tensor, queries: Tensor, bank: FilterBank
     ) -> Tensor:
         """Apply the newest J filters of the bank in turn, each blended with the own filter."""
-        assert dynamic.channel_gates is not None
-        assert dynamic.channel_biases is not None
+        assert self.channel_gates is not None
+        assert self.channel_biases is not None
         width, reused = self.shape.width, self.shape.reused
         # channels last: the products below run along them
-        gates = dynamic.channel_gates.unflatten(-1, (width, 2, reused)).movedim(2, -1)
-        gates = gates.contiguous().sigmoid()  # [R, g, 2, J, D]
-        biases = dynamic.channel_biases.unflatten(-1, (reused, 1, width))
+        gates = self._grouped(self.channel_gates(queries)).unflatten(-1, (width, 2, reused))
+        gates = gates.movedim(2, -1).contiguous().sigmoid()  # [R, G, 2, J, D]
+        biases = self._grouped(self.channel_biases(queries)).unflatten(-1, (reused, 1, width))
         carried = sampled
         for index, (adapter, earlier) in enumerate(
             zip(self.adapters, bank.channel[-reused:], strict=True)
@@ -292,31 +186,22 @@ class DynamicMixing(nn.Module):
             carried = adapter(mixed, carried)
             # equation 3: gates over input and output channels blend own and earlier filter
             gate = gates[:, :, 1, index, :, None] * gates[:, :, 0, index, None, :]
-            blended = _blend(channel, earlier, gate)
-            mixed = _mix(carried, blended, biases[:, :, index])
+            mixed = _mix(carried, _blend(channel, earlier, gate), biases[:, :, index])
         return mixed
 
+    def _reuse_spatial(self, own: Tensor, queries: Tensor, bank: FilterBank) -> Tensor:
+        """Own spatial filters [R, G, O / 2, N], and the same blended with earlier ones: O."""
+        assert self.pattern_gate is not None
+        assert self.point_gate is not None
+        assert bank.spatial is not None
+        by_pattern = self._grouped(self.pattern_gate(queries)).sigmoid().unsqueeze(-1)
+        by_point = self._grouped(self.point_gate(queries)).sigmoid().unsqueeze(-2)
+        earlier = bank.spatial[:, :, : own.shape[2]]
+        return torch.cat([own, _blend(own, earlier, by_pattern * by_point)], dim=2)
 
-@dataclass(frozen=True, slots=True)
-class _Dynamic:
-    """What the queries generate for one block of groups, each [R, g, -1]."""
-
-    filters: Tensor
-    biases: Tensor | None = None
-    channel_gates: Tensor | None = None
-    channel_biases: Tensor | None = None
-    pattern_gate: Tensor | None = None
-    point_gate: Tensor | None = None
-
-
-def _blend_spatial(own: Tensor, dynamic: _Dynamic, bank: FilterBank) -> Tensor:
-    """Own spatial filters and the same blended with earlier ones: [R, g, O / 2, N] -> [., O, N]."""
-    assert dynamic.pattern_gate is not None
-    assert dynamic.point_gate is not None
-    assert bank.spatial is not None
-    gate = dynamic.pattern_gate.sigmoid().unsqueeze(-1) * dynamic.point_gate.sigmoid().unsqueeze(-2)
-    earlier = bank.spatial[:, :, : own.shape[2]]
-    return torch.cat([own, _blend(own, earlier, gate)], dim=2)
+    def _grouped(self, generated: Tensor) -> Tensor:
+        """[R, G * X] as [R, G, X]."""
+        return generated.unflatten(-1, (self.shape.groups, -1))
 
 
 def _blend(own: Tensor, earlier: Tensor, gate: Tensor) -> Tensor:
@@ -325,104 +210,28 @@ def _blend(own: Tensor, earlier: Tensor, gate: Tensor) -> Tensor:
 
 
 def _mix(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Mix by a batched product, then normalise and rectify: [R, g, M, K] @ [R, g, K, D].
+    """Mix by a batched product, add a bias, normalise and rectify.
 
     The LayerNorm goes over points (or patterns) and channels together and has no affine part.
 
     Args:
-        left: [R, g, M, K].
-        right: [R, g, K, D].
-        bias: added to the product, [R, g, M, 1] or [R, g, 1, D].
+        left: [R, G, M, K].
+        right: [R, G, K, D].
+        bias: added to the product, [R, G, M, 1] or [R, G, 1, D].
     """
     x = left @ right
-    shape = x.shape[-2:]
-    # Only on a CPU, where memory is what takes long: the same by passes over x in place.
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype.itemsize < 4:
-        return F.layer_norm(x if bias is None else x.add_(bias), shape, eps=_NORM_EPSILON).relu_()
+    # Only on a CPU, where memory is what takes long.
+    if not torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype.itemsize >= 4:
+        return _normalize_in_place(x, bias)
+    x = x if bias is None else x.add_(bias)
+    return F.layer_norm(x, x.shape[-2:], eps=_NORM_EPSILON).relu_()
+
+
+def _normalize_in_place(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Bias, LayerNorm over the last two dimensions and ReLU by passes over `x` in place."""
     shift = -x.mean((-2, -1), keepdim=True)
     if bias is not None:
         shift = shift + bias - bias.mean((-2, -1), keepdim=True)
     norm = torch.linalg.vector_norm(x.add_(shift), dim=(-2, -1), keepdim=True)
-    return x.relu_().mul_((norm.square() / shape.numel() + _NORM_EPSILON).rsqrt())
-
-
-def uniform_offsets(*shape: int, bound: float) -> Tensor:
-    """Random (x, y) offsets in [-bound, bound] with a zero third coordinate: [*shape, 3]."""
-    offsets = torch.zeros(*shape, 3)
-    offsets[..., :2].uniform_(-bound, bound)
-    return offsets
-
-
-class PointGenerator(nn.Module):
-    """Makes the 3-D sampling points of every query: positions and a scale.
-
-    With a pattern the points of a group come in two steps: P base points, and around each, scaled
-    by its own z, one pattern of K points that all groups share.
-
-    Args:
-        dim: C.
-        groups: G.
-        base_points: P.
-        pattern: K.
-        two_step: False predicts all P * K points of a group directly.
-        start_scale: z of new base points, log2 of pixels.
-
-    Reference:
-        Teng et al., ICCV 2023, section 3.4; one-step points are the released code's
-        `use_holistic_sampling_points`, and AdaMixer's.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        groups: int,
-        base_points: int,
-        pattern: int,
-        two_step: bool,
-        start_scale: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.start_scale = start_scale
-        self.groups = groups
-        self.pattern = pattern
-        points = base_points if two_step else base_points * pattern
-        self.base = nn.Linear(dim, 3 * groups * points)
-        self.inner = nn.Linear(dim, 3 * pattern) if two_step else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Points spread over the box at random, the same for every query."""
-        nn.init.zeros_(self.base.weight)
-        base = uniform_offsets(self.base.out_features // 3, bound=0.5)
-        base[:, 2] = self.start_scale
-        init.copy_(self.base.bias, base.flatten())
-        if self.inner is not None:
-            nn.init.zeros_(self.inner.weight)
-            inner = uniform_offsets(self.pattern, bound=0.5 / math.sqrt(2))
-            inner[0] = 0  # the first point of a pattern is its base point
-            init.copy_(self.inner.bias, inner.flatten())
-
-    def forward(self, queries: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Points of every query.
-
-        Args:
-            queries: [B, Q, C].
-            boxes: [B, Q, 4] x, y, z = log2 of the scale, r = log2 of height / width; pixels.
-
-        Returns:
-            Positions [2, B, Q, G, N] (x, then y) in pixels and scales [B, Q, G, N] (log2 pixels).
-        """
-        center, scale, ratio = boxes[..., :2], boxes[..., 2:3], boxes[..., 3:4]
-        size = torch.cat([2 ** (scale - 0.5 * ratio), 2 ** (scale + 0.5 * ratio)], dim=-1)
-        offsets = self.base(queries).to(boxes.dtype).unflatten(-1, (self.groups, -1, 1, 3))
-        offsets = offsets.movedim(-1, 0).contiguous()
-        xy, z = offsets[:2], offsets[2]  # [2, B, Q, G, P, 1], [B, Q, G, P, 1]
-        if self.inner is not None:
-            inner = self.inner(queries).to(boxes.dtype).unflatten(-1, (1, 1, -1, 3))
-            inner = inner.movedim(-1, 0)
-            xy = xy + 2**z * inner[:2]  # [2, B, Q, G, P, K]
-            z = z + inner[2]
-        xy, z = xy.flatten(-2), z.flatten(-2)  # [..., N]
-        center, size = (x.movedim(-1, 0)[..., None, None] for x in (center, size))
-        positions = center + size * xy
-        return positions, scale[:, :, None] + z
+    count = x.shape[-2] * x.shape[-1]
+    return x.relu_().mul_((norm.square() / count + _NORM_EPSILON).rsqrt())

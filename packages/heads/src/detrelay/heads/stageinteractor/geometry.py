@@ -1,0 +1,34 @@
+"""Boxes as the decoder holds them: x, y, log2 sqrt(w h), log2(h / w), in pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detrelay.core.boxes import area, cxcywh_to_xyxy, intersection
+
+_POSITION_TEMPERATURE = 10000.0
+_POSITION_UNIT_PX = 1000.0
+
+
+def sizes_of(boxes: Tensor) -> Tensor:
+    """Width and height [..., 2] in pixels of boxes (x, y, log2 scale, log2 ratio) [..., 4]."""
+    scale, ratio = boxes[..., 2:3], boxes[..., 3:4]
+    return torch.cat([2 ** (scale - 0.5 * ratio), 2 ** (scale + 0.5 * ratio)], dim=-1)
+
+
+def position_code(boxes: Tensor, dim: int) -> Tensor:
+    """Sine and cosine code [..., dim] of boxes (x, y, log2 scale, log2 ratio) [..., 4]."""
+    width = dim // 4
+    unit = boxes.new_tensor([_POSITION_UNIT_PX, _POSITION_UNIT_PX, 1, 1])
+    # float32 even for float64 boxes, as in the released code
+    exponent = 2 * torch.arange(width // 2, dtype=torch.float32, device=boxes.device) / width
+    angle = (boxes / unit)[..., None] / (_POSITION_TEMPERATURE**exponent).to(boxes.dtype)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
+
+
+def log_coverage(boxes: Tensor) -> Tensor:
+    """Ln of the share of box i that box j covers: [B, Q, 4] -> [B, Q, Q]."""
+    corners = cxcywh_to_xyxy(torch.cat([boxes[..., :2], sizes_of(boxes)], dim=-1))
+    covered = intersection(corners[:, :, None], corners[:, None])
+    return (covered / area(corners).clamp(min=1e-6)[..., None] + 1e-7).log()
