@@ -291,7 +291,8 @@ class _Handler(BaseHTTPRequestHandler):
             for name, commit in repository.tags.items()
         ]
         main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.head}
-        return {"branches": [main], "tags": tags, "converts": []}
+        side = {**main, "name": "next", "ref": "refs/heads/next"}
+        return {"branches": [main, side], "tags": tags, "converts": []}
 
     def tree(self, body: bytes, query: Any, repo_id: str, revision: str) -> Any:
         repository, commit = self._resolved(repo_id, revision)

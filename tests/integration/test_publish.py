@@ -200,6 +200,8 @@ def refusal(**options: object) -> str:
 def test_preflight_refuses_in_one_line(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "expected a name on the Hub, USER/MODEL" in refusal(repo_id="a/b/c")
     assert "tag 'v 1': expected letters" in refusal(tag="v 1")
+    assert "tag 'main': would hide the branch" in refusal(tag="main")
+    assert "tag 'deadbeef': would hide the branch or the commit" in refusal(tag="deadbeef")
     assert "does not know the token; log in" in refusal(token="hf_wrong")
     assert "the token 'test' of tess may only read" in refusal(token=READ_TOKEN)
     assert "has no user or organisation nobody" in refusal(repo_id="nobody/x")
@@ -222,6 +224,7 @@ def test_preflight_accepts_and_changes_nothing(hub: HubServer) -> None:
     assert check_destination(REPOSITORY, private=True).private
     assert hub.repositories == {}
     hub.add(REPOSITORY, {"README.md": b"soon"})
+    assert "has a branch next, which a tag would hide" in refusal(tag="next")
     assert check_destination(REPOSITORY).head == hub.repositories[REPOSITORY].head
 
 
@@ -378,7 +381,10 @@ def test_a_faulty_card_is_refused_before_anything_goes_up(
     (folder / "README.md").write_text("---\nlicense: unheard-of\n---\nmine\n")
     with pytest.raises(HubError, match=r'not published.*"license" must be one of the known ones'):
         publish(folder, REPOSITORY)
-    assert_nothing_published(hub)
+    assert hub.repositories == {}  # not even an empty one
+    with pytest.raises(HubError, match=r'not published.*"license" must be one of the known ones'):
+        publish(best, REPOSITORY, license="unheard-of")
+    assert hub.repositories == {}
     (folder / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
     publish(folder, REPOSITORY)
     assert hub.files(REPOSITORY)["README.md"].endswith(b"mine\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import detrelay.apps.publish as publish_app
+from detrelay.apps.build import load_saved
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import check_card
 from detrelay.core.hub.citations import citations
@@ -288,6 +291,81 @@ def test_pickles_and_second_weights_are_refused(folder: Path) -> None:
         complete(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model_best.pth.tar", "old.PTH", "x.joblib", "obj.npy", "dump.pkl.gz", "secret.key", "notes"],
+)
+def test_only_what_a_model_needs_is_published(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(HubError, match=rf"best/{name}: pickles are not published, nor is anything"):
+        complete(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("LICENSE", "not text"),
+        ("drawing.png", "not png"),
+        ("speed.json", "not json"),
+        ("model-00001-of-00002.safetensors", "pickles are not published"),
+    ],
+)
+def test_a_pickle_under_another_name_is_refused(name: str, message: str, folder: Path) -> None:
+    (folder / name).write_bytes(pickle.dumps({"a": print}))
+    with pytest.raises(HubError, match=rf"best/{name}: {message}"):
+        complete(folder)
+
+
+def test_no_link_leads_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (2, 2)).save(secret)
+    shown = folder / "shown.png"
+    shown.symlink_to(secret)
+    with pytest.raises(HubError, match=r"best/shown.png: .* plain files only, no folders and no l"):
+        complete(folder)
+    shown.unlink()
+    (folder / "more").symlink_to(tmp_path)
+    with pytest.raises(HubError, match=r"best/more: a model folder holds plain files only"):
+        complete(folder)
+    (folder / "more").unlink()
+    picture = folder.parent / "pictures" / "epoch_3.png"
+    picture.unlink()
+    picture.symlink_to(secret)
+    assert "predictions.png" not in complete(folder).files
+
+
+def test_the_epoch_of_the_facts_leads_to_no_other_file(folder: Path, tmp_path: Path) -> None:
+    (folder.parent / "pictures" / "epoch_").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "run" / "secret.png")
+    facts = json.loads((folder / "training.json").read_text())
+    change_facts(folder, measured={**facts["measured"], "epoch": "/../../secret"})
+    assert "predictions.png" not in complete(folder).files
+
+
+def test_names_from_elsewhere_are_no_markup(folder: Path) -> None:
+    facts = json.loads((folder / "training.json").read_text())
+    by_class = {"<img src=x onerror=alert(1)>": 0.5, "[a](b) `c` & *d*": 0.25}
+    facts["recipe"]["model"]["note"] = "```\n<script>"
+    change_facts(
+        folder,
+        recipe=facts["recipe"],
+        measured={**facts["measured"], "AP_per_category": by_class},
+        command="train `rm` <b>",
+        device="<i>",
+    )
+    (folder / "speed.json").write_text(json.dumps({"<u>": "<s>"}))
+    text = card_of(folder)
+    for expected in (
+        "| &lt;img src=x onerror=alert(1)&gt; | 50.0 |",
+        r"| \[a\](b) \`c\` &amp; \*d\* | 25.0 |",
+        "| command | ``train `rm` <b>`` |",
+        "| hardware | &lt;i&gt; |",
+        "| &lt;u&gt; | &lt;s&gt; |",
+        r'"note": "\u0060\u0060\u0060\n<script>"',
+    ):
+        assert expected in text
+
+
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_damaged_facts_are_refused(text: str, folder: Path) -> None:
     (folder / "training.json").write_text(text)
@@ -322,6 +400,31 @@ def test_a_model_of_others_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "detrelay_unheard"}))
     with pytest.raises(HubError, match=r"cannot be loaded .*import detrelay.heads"):
         complete(folder)
+
+
+def test_the_code_of_a_folder_is_not_run_and_nobody_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object) -> str:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    config = json.loads((folder / "config.json").read_text())
+    foreign = {"AutoConfig": "own.C", "AutoModelForObjectDetection": "own.M"}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "foreign", "auto_map": foreign})
+    )
+    (folder / "own.py").write_text("raise AssertionError('run')")
+    with pytest.raises(ValueError, match="cannot be loaded as a model: ") as error:
+        load_saved(folder)
+    assert "trust_remote_code" not in str(error.value)
+
+
+def test_weights_in_a_pickle_are_not_loaded(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"cannot be loaded as a model: .*model.safetensors"):
+        load_saved(folder)
 
 
 def test_rehearsal_prints_and_asks_nothing(

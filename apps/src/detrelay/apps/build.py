@@ -230,8 +230,11 @@ def load_saved(
         head_entry(head)
     folder = _checked_folder(folder)
     try:
-        model = AutoModelForObjectDetection.from_pretrained(folder)
-        processor = AutoImageProcessor.from_pretrained(folder)
+        # no code of the folder is run, nor is anybody asked whether it should be; no pickles
+        model = AutoModelForObjectDetection.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True
+        )
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
     if not isinstance(model, DetectorForObjectDetection):

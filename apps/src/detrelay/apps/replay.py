@@ -44,7 +44,9 @@ def replay(arguments: Arguments) -> int:
     from detrelay.core.engine.failure import replay_failure
 
     recipe = stored_recipe(folder.parent.parent / "training.json")
-    model = AutoModelForObjectDetection.from_pretrained(folder)
+    model = AutoModelForObjectDetection.from_pretrained(
+        folder, trust_remote_code=False, use_safetensors=True
+    )
     facts = json.loads(arguments.file.with_suffix(".json").read_text(encoding="utf-8"))
     print(f"step {facts['step']}, image ids {facts['image_ids']}; then: {facts['problem']}")
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import statistics
@@ -155,7 +156,9 @@ def _summary(facts: CardFacts) -> str:
     head = config.model_type.removeprefix("detrelay_")
     figures = ""
     if facts.stats:
-        figures = f" AP {100 * facts.stats['AP']:.1f} on {_dataset(facts) or 'unnamed data'}."
+        figures = (
+            f" AP {100 * facts.stats['AP']:.1f} on {_plain(_dataset(facts) or 'unnamed data')}."
+        )
     origin = ""
     if facts.converted:
         origin = (
@@ -190,22 +193,28 @@ def _results(facts: CardFacts) -> str:
         lines.append("Nothing was measured, or it is not known.")
     else:
         lines += [
-            f"COCO figures in percent, {_dataset(facts) or 'unnamed data'}"
+            f"COCO figures in percent, {_plain(_dataset(facts) or 'unnamed data')}"
             f"{_named(', split ', _split(facts))}{_named(', after epoch ', measured.get('epoch'))}"
             f"{_named(', at most ', measured.get('max_detections'), ' detections an image')}.",
             "",
-            *_table(("metric", "value"), {k: _percent(v) for k, v in facts.stats.items()}),
+            *_table(("metric", "value"), {_plain(k): _percent(v) for k, v in facts.stats.items()}),
         ]
     by_class = measured.get("AP_per_category") or {}
     if by_class:
-        lines += ["", *_table(("class", "AP"), {k: _percent(v) for k, v in by_class.items()})]
+        lines += [
+            "",
+            *_table(("class", "AP"), {_plain(k): _percent(v) for k, v in by_class.items()}),
+        ]
     if published := facts.converted.get("published"):
         lines += [
             "",
             "Published by the authors, not measured here and not known to be of these weights: "
             "figures of models with exactly these settings, by recipe of `detrelay`.",
             "",
-            *_table(("recipe", "published, not measured"), published),
+            *_table(
+                ("recipe", "published, not measured"),
+                {_plain(recipe): _plain(figures) for recipe, figures in published.items()},
+            ),
         ]
     if (facts.folder / PICTURE).is_file():
         lines += ["", "Truth (left) and predictions (right):", "", f"![predictions]({PICTURE})"]
@@ -218,7 +227,7 @@ def _training(facts: CardFacts) -> str:
     rows = {
         **_model_rows(facts),
         "assigner": _code(facts.assigner),
-        "data": _dataset(facts) or _UNKNOWN,
+        "data": _text(_dataset(facts)),
         "started from": _start(facts),
         "epochs": _text(train.get("epochs")),
         "images per step and process": _text(train.get("batch_size")),
@@ -233,7 +242,7 @@ def _training(facts: CardFacts) -> str:
         rows["training speed"] = f"{facts.images_per_second:.1f} images per second (median)"
     lines = ["## Training", "", *_table(("fact", "value"), rows), *_speed_lines(facts)]
     if facts.recipe:
-        recipe = json.dumps(facts.recipe, indent=1)
+        recipe = json.dumps(facts.recipe, indent=1).replace("`", r"\u0060")
         lines += ["", "<details><summary>Recipe</summary>", "", "```json", recipe, "```"]
         lines += ["", "</details>"]
     return "\n".join(lines)
@@ -275,7 +284,7 @@ def _program_rows(facts: CardFacts) -> dict[str, str]:
     versions = facts.training.get("versions") or {}
     return {
         "commit of detrelay": _code(facts.training.get("commit")),
-        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()) or _UNKNOWN,
+        "versions": ", ".join(_plain(f"{name} {v}") for name, v in versions.items()) or _UNKNOWN,
     }
 
 
@@ -287,12 +296,12 @@ def _speed_lines(facts: CardFacts) -> list[str]:
         values = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: expected a JSON object of measured speeds ({error})") from error
-    rows = {str(name): _text(value) for name, value in values.items()}
+    rows = {_plain(name): _text(value) for name, value in values.items()}
     return ["", "Speed, as measured:", "", *_table(("fact", "value"), rows)]
 
 
 def _licence(facts: CardFacts) -> str:
-    weights = f"`{facts.license}`, as stated by who published them"
+    weights = f"{_code(facts.license)}, as stated by who published them"
     if facts.license == _UNKNOWN:
         weights = "not stated; look at where they come from"
     return f"## Licence\n\nWeights: {weights}. The package `detrelay` that runs them: `apache-2.0`."
@@ -329,10 +338,10 @@ def _backbone(facts: CardFacts) -> str:
 
 def _start(facts: CardFacts) -> str:
     if facts.training.get("init"):
-        return f"weights of `{facts.training['init']}`"
+        return f"weights of {_code(facts.training['init'])}"
     weights = (facts.recipe.get("train") or {}).get("backbone_weights")
     known = {"none": "random weights", "imagenet": "torchvision's ImageNet backbone"}
-    return _UNKNOWN if weights is None else known.get(weights, f"backbone `{weights}`")
+    return _UNKNOWN if weights is None else known.get(weights, f"backbone {_code(weights)}")
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> list[str]:
@@ -344,17 +353,29 @@ def _cell(text: str) -> str:
     return one_line(text).replace("|", r"\|")
 
 
+def _plain(value: Any) -> str:
+    """A text from elsewhere, such as the name of a class, that markdown and HTML leave as it is."""
+    escaped = re.sub(r"([\\`*\[\]~])", r"\\\1", str(value))
+    return html.escape(escaped, quote=False)
+
+
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}" if fraction >= 0 else "-"
 
 
 def _text(value: Any) -> str:
-    return _UNKNOWN if value is None else str(value)
+    return _UNKNOWN if value is None else _plain(value)
 
 
 def _code(value: Any) -> str:
-    return _UNKNOWN if value is None else f"`{value}`"
+    """A value as code, in more backticks than it holds in a row."""
+    if value is None:
+        return _UNKNOWN
+    text = one_line(str(value))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    edge = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{edge}{text}{edge}{fence}"
 
 
 def _named(before: str, value: Any, after: str = "") -> str:
-    return "" if value is None else f"{before}{value}{after}"
+    return "" if value is None else f"{before}{_plain(value)}{after}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
@@ -19,18 +20,21 @@ from detrelay.core.errors import one_line
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import (
     PICTURE,
+    SPEED,
     CardFacts,
     build_card,
     check_card,
     default_license,
     median_speed,
 )
-from detrelay.core.hub.shim import write_shim
+from detrelay.core.hub.shim import SHIM, write_shim
 
 _NEEDED = ("config.json", "preprocessor_config.json", "training.json")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = frozenset({".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth"})
-_CARD = "README.md"
+# what else a model folder may hold, beside pictures for its card and the shards of its index
+_OTHERS = frozenset({"README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", SHIM, SPEED})
+_PICTURES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+CARD = "README.md"
 _PROBE_SIZE = (96, 128)
 
 
@@ -60,7 +64,8 @@ class CheckedFolder:
 def complete_folder(source: Path, target: Path, repo_id: str, license: str | None) -> CheckedFolder:
     """Copy a saved model, add what is missing for the Hub, and try it.
 
-    Hidden files stay behind. The shim is added; so are a card, if the folder has no README.md, and
+    Hidden files stay behind; anything that a model does not need is refused, whatever its name
+    says. The shim is added; so are a card, if the folder has no README.md, and
     the picture of the run, if there is one. The source is not changed.
 
     Args:
@@ -73,19 +78,21 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str | Non
         HubError: a file is missing, damaged or not to be published, or the model does not run.
     """
     training = _check_files(source)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
+    target.mkdir()
+    for path in _shown(source):
+        shutil.copyfile(path, target / path.name)
     model, processor = load_folder(target, str(source))
     logits, boxes = run_once(model, processor, str(source))
     write_shim(target, model, processor)
     _add_picture(source.resolve().parent, training, target)
-    card = target / _CARD
+    card = target / CARD
     try:
         if not card.is_file():
             speed = median_speed(source.resolve().parent / "metrics.jsonl")
             license = license or default_license(training)
             facts = CardFacts(model, training, target, speed, license)
             card.write_text(build_card(repo_id, facts), encoding="utf-8")
-        check_card(card.read_text(encoding="utf-8"), str(source / _CARD))
+        check_card(card.read_text(encoding="utf-8"), str(source / CARD))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(
             f"{source}: no card can be made of training.json ({one_line(error)})"
@@ -111,7 +118,7 @@ def load_folder(
     offline = {"local_files_only": True, "trust_remote_code": False, **hub}
     try:
         model, report = AutoModelForObjectDetection.from_pretrained(
-            source, output_loading_info=True, **offline
+            source, output_loading_info=True, use_safetensors=True, **offline
         )
         processor = AutoImageProcessor.from_pretrained(source, **offline)
     except Exception as error:
@@ -164,18 +171,60 @@ def _check_files(folder: Path) -> Mapping[str, Any]:
     if weights == index:
         found = "both" if weights else "neither"
         raise HubError(f"{folder}: expected {_WEIGHTS} or {_INDEX} with its shards, found {found}")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in _PICKLES:
+    contents = {path.name: _content(path) for path in _shown(folder) if path.name != _INDEX}
+    shards = set() if weights else _shards(folder / _INDEX)
+    for name in contents:
+        known = {*_NEEDED, *_OTHERS, *(shards or {_WEIGHTS})}
+        if name not in known and Path(name).suffix.lower() not in _PICTURES:
             raise HubError(
-                f"{path}: pickles are not published, whoever loads one runs its code; move it away"
+                f"{folder / name}: pickles are not published, nor is anything else that a model "
+                f"does not need; move it away"
             )
-    try:
-        training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HubError(f"{folder / 'training.json'}: not json ({error})") from error
+    training = contents["training.json"]
     if not isinstance(training, dict):
         raise HubError(f"{folder / 'training.json'}: expected an object with facts of the training")
     return training
+
+
+def _shown(folder: Path) -> list[Path]:
+    """The files of a folder that are not hidden; it holds no others, and no links."""
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in found:
+        if path.is_symlink() or not path.is_file():
+            raise HubError(
+                f"{path}: a model folder holds plain files only, no folders and no links; move it "
+                f"away"
+            )
+    return found
+
+
+def _content(path: Path) -> Any:
+    """What a file holds, as far as that must be seen to know that it is what its name says.
+
+    Weights are read when the model is loaded; the shim is written anew.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
+        if suffix in _PICTURES:
+            with Image.open(path, formats=[_PICTURES[suffix]]) as picture:
+                picture.verify()
+        elif path.name in _OTHERS:
+            path.read_text(encoding="utf-8")
+    except (ValueError, OSError, SyntaxError, RecursionError) as error:
+        kind = suffix.removeprefix(".") or "text"
+        raise HubError(f"{path}: not {kind} ({one_line(error)})") from error
+    return None
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index of weights names, with itself."""
+    files = _content(index)
+    try:
+        return {_INDEX, *files["weight_map"].values()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise HubError(f"{index}: not an index of weights (it has no weight_map)") from error
 
 
 def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
@@ -183,5 +232,8 @@ def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
     measured = training.get("measured")
     epoch = measured.get("epoch") if isinstance(measured, dict) else None
     picture = run / "pictures" / f"epoch_{epoch}.png"
-    if picture.is_file() and not (target / PICTURE).exists():
+    if type(epoch) is not int or picture.is_symlink() or not picture.is_file():
+        return
+    if not (target / PICTURE).exists():
+        _content(picture)
         shutil.copyfile(picture, target / PICTURE)

@@ -13,12 +13,18 @@ import torch
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
+    GitRefs,
     HfApi,
+    get_session,
     get_token,
     is_offline_mode,
 )
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # lazily
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
+    build_hf_headers,
+    hf_raise_for_status,
+    validate_repo_id,
+)
 
 from detrelay.core.hub.calls import (
     CALL_ERRORS,
@@ -32,7 +38,7 @@ from detrelay.core.hub.calls import (
     wait,
 )
 from detrelay.core.hub.fetch import fetch_verified
-from detrelay.core.hub.folder import CheckedFolder, complete_folder, load_folder, run_once
+from detrelay.core.hub.folder import CARD, CheckedFolder, complete_folder, load_folder, run_once
 from detrelay.core.hub.shim import SHIM
 
 _Answer = TypeVar("_Answer")
@@ -42,6 +48,8 @@ _HUB_FILE = ".gitattributes"
 _NO_CONTENT = frozenset({_HUB_FILE, ".gitignore", "LICENSE", "README.md"})
 # what a model of this project is known by
 _MARKS = frozenset({"training.json", SHIM})
+# names that the Hub understands already
+_REFERENCES = frozenset({"main", "HEAD"})
 # boxes and scores of the same weights may differ by the order of additions
 _TOLERANCE = 1e-4
 
@@ -128,6 +136,7 @@ def publish(
         checked = complete_folder(
             Path(folder), Path(temporary) / "model", destination.repo_id, license
         )
+        _check_metadata(destination, checked.folder)
         destination = _create(destination)
         commit = _commit(destination, checked.folder, tag)
         name = _tag(destination, commit, tag)
@@ -194,8 +203,15 @@ def _check_name(repo_id: str, tag: str | None) -> None:
             f"{repo_id!r}: expected a name on the Hub, USER/MODEL, of letters, digits, '-', '_' "
             f"and '.'"
         ) from error
-    if tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag):
+    if tag is None:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag, re.ASCII):
         raise HubError(f"tag {tag!r}: expected letters, digits, '.', '_', '+' and '-'")
+    if tag in _REFERENCES or re.fullmatch(r"[0-9a-fA-F]{7,40}", tag):
+        raise HubError(
+            f"tag {tag!r}: would hide the branch or the commit of that name; choose another, such "
+            f"as v1"
+        )
 
 
 def _check_owner(api: HfApi, repo_id: str) -> str:
@@ -267,14 +283,42 @@ def _check_existing(destination: Destination, is_private: bool, tag: str | None)
             f"{repo_id}: the name is taken by something else ({len(content)} files, such as {shown}"
             f"; no {' or '.join(sorted(_MARKS))}); choose another name"
         )
+    branches = {branch.name for branch in _references(destination).branches}
+    if tag in branches:
+        raise HubError(f"{repo_id}: has a branch {tag}, which a tag would hide; choose another")
     if tag is not None and destination.tags.get(tag, destination.head) != destination.head:
         raise HubError(f"{repo_id}: has a tag {tag} already, of an older commit; choose another")
 
 
 def _tags(destination: Destination) -> dict[str, str]:
+    return {tag.name: tag.target_commit for tag in _references(destination).tags}
+
+
+def _references(destination: Destination) -> GitRefs:
     api, repo_id = destination.api, destination.repo_id
-    refs = destination.ask(lambda: api.list_repo_refs(repo_id), "list of its tags")
-    return {tag.name: tag.target_commit for tag in refs.tags}
+    return destination.ask(lambda: api.list_repo_refs(repo_id), "list of its branches and tags")
+
+
+def _check_metadata(destination: Destination, folder: Path) -> None:
+    """Let the Hub judge the card before anything is made there; it knows every licence."""
+    api = destination.api
+    content = {
+        "content": (folder / CARD).read_text(encoding="utf-8"),
+        "repoType": "model",
+    }
+
+    def ask() -> None:
+        answer = get_session().post(
+            f"{api.endpoint}/api/validate-yaml",
+            json=content,
+            headers=build_hf_headers(token=api.token, library_name="detrelay"),
+        )
+        hf_raise_for_status(answer)
+
+    try:
+        patiently(ask)
+    except CALL_ERRORS as error:
+        raise HubError(_refused(destination, error)) from error
 
 
 def _create(destination: Destination) -> Destination:
