@@ -242,7 +242,7 @@ def test_two_files_with_different_categories_are_refused(coco_folder: Path, tmp_
     other = coco_folder / "other_val.json"
     other.write_text(json.dumps(truth))
     arguments = tiny_arguments(tmp_path / "run", data=(coco_folder / "train.json", other))
-    with pytest.raises(ValueError, match=r"must name the categories of .*train.json.*hexagon"):
+    with pytest.raises(ValueError, match=r"must be among those of .*train.json.*hexagon"):
         train(arguments)
 
 

@@ -50,6 +50,8 @@ def test_samples_hold_pixels_boxes_and_contiguous_classes(tmp_path: Path) -> Non
 def test_ground_truth_is_the_file_with_defaults(tmp_path: Path) -> None:
     data = CocoDataset(write_coco(tmp_path))
     expected = coco_content()
+    expected["categories"].sort(key=lambda category: category["id"])
+    del expected["annotations"][2]["segmentation"]  # boxes are evaluated without it
     expected["annotations"][0]["iscrowd"] = 0
     expected["annotations"][1]["area"] = 48
     expected["annotations"][3]["area"] = 100
@@ -97,7 +99,10 @@ def test_annotations_can_be_read_without_images(tmp_path: Path) -> None:
     content = coco_content()
     content["images"] = [{"id": image["id"]} for image in content["images"]]
     path = write_coco(tmp_path, content, images=False)
-    assert read_annotations(path, with_files=False) == content
+    read = read_annotations(path, with_files=False)
+    assert [image["id"] for image in read["images"]] == [11, 5, 8]
+    assert read["annotations"] == CocoDataset(write_coco(tmp_path)).ground_truth["annotations"]
+    path = write_coco(tmp_path, content, images=False)
     with pytest.raises(DataError, match=r"images\[0\] has no 'file_name'"):
         read_annotations(path)
     content["annotations"][0]["image_id"] = 77
@@ -134,7 +139,17 @@ def put(part: str, row: int, key: str, value: Any) -> Callable[[Content], object
         (lambda content: content.update(images=[], annotations=[]), ["no images"]),
         (lambda content: content.update(categories=[], annotations=[]), ["no categories"]),
         (lambda content: content["images"].append(3), ["images[3]", "int"]),
-        (drop("images", 1, "width"), ["images[1]", "'width'"]),
+        (put("images", 1, "width", "24"), ["images[1].width", "`int", "`str`"]),
+        (lambda content: content.update(images=[[]]), ["images[0]", "object", "list"]),
+        (put("annotations", 1, "id", [2]), ["annotations[1]", "whole number", "[2]"]),
+        (put("annotations", 1, "image_id", [[11]]), ["annotations[1]", "image_id", "[[11]]"]),
+        (put("annotations", 1, "category_id", {}), ["annotations[1]", "category_id", "{}"]),
+        (put("images", 1, "id", 10**400), ["images[1]", "whole number", "1000", "0..."]),
+        (put("annotations", 1, "area", 10**400), ["annotation 2", "area", "at least 0"]),
+        (put("annotations", 1, "area", -1), ["annotation 2", "area", "at least 0", "-1"]),
+        (put("annotations", 1, "iscrowd", [1]), ["annotation 2", "iscrowd", "[1]"]),
+        (put("annotations", 1, "bbox", [0, 0, 1e10, 1]), ["annotation 2", "up to 1e+09"]),
+        (put("images", 0, "file_name", "\ud800.png"), ["half a character", "ud800"]),
         (drop("annotations", 2, "bbox"), ["annotations[2]", "'bbox'"]),
         (drop("categories", 0, "name"), ["categories[0]", "'name'"]),
         (put("images", 1, "id", "5"), ["images[1]", "'id'", "whole number", "'5'"]),
@@ -144,6 +159,7 @@ def put(part: str, row: int, key: str, value: Any) -> Callable[[Content], object
         (put("annotations", 1, "id", 1), ["annotations", "'id'", "more than once: 1"]),
         (put("categories", 1, "id", 90), ["categories", "'id'", "more than once: 90"]),
         (put("categories", 1, "name", "door"), ["categories", "'name'", "'door'"]),
+        (put("images", 1, "width", -24), ["image 5", "-24 x 32"]),
         (put("annotations", 1, "image_id", 77), ["annotation 2", "image_id 77"]),
         (put("annotations", 1, "category_id", 4), ["annotation 2", "category_id 4"]),
         (put("annotations", 1, "bbox", [1, 2, 3]), ["annotation 2", "four finite", "[1, 2, 3]"]),
@@ -181,6 +197,46 @@ def test_files_that_are_no_coco_json_are_refused(tmp_path: Path, text: bytes, wo
         CocoDataset(path)
     assert str(path) in one_line(error)
     assert word in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "nested", ["[" * 100_000, '{"images":' * 100_000, "[" * 10**5 + "]" * 10**5]
+)
+@pytest.mark.parametrize("whole", ["%s", '{"images": [], "info": %s}', '{"images": [{"id": %s}]}'])
+def test_json_of_any_depth_is_refused_in_one_line(tmp_path: Path, whole: str, nested: str) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(whole % nested)
+    with pytest.raises(DataError) as error:
+        CocoDataset(path)
+    assert len(one_line(error)) < 1000
+
+
+def test_a_list_of_detections_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    row = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
+    path.write_text(json.dumps([row]))
+    with pytest.raises(DataError, match="a list of detections"):
+        CocoDataset(path)
+
+
+def test_numbers_that_nobody_reads_may_be_odd(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][1]["score"] = float("nan")
+    content["info"] = {"year": 10**400}
+    assert CocoDataset(write_coco(tmp_path, content)).report.boxes == 3
+
+
+def test_sizes_that_the_json_does_not_give_come_from_the_files(tmp_path: Path) -> None:
+    content = coco_content()
+    path = write_coco(tmp_path, content)
+    del content["images"][1]["width"], content["images"][2]["height"]
+    path.write_text(json.dumps(content))
+    data = CocoDataset(path)
+    assert data.sizes.tolist() == [[30, 40], [32, 24], [20, 20]]
+    assert "the size of 2 images is taken from their files" in data.report.summary()
+    (tmp_path / "images" / "b.png").write_text("no image")
+    with pytest.raises(DataError, match=r"cannot read the size of image .*b\.png"):
+        CocoDataset(path)
 
 
 def test_missing_json_is_refused(tmp_path: Path) -> None:
@@ -337,6 +393,8 @@ def test_real_photos_load(real_data: Path) -> None:
     assert len(data.categories) == 80
     assert data.categories[79] == Category(90, "toothbrush")
     content = json.loads((real_data / "coco_mini" / "instances.json").read_text())
+    for entry in content["annotations"]:
+        del entry["segmentation"]
     assert data.ground_truth["annotations"] == content["annotations"]
     sample = data[3]
     assert sample.image.shape == (3, *sample.original_size)

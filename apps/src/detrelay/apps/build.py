@@ -19,8 +19,10 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion
-from detrelay.core.data.coco import Category, CocoDataset
+from detrelay.core.data.coco import AnnotatedImages, Category
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.data.label_map import chosen_categories, with_categories
+from detrelay.core.data.readers import coco
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
     AugmentationConfig,
@@ -30,13 +32,13 @@ from detrelay.core.data.transforms import (
 )
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.trainer import TrainingParts
-from detrelay.core.errors import DataError, RecipeError, one_line, unknown_name
+from detrelay.core.errors import RecipeError, one_line, unknown_name
 from detrelay.core.hub.fetch import model_folder
 from detrelay.core.losses import LossConfig
 from detrelay.core.recipes.recipe import DataConfig, Recipe
 from detrelay.heads import HEADS, HeadEntry, find_head
 
-AnyDataset = CocoDataset | ShapesDataset
+AnyDataset = AnnotatedImages | ShapesDataset
 
 # The drawn images do not depend on the training seed, so runs with different seeds compare.
 _DRAWN_TRAIN_SEED, _DRAWN_VAL_SEED = 0, 1
@@ -60,7 +62,7 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
     """Images to train on and to evaluate on, with the same categories.
 
     Raises:
-        DataError: the data cannot be used, or the two files name different categories.
+        DataError: the data cannot be used, or a category to evaluate on is not trained on.
     """
     if data.train_annotations is None or data.val_annotations is None:
         return (
@@ -68,23 +70,19 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
             ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
         )
     train, val = (
-        CocoDataset(
-            Path(file),
-            None if images is None else Path(images),
-            strict=data.strict,
-            keep_empty=keep_empty,
-        )
-        for file, images, keep_empty in (
-            (data.train_annotations, data.train_images, data.keep_empty),
-            (data.val_annotations, data.val_images, True),
+        coco.read(Path(file), None if images is None else Path(images))
+        for file, images in (
+            (data.train_annotations, data.train_images),
+            (data.val_annotations, data.val_images),
         )
     )
-    if train.categories != val.categories:
-        raise DataError(
-            f"{data.val_annotations}: must name the categories of {data.train_annotations} "
-            f"({_listed(train.categories)}), found {_listed(val.categories)}"
-        )
-    return train, val
+    val = with_categories(val, train)
+    train = chosen_categories(train, data.categories, keep_unused=data.keep_unused_categories)
+    val = chosen_categories(val, [category.name for category in train.categories])
+    return (
+        AnnotatedImages(train, strict=data.strict, keep_empty=data.keep_empty),
+        AnnotatedImages(val, strict=data.strict),
+    )
 
 
 def build_parts(
@@ -118,7 +116,7 @@ def build_parts(
             mosaic=augmentation.mosaic,
             mosaic_tile=augmentation.mosaic_tile,
             skip_broken=data.on_bad_image == "skip",
-            wide=[image["width"] >= image["height"] for image in train.ground_truth["images"]],
+            wide=(train.sizes[:, 1] >= train.sizes[:, 0]).tolist(),
             aspect_group=data.aspect_group,
         ),
         val_data=eval_data(val, processor),
@@ -295,7 +293,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
-
-
-def _listed(categories: Sequence[Category]) -> str:
-    return ", ".join(f"{category.id} {category.name}" for category in categories)

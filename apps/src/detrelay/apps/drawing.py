@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
 from torchvision.utils import draw_bounding_boxes
 
-from detrelay.core.data.coco import CocoDataset
+from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.trainer import Evaluation
@@ -84,7 +84,7 @@ class Reporter:
         samples: the evaluated images.
     """
 
-    def __init__(self, output: Path, samples: CocoDataset | ShapesDataset) -> None:
+    def __init__(self, output: Path, samples: AnnotatedImages | ShapesDataset) -> None:
         self.output = output
         self.samples = samples
 
@@ -97,7 +97,7 @@ class Reporter:
 
 
 def draw_comparison(
-    samples: CocoDataset | ShapesDataset, evaluation: Evaluation, target: Path
+    samples: AnnotatedImages | ShapesDataset, evaluation: Evaluation, target: Path
 ) -> None:
     """The truth and what was found, side by side, for the first held-out images."""
     names = [category.name for category in samples.categories]

@@ -150,6 +150,12 @@ class ShapesDataset(Dataset[Sample]):
         return {"images": images, "annotations": annotations, "categories": categories}
 
     @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Size of each image, int64 [N, 2], (height, width), pixels."""
+        scenes = [self._scene(index)[1] for index in range(len(self))]
+        return np.array([(scene.height, scene.width) for scene in scenes], dtype=np.int64)
+
+    @cached_property
     def report(self) -> DataReport:
         """Counts; nothing is ever dropped."""
         annotations = self.ground_truth["annotations"]

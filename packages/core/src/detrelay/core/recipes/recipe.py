@@ -58,6 +58,8 @@ class DataConfig:
         num_train: drawn images to train on (drawn shapes only).
         num_val: drawn images to evaluate on (drawn shapes only).
         image_size: side of a drawn image, pixels (drawn shapes only).
+        categories: names of the categories to train on; none for all. Images stay.
+        keep_unused_categories: have a class for categories that no training box has, too.
         strict: refuse annotations that would otherwise be repaired or dropped with a count.
         num_workers: loader processes per training process; 0 loads in the training process.
         flip_probability: chance of a horizontal flip; 0.5 in DETR and its children.
@@ -87,6 +89,8 @@ class DataConfig:
     num_train: int = _bounded(2000, 1)
     num_val: int = _bounded(200, 1)
     image_size: int = _bounded(160, 32)
+    categories: tuple[str, ...] = ()
+    keep_unused_categories: bool = True
     strict: bool = False
     num_workers: int = _bounded(2, 0)
     flip_probability: float = _bounded(0.5, 0, 1)
