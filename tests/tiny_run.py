@@ -70,7 +70,7 @@ class TinyBlocks(TinyResNet):
 
 def shrink_backbone(patch: pytest.MonkeyPatch, network: type[nn.Module] = TinyResNet) -> None:
     """Let every ResNet be the tiny one, on one core: more would only wait for each other."""
-    patch.setattr("detrelay.apps.train.usable_cores", lambda: 1)
+    patch.setattr("detrelay.apps.launch.usable_cores", lambda: 1)
     patch.setattr(torchvision.models, "get_model", lambda name, weights=None: network())
 
 

@@ -15,6 +15,7 @@ import tyro
 
 from detrelay.apps import cli, evaluate, predict, publish, replay
 from detrelay.apps.train import Arguments, check_output, resolve
+from detrelay.core.engine.run_folder import RunFolderError
 from detrelay.core.errors import RecipeError
 
 APPS = Path(__file__).parents[2] / "apps"
@@ -32,8 +33,9 @@ def parsed(*arguments: str) -> Arguments:
 def test_flags_of_train_are_frozen() -> None:
     """A new knob belongs into a recipe, where `--set` reaches it."""
     assert [field.name for field in dataclasses.fields(Arguments)] == [
-        "recipe", "head", "assigner", "data", "output", "init", "resume", "find_batch_size", "seed",
-        "dry_run", "set", "push_to", "push_private", "debug",
+        "recipe", "head", "assigner", "data", "output", "init", "resume", "accept_changes",
+        "threads", "find_batch_size", "seed", "dry_run", "set", "push_to", "push_private",
+        "debug",
     ]  # fmt: skip
 
 
@@ -181,14 +183,16 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     arguments = Arguments(output=output)
     check_output(output, resolve(arguments), arguments)
     begin_run(output, arguments)
-    with pytest.raises(RecipeError, match=r"holds another run \(training.json\); go on with --res"):
+    with pytest.raises(
+        RunFolderError, match=r"holds another run \(training.json\); continue it with --res"
+    ):
         check_output(output, resolve(arguments), arguments)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "best", "last"])
 def test_remains_of_a_run_count_as_a_run(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(RecipeError, match="holds another run"):
+    with pytest.raises(RunFolderError, match="holds another run"):
         check_output(tmp_path, resolve(Arguments()), Arguments())
 
 
@@ -234,11 +238,13 @@ def test_resume_with_a_changed_recipe_names_the_keys(
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"--resume: .* holds no run \(it has no training.json\)"):
+    with pytest.raises(
+        RunFolderError, match=r"--resume: .* holds no run \(it has no training.json\)"
+    ):
         check_output(tmp_path, resolve(Arguments()), Arguments(resume=True))
 
 
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text("{")
-    with pytest.raises(RecipeError, match=r"training.json: not the record of a run"):
+    with pytest.raises(RunFolderError, match=r"training.json: not the record of a run"):
         resolve(Arguments(output=tmp_path, resume=True))

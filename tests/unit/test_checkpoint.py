@@ -15,13 +15,11 @@ from torch import nn
 from detrelay.core.engine.checkpoint import (
     CheckpointError,
     RunPosition,
-    checkpoints,
     find_damage,
     load_newest_checkpoint,
-    recover_folder,
-    replace_folder,
     save_checkpoint,
 )
+from detrelay.core.engine.run_folder import checkpoints
 
 
 @pytest.fixture
@@ -153,30 +151,6 @@ def test_every_file_is_listed(accelerator: Accelerator, model: nn.Module, tmp_pa
     folder = tmp_path / "step_0000001"
     listed = json.loads((folder / "complete.json").read_text())["files"]
     assert sorted([*listed, "complete.json"]) == names(folder)
-
-
-def folder_with(path: Path, content: str) -> Path:
-    path.mkdir()
-    (path / "content").write_text(content)
-    return path
-
-
-def test_replacing_a_folder(tmp_path: Path) -> None:
-    target = folder_with(tmp_path / "best", "old")
-    replace_folder(folder_with(tmp_path / "aside", "new"), target)
-    assert (target / "content").read_text() == "new"
-    assert names(tmp_path) == ["best"]
-
-
-@pytest.mark.parametrize("new_is_in_place", [False, True])
-def test_a_replacement_cut_short_is_finished(new_is_in_place: bool, tmp_path: Path) -> None:
-    folder_with(tmp_path / ".best.old", "old")
-    if new_is_in_place:
-        folder_with(tmp_path / "best", "new")
-    recover_folder(tmp_path / "best")
-    assert names(tmp_path) == ["best"]
-    expected = "new" if new_is_in_place else "old"
-    assert (tmp_path / "best" / "content").read_text() == expected
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_a_run_uses_the_batch_that_fits(
     assert "fits into memory: train.batch_size=2 train.accumulation_steps=2" in (
         capsys.readouterr().out
     )
-    recipe = train_app.stored_recipe(tmp_path / "run" / "training.json")
+    recipe = train_app.stored_recipe(tmp_path / "run")
     assert (recipe.train.batch_size, recipe.train.accumulation_steps) == (2, 2)
     assert set(sides) == {64}
 

@@ -20,6 +20,8 @@ from torchvision.utils import draw_bounding_boxes
 
 from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.engine import run_folder
+from detrelay.core.engine.atomic_folder import written_aside
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.trainer import Evaluation
 
@@ -90,10 +92,9 @@ class Reporter:
 
     def __call__(self, evaluation: Evaluation) -> None:
         """Write `pictures/epoch_N.png` and `curves.png`."""
-        pictures = self.output / "pictures"
-        pictures.mkdir(exist_ok=True)
+        pictures = self.output / run_folder.PICTURES
         draw_comparison(self.samples, evaluation, pictures / f"epoch_{evaluation.epoch}.png")
-        draw_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+        draw_curves(self.output / run_folder.METRICS, self.output / run_folder.CURVES)
 
 
 def draw_comparison(
@@ -158,5 +159,6 @@ def _last_stage_losses(keys: Sequence[str]) -> list[str]:
 
 def _save(figure: Figure, target: Path) -> None:
     figure.tight_layout()
-    figure.savefig(target, dpi=90)
+    with written_aside(target) as aside:
+        figure.savefig(aside, dpi=90, format=target.suffix.removeprefix("."))
     plt.close(figure)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detrelay.apps.build import AnyDataset, build_criterion, build_datasets, build_model
+from detrelay.apps.launch import make_accelerator
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import Category
 from detrelay.core.data.collate import padded_size
@@ -58,7 +59,7 @@ def dry_run(recipe: Recipe) -> int:
     Raises:
         DataError: the data cannot be used; what does not depend on them is printed before.
     """
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    accelerator = make_accelerator(recipe)
     say = accelerator.print
     say(recipe.to_toml())
     samples: AnyDataset | None = None

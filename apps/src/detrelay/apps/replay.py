@@ -36,20 +36,20 @@ def replay(arguments: Arguments) -> int:
         if not file.is_file():
             raise ValueError(f"{file}: no such file; expected what training saved of a failed step")
 
-    from accelerate import Accelerator
     from transformers import AutoModelForObjectDetection
 
     from detrelay.apps.build import build_criterion
-    from detrelay.apps.train import stored_recipe
+    from detrelay.apps.launch import make_accelerator
+    from detrelay.apps.resume import stored_recipe
     from detrelay.core.engine.failure import replay_failure
 
-    recipe = stored_recipe(folder.parent.parent / "training.json")
+    recipe = stored_recipe(folder.parent.parent)
     model = AutoModelForObjectDetection.from_pretrained(
         folder, trust_remote_code=False, use_safetensors=True
     )
     facts = json.loads(arguments.file.with_suffix(".json").read_text(encoding="utf-8"))
     print(f"step {facts['step']}, image ids {facts['image_ids']}; then: {facts['problem']}")
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    accelerator = make_accelerator(recipe)
     try:
         replay_failure(accelerator, arguments.file, model, build_criterion(recipe))
     except FloatingPointError as error:

@@ -8,9 +8,10 @@ With no argument at all it trains a small model on drawn shapes, on whatever dev
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -18,12 +19,22 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from detrelay.apps.console import Debug, run
+from detrelay.apps.launch import make_accelerator, set_threads, with_launch_settings
+from detrelay.apps.resume import (
+    Changes,
+    check_recipe,
+    listed,
+    refuse_another_run,
+    stored_recipe,
+    stored_record,
+)
+from detrelay.core.engine import run_folder
+from detrelay.core.engine.atomic_folder import recover_all, write_text
 from detrelay.core.errors import RecipeError, one_line, unknown_name
 from detrelay.core.recipes.recipe import (
     AssignerSettings,
     DataConfig,
     Recipe,
-    differences,
     load_recipe,
     override,
 )
@@ -37,11 +48,8 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 _DRAWN_SHAPES_RECIPE = "shapes"
-_RUN_FILES = ("training.json", "metrics.jsonl", "checkpoints", "best", "last")
 _TRACKERS = ("tensorboard", "trackio", "wandb")
 _NOT_FINITE = 1
-# the trainer checks that their product with the number of processes stays
-_FREE_ON_RESUME = ("train.batch_size", "train.accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,11 @@ class Arguments:
     init: Path | None = None
     """Folder of a saved model, or its name on the Hub, whose weights to start from."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on from the newest checkpoint in the output folder, with the recipe stored there."""
+    """Continue from the newest checkpoint in the output folder, with the recipe stored there."""
+    accept_changes: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --resume: continue although recipe or data differ from those of the run."""
+    threads: int | None = None
+    """CPU threads of each process; if not named OMP_NUM_THREADS, or all cores one may use."""
     find_batch_size: tyro.conf.FlagCreatePairsOff[bool] = False
     """Lower train.batch_size until a step fits into memory, with more accumulation in return."""
     seed: int | None = None
@@ -82,9 +94,14 @@ class Arguments:
 
 def resolve(arguments: Arguments) -> Recipe:
     """The recipe of the run after every option."""
-    stored = arguments.output / "training.json" if arguments.output else None
-    if arguments.resume and arguments.recipe is None and stored and stored.is_file():
-        recipe = stored_recipe(stored)
+    output = arguments.output
+    if (
+        arguments.resume
+        and arguments.recipe is None
+        and output is not None
+        and run_folder.remains_of_a_run(output)
+    ):
+        recipe = stored_recipe(output)
     else:
         recipe = load_recipe(recipe_file(arguments))
     if arguments.head is not None and arguments.head != recipe.head:
@@ -136,84 +153,62 @@ def named_data(data: DataConfig, paths: tuple[Path, ...]) -> DataConfig:
     )
 
 
-def stored_recipe(file: Path) -> Recipe:
-    """The recipe that a run wrote down when it began."""
-    try:
-        return Recipe.from_mapping(
-            json.loads(file.read_text(encoding="utf-8"))["recipe"], str(file)
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RecipeError(f"{file}: not the record of a run ({error})") from error
-
-
-def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> None:
-    """Refuse to mix two runs in one folder."""
-    found = [name for name in _RUN_FILES if (output / name).exists()]
-    if not arguments.resume:
-        if found:
-            raise RecipeError(
-                f"{output} holds another run ({', '.join(found)}); go on with --resume, or name "
-                f"another --output"
-            )
-        return
-    if "training.json" not in found:
-        raise RecipeError(f"--resume: {output} holds no run (it has no training.json)")
-    if arguments.init is not None:
-        raise RecipeError("--resume goes on with the weights of the run; do without --init")
-    changed = differences(stored_recipe(output / "training.json"), recipe)
-    epochs = changed.get("train.epochs")
-    # a cosine depends on its end: with more epochs all of it would have been another one
-    may_grow = recipe.train.schedule == "multi_step"
-    if may_grow and epochs is not None and epochs[1] > epochs[0]:
-        del changed["train.epochs"]
-    for key in _FREE_ON_RESUME:
-        changed.pop(key, None)
-    if changed:
-        listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
-        rule = "only train.epochs may grow" if may_grow else "under a cosine nothing may change"
-        raise RecipeError(
-            f"--resume: the recipe differs from that of the run in {output}: {listed}; {rule}; "
-            f"{' and '.join(_FREE_ON_RESUME)} share out a step's images"
-        )
-
-
 def train(arguments: Arguments) -> int:
     """Set up and run the training; the exit code."""
-    recipe = resolve(arguments)
+    notes: list[str] = []
+    recipe = with_launch_settings(resolve(arguments), set_keys(arguments), notes.append)
     if arguments.dry_run:
         from detrelay.apps.dry_run import dry_run
 
         return dry_run(recipe)
 
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
-
     from detrelay.apps.build import head_entry
-    from detrelay.core.engine.failure import NonFiniteStep
-    from detrelay.core.engine.precision import precision_note
-    from detrelay.core.engine.stopping import TrainingInterrupted
+    from detrelay.core.engine.faults import told_in_one_line
 
     assigner = recipe.assigner.name or head_entry(recipe.head).assigner
     output = arguments.output or Path("runs") / f"{recipe.head.replace(':', '.')}-{assigner}"
     if arguments.resume and arguments.output is None:
-        recipe = resolve(replace(arguments, output=output))
+        return train(replace(arguments, output=output))
     check_output(output, recipe, arguments)
     check_trackers(recipe.train.trackers)
-    accelerator = Accelerator(
-        mixed_precision=recipe.train.mixed_precision,
-        log_with=list(recipe.train.trackers) or None,
-        project_dir=output,
-    )
+    accelerator = make_accelerator(recipe, output)
+    for note in notes:
+        accelerator.print(f"note: {note}", flush=True)
+    command = f"detrelay train --resume --output {shlex.quote(str(output))}"
+    with ExitStack() as held, told_in_one_line(accelerator, command):
+        return run_training(recipe, arguments, output, accelerator, held)
+
+
+def run_training(
+    recipe: Recipe,
+    arguments: Arguments,
+    output: Path,
+    accelerator: Accelerator,
+    held: ExitStack,
+) -> int:
+    """Train on the devices at hand; the exit code."""
+    from accelerate.utils import set_seed
+
+    from detrelay.core.engine.failure import NonFiniteStep
+    from detrelay.core.engine.precision import check_precision, precision_note
+    from detrelay.core.engine.stopping import TrainingInterrupted
+
+    check_precision(accelerator)
     if accelerator.is_main_process:
         check_push(arguments)
     if note := precision_note(accelerator):
         accelerator.print(note, flush=True)
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
-        # `accelerate launch` leaves one thread to each process unless it is told otherwise
-        torch.set_num_threads(usable_cores())
+    set_threads(arguments.threads, accelerator)
+    if arguments.resume:
+        claim(output, recipe, arguments, accelerator, held)
     set_seed(recipe.train.seed)
     trainer = set_up(recipe, arguments, output, accelerator)
+    accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
+    start_trackers(accelerator, recipe, trainer.record, output)
+    if not arguments.resume:
+        claim(output, recipe, arguments, accelerator, held)
+    if writes_record(recipe, accelerator):
+        run_folder.write_record(output, trainer.record)
     try:
         last = trainer.fit(resume=arguments.resume)
     except TrainingInterrupted as stop:
@@ -223,7 +218,7 @@ def train(arguments: Arguments) -> int:
     except NonFiniteStep as error:
         replay = f"; see it again with: detrelay replay --file {shlex.quote(str(error.file))}"
         print(
-            f"error: {error}; the last checkpoint is kept in {output / 'checkpoints'}"
+            f"error: {error}; the last checkpoint is kept in {output / run_folder.CHECKPOINTS}"
             f"{replay if error.file else ''}",
             file=sys.stderr,
         )
@@ -233,8 +228,51 @@ def train(arguments: Arguments) -> int:
             tracker.finish()
     if accelerator.is_main_process:
         conclude(last, output)
-        push(arguments, output / "best")
+        push(arguments, output / run_folder.BEST)
     return 0
+
+
+def set_keys(arguments: Arguments) -> set[str]:
+    """The keys that --set names."""
+    return {entry.partition("=")[0].strip() for group in arguments.set for entry in group}
+
+
+def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> Changes:
+    """Refuse to mix two runs in one folder; what a resumed one changes of its recipe."""
+    if not arguments.resume:
+        refuse_another_run(output)
+        return {}
+    if arguments.init is not None:
+        raise RecipeError("--resume continues with the weights of the run; do without --init")
+    return check_recipe(output, recipe, accept_changes=arguments.accept_changes)
+
+
+def writes_record(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Whether this process writes into its machine's folder of the run."""
+    each = recipe.train.save_on_each_node
+    return bool(accelerator.is_local_main_process if each else accelerator.is_main_process)
+
+
+def claim(
+    output: Path,
+    recipe: Recipe,
+    arguments: Arguments,
+    accelerator: Accelerator,
+    held: ExitStack,
+) -> None:
+    """Take the folder for this run alone until `held` is left, and look at it once more.
+
+    Raises:
+        ValueError: another process has it, or began a run in it; on every process.
+    """
+    from detrelay.core.engine.faults import together
+
+    with together(accelerator):
+        if writes_record(recipe, accelerator):
+            held.enter_context(run_folder.locked(output))
+            check_output(output, recipe, arguments)
+            recover_all(output)
+            recover_all(output / run_folder.CHECKPOINTS)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -297,15 +335,8 @@ def push(arguments: Arguments, best: Path) -> None:
     print(f"published:  {published.url} (tag {published.tag})")
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Accelerator) -> Trainer:
-    """Data, model and trainer; the record of the run is written once all of it stands."""
+    """Data, model and trainer; nothing is written yet."""
     from transformers.utils import logging as transformers_logging
 
     from detrelay.apps.build import build_datasets, build_parts, facts_of_run
@@ -318,9 +349,14 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
     train_samples, val_samples = build_datasets(recipe.data)
     accelerator.print(f"train: {train_samples.report.summary()}")
     accelerator.print(f"val:   {val_samples.report.summary()}")
-    parts = build_parts(
-        recipe, train_samples, val_samples, arguments.init, fresh=not arguments.resume
-    )
+    facts = facts_of_run(recipe, arguments.init, shlex.join(["detrelay", "train", *sys.argv[1:]]))
+    init, fresh = arguments.init, True
+    if arguments.resume:
+        facts = resumed_facts(facts, output, recipe, arguments, accelerator.print)
+        init = None if facts["init"] is None else Path(facts["init"])
+        # a run that was killed before its first checkpoint begins again as it began
+        fresh = not run_folder.checkpoints(output / run_folder.CHECKPOINTS)
+    parts = build_parts(recipe, train_samples, val_samples, init, fresh=fresh)
     count = sum(parameter.numel() for parameter in parts.model.parameters())
     accelerator.print(
         f"{recipe.head}: {count / 1e6:.1f} M parameters on {accelerator.device}, "
@@ -328,27 +364,36 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
     )
     if arguments.find_batch_size:
         recipe = fitting_recipe(recipe, parts, accelerator)
+        facts["recipe"] = recipe.to_mapping()
     accelerator.print(describe_step(recipe.train, accelerator.num_processes))
-    record = facts_of_run(recipe, arguments.init, shlex.join(["detrelay", "train", *sys.argv[1:]]))
-    if arguments.resume:
-        stored = json.loads((output / "training.json").read_text(encoding="utf-8"))
-        record["init"] = stored["init"]
-    trainer = Trainer(
+    return Trainer(
         accelerator,
         parts,
         recipe.train,
         num_workers=recipe.data.num_workers,
         output=output,
-        record=record,
+        record=facts,
         on_evaluation=Reporter(output, val_samples),
     )
-    accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
-    start_trackers(accelerator, recipe, record, output)
-    each = recipe.train.save_on_each_node
-    if accelerator.is_local_main_process if each else accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    return trainer
+
+
+def resumed_facts(
+    facts: dict[str, Any],
+    output: Path,
+    recipe: Recipe,
+    arguments: Arguments,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """The record of the resumed run: what it began with, and what has changed since."""
+    stored, note = stored_record(output)
+    if note is not None:
+        say(note)
+    changes = check_output(output, recipe, arguments)
+    history = list(stored.get("changes", []))
+    if changes:
+        say(f"changed since the run began: {listed(changes)}")
+        history.append({"command": facts["command"], "recipe": changes})
+    return {**facts, "init": stored.get("init"), "changes": history}
 
 
 def fitting_recipe(recipe: Recipe, parts: TrainingParts, accelerator: Accelerator) -> Recipe:
@@ -373,15 +418,23 @@ def fitting_recipe(recipe: Recipe, parts: TrainingParts, accelerator: Accelerato
 
 
 def conclude(last: Evaluation, output: Path) -> None:
-    """The closing figures, on the screen and in results.json."""
-    best = json.loads((output / "best" / "training.json").read_text(encoding="utf-8"))["measured"]
+    """The closing figures, on the screen and in a file."""
+    best = run_folder.measured(output / run_folder.BEST)
     results = {"epoch": last.epoch, "step": last.step, **last.scores.to_dict(), "best": best}
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(output / run_folder.RESULTS, json.dumps(results, indent=1) + "\n")
+    picture = output / run_folder.PICTURES / f"epoch_{last.epoch}.png"
     print(f"\nafter epoch {last.epoch} (percent)\n{last.scores.table()}\n")
-    print(f"results:    {output / 'results.json'}")
-    print(f"curves:     {output / 'curves.png'}")
-    print(f"picture:    {output / 'pictures' / f'epoch_{last.epoch}.png'}")
-    print(f"best model: {output / 'best'} (epoch {best['epoch']}, AP {best['stats']['AP']:.4f})")
+    print(f"results:    {output / run_folder.RESULTS}")
+    print(f"curves:     {output / run_folder.CURVES}")
+    print(f"picture:    {picture}")
+    if best is None:
+        print(
+            f"best model: none; {output / run_folder.BEST} was removed or damaged during the "
+            f"training, the final weights are in {output / run_folder.LAST}"
+        )
+        return
+    figures = f"(epoch {best['epoch']}, AP {best['stats']['AP']:.4f})"
+    print(f"best model: {output / run_folder.BEST} {figures}")
 
 
 def main() -> NoReturn:

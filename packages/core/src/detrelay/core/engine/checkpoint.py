@@ -1,11 +1,9 @@
-"""Checkpoints that survive a kill at any moment, and folders that are replaced in one move."""
+"""Checkpoints that survive a kill at any moment, and the folders of saved models."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,19 +11,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, load
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from detrelay.core.engine.atomic_folder import (
+    aside_of,
+    recover_all,
+    remove,
+    replace,
+    sync,
+    write_text,
+    written_aside,
+)
+from detrelay.core.engine.run_folder import MARKER, checkpoints, read_marker, write_record
 from detrelay.core.errors import one_line
 
-_MARKER = "complete.json"
-_NAME = re.compile(r"step_(\d{7,})")
-_PARTIAL = ".partial"
+_LONGEST_REASON = 300  # characters of another library's message
 # torch.save has no exception of its own for a full disk
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
 
@@ -63,41 +70,48 @@ def save_checkpoint(
     position: RunPosition,
     keep: int,
     *,
+    record: Mapping[str, Any] | None = None,
     on_each_node: bool = False,
+    report: Callable[[str], None] = print,
 ) -> Path:
     """Write the whole training state; to be called by every process.
 
     The state goes into a sibling folder, gets a list of its files with their hashes, reaches the
-    disk, and only then takes its final name. Older checkpoints beyond `keep` are removed last.
+    disk, and only then takes its final name. Whole checkpoints beyond `keep` are removed last;
+    damaged ones do not count and move aside.
 
     Args:
         accelerator: holds model, optimiser and scaler.
         folder: the folder of all checkpoints.
         position: stored with the state.
-        keep: how many of the newest stay.
+        keep: how many of the newest whole ones stay.
+        record: facts of the run, stored with the state.
         on_each_node: every machine writes all of it, because they share no disk.
+        report: told in one line about each damaged checkpoint, on the processes that write.
 
     Raises:
         CheckpointError: the disk is full or refuses; what was there before is untouched.
     """
     target = folder / f"step_{position.step:07d}"
-    partial = folder / f".{target.name}{_PARTIAL}"
+    partial = aside_of(target)
     writes = accelerator.is_local_main_process if on_each_node else accelerator.is_main_process
     accelerator.project_configuration.save_on_each_node = on_each_node
     try:
         with written_together(accelerator, target):
             if writes:
-                shutil.rmtree(partial, ignore_errors=True)
+                recover_all(folder)
                 partial.mkdir(parents=True)
         hook = accelerator.register_save_state_pre_hook(_save_bare_weights)
-        with written_together(accelerator, target):
-            accelerator.save_state(str(partial))
-        hook.remove()
+        try:
+            with written_together(accelerator, target):
+                accelerator.save_state(str(partial))
+        finally:
+            hook.remove()
         with written_together(accelerator, target):
             if writes:
-                _seal(partial, position)
-                replace_folder(partial, target)
-                _prune(folder, keep)
+                _seal(partial, position, record)
+                replace(partial, target)
+                _prune(folder, target, keep, report)
     except CheckpointError:
         if writes:
             shutil.rmtree(partial, ignore_errors=True)
@@ -163,10 +177,12 @@ def load_newest_checkpoint(
                 f"trying the one before"
             )
             continue
-        hook = accelerator.register_load_state_pre_hook(_load_bare_models)
-        accelerator.load_state(str(candidate))
-        hook.remove()
-        return RunPosition(**json.loads((candidate / _MARKER).read_text())["position"])
+        problems = gather_object([_load_state(accelerator, candidate)])
+        failed = next((problem for problem in problems if problem is not None), None)
+        if failed is not None:
+            report(f"checkpoint {candidate} cannot be loaded ({failed}); trying the one before")
+            continue
+        return _position(read_marker(candidate))
     if candidates:
         raise CheckpointError(
             f"{folder}: all {len(candidates)} checkpoints are damaged; start again with another "
@@ -176,19 +192,11 @@ def load_newest_checkpoint(
     return None
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints under their final names, oldest first, damaged ones included."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
-
-
 def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint in a few words, None if it is whole."""
     try:
-        content = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))
-        RunPosition(**content["position"])
+        content = read_marker(checkpoint)
+        _position(content)
         for name, facts in content["files"].items():
             path = checkpoint / name
             if not path.is_file():
@@ -200,7 +208,7 @@ def find_damage(checkpoint: Path) -> str | None:
     except OSError as error:
         return f"unreadable: {error.strerror or error}"
     except (ValueError, TypeError, KeyError, AttributeError):
-        return f"{_MARKER} is not what was written"
+        return f"{MARKER} is not what was written"
     return None
 
 
@@ -220,40 +228,10 @@ def save_model(
         target: the folder; one of that name is replaced.
         weights: gathered ones, where the model itself holds only a share of them.
     """
-    aside = target.with_name(f".{target.name}{_PARTIAL}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with written_aside(target) as aside:
         model.save_pretrained(aside, state_dict=weights)
         processor.save_pretrained(aside)
-        (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        replace_folder(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Give a finished folder its name; an older folder of that name goes.
-
-    Both names lie in one folder. A kill leaves the old or the new folder, whole, under `target`
-    or, between the two moves, under the name that `recover_folder` knows.
-    """
-    recover_folder(target)
-    old = _old_name(target)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(target: Path) -> None:
-    """Finish a replacement that a kill has interrupted."""
-    old = _old_name(target)
-    if old.exists():
-        if target.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(target)
+        write_record(aside, record)
 
 
 def sha256_of(path: Path) -> str:
@@ -278,33 +256,56 @@ def _load_bare_models(models: list[nn.Module], folder: str) -> None:
             models[index] = model.module
 
 
-def _old_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+def _load_state(accelerator: Accelerator, checkpoint: Path) -> str | None:
+    """Fill model, optimiser and generators; what went wrong in a few words, None if nothing.
+
+    Nothing is unpickled but tensors and plain values, whoever wrote the files.
+    """
+    hook = accelerator.register_load_state_pre_hook(_load_bare_models)
+    try:
+        accelerator.load_state(str(checkpoint))
+        # Accelerate passes over random states that it cannot read, which would change the run
+        states = checkpoint / f"random_states_{accelerator.process_index}.pkl"
+        if states.exists():
+            load(states)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what readers raise on files that fit nothing has no common base
+        return one_line(error)[:_LONGEST_REASON]
+    finally:
+        hook.remove()
+    return None
 
 
-def _seal(folder: Path, position: RunPosition) -> None:
+def _position(content: Mapping[str, Any]) -> RunPosition:
+    position = RunPosition(**content["position"])
+    if not all(isinstance(value, int | float) for value in asdict(position).values()):
+        raise TypeError("a position holds numbers")
+    return position
+
+
+def _seal(folder: Path, position: RunPosition, record: Mapping[str, Any] | None) -> None:
     """List the files with size and hash, and bring all of it to the disk."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _sync(path)
         name = path.relative_to(folder).as_posix()
         files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    marker = folder / _MARKER
-    marker.write_text(json.dumps({"position": asdict(position), "files": files}, indent=1))
-    _sync(marker)
-    _sync(folder)
+    sync(folder)
+    content = {"position": asdict(position), "files": files, "record": record}
+    write_text(folder / MARKER, json.dumps(content, indent=1))
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    for leftover in folder.glob(".step_*"):  # of saves that a kill has interrupted
-        shutil.rmtree(leftover)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _prune(folder: Path, saved: Path, keep: int, report: Callable[[str], None]) -> None:
+    """Remove whole checkpoints beyond the newest, never the one just saved."""
+    whole = []
+    for path in checkpoints(folder):
+        problem = None if path == saved else find_damage(path)
+        if problem is None:
+            whole.append(path)
+            continue
+        aside = folder / f"damaged_{path.name}"
+        replace(path, aside)
+        report(f"checkpoint {path} is damaged ({problem}); moved aside as {aside.name}")
+    for path in whole[:-keep]:
+        if path != saved:
+            remove(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from detrelay.core.criterion import Criterion
+from detrelay.core.engine.atomic_folder import replace, sync, write_text, written_aside
 from detrelay.core.engine.update import Updater
 
 _RANDOM_STATE, _DEVICE_RANDOM_STATE = "random_state", "device_random_state"
@@ -63,7 +65,11 @@ def save_failure(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
-        model.save_pretrained(folder)
+        with TemporaryDirectory(dir=folder) as aside:
+            model.save_pretrained(aside)
+            for file in Path(aside).iterdir():
+                sync(file)
+                replace(file, folder / file.name)
     tensors = dict(states)
     for index, batch in enumerate(batches):
         tensors[f"{index}/pixel_values"] = batch["pixel_values"]
@@ -71,8 +77,9 @@ def save_failure(
         for image, label in enumerate(batch["labels"]):
             tensors |= {f"{index}/labels/{image}/{key}": value for key, value in label.items()}
     file = folder / f"process_{accelerator.process_index}.safetensors"
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
-    file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    with written_aside(file) as aside:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, aside)
+    write_text(file.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
     return file
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from detrelay.core.engine.atomic_folder import sync, write_text, written_aside
+
 
 class MetricsLog:
     """A file of JSON lines, one a logged step or evaluation, in the order of the steps.
@@ -49,22 +51,48 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int) -> int:
         """Drop what a run resumed at `step` will write again.
 
         A checkpoint is taken before the evaluation of its step, so evaluations of that step go
-        too. A line cut short by a kill goes with them.
+        too. A last line cut short by a kill goes with them.
+
+        Returns:
+            How many other lines were damaged and left out. If any, the file as it was stays
+            beside the log with the ending `.damaged`.
         """
         if not self.enabled or not self.path.exists():
-            return
+            return 0
+        content = self.path.read_bytes()
+        texts = content.decode("utf-8", errors="replace").splitlines()
+        lines = [_line_of(text) for text in texts]
+        damaged = sum(line is None for line in lines[:-1])
+        if damaged:
+            with written_aside(self.path.with_name(self.path.name + ".damaged")) as aside:
+                aside.write_bytes(content)
         kept = [
             json.dumps(line) + "\n"
-            for line in read_metrics(self.path)
-            if line["step"] < step or (line["step"] == step and line["kind"] == "train")
+            for line in lines
+            if line is not None
+            and (line["step"] < step or (line["step"] == step and line["kind"] == "train"))
         ]
-        aside = self.path.with_name(self.path.name + ".partial")
-        aside.write_text("".join(kept), encoding="utf-8")
-        aside.replace(self.path)
+        write_text(self.path, "".join(kept))
+        return damaged
+
+    def sync(self) -> None:
+        """Bring the lines so far to the disk."""
+        if self.enabled and self.path.exists():
+            sync(self.path)
+
+
+def _line_of(text: str) -> dict[str, Any] | None:
+    """A line of the log; None if it is none."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    is_one = isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line
+    return line if is_one else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

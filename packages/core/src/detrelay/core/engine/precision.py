@@ -6,6 +6,20 @@ import torch
 from accelerate import Accelerator
 
 
+def check_precision(accelerator: Accelerator) -> None:
+    """Refuse to train in float16 on a CPU.
+
+    Raises:
+        ValueError: the precision is fp16 and the device a CPU, whose float16 gradients vanish
+            without the scaler that only GPUs have.
+    """
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise ValueError(
+            "train.mixed_precision=fp16 needs a GPU, found a CPU; set train.mixed_precision=no, "
+            "or bf16"
+        )
+
+
 def precision_note(accelerator: Accelerator) -> str | None:
     """What to know about bfloat16 on a CPU for which torch has no kernels; None if nothing.
 

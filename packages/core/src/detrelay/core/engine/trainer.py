@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.engine import run_folder
 from detrelay.core.engine.checkpoint import (
     CheckpointError,
     RunPosition,
@@ -49,8 +50,8 @@ __all__ = ["Evaluation", "StopSignals", "Trainer", "TrainingInterrupted", "Train
 class Trainer:
     """Trains a detector, evaluates it after epochs and keeps the best.
 
-    Writes into `output`: `metrics.jsonl`, `checkpoints/`, `best/` and, at the end, `last/`; a step
-    that is not finite goes into `failures/`.
+    Writes into `output` the log, checkpoints, the best model and, at the end, the last one; a step
+    that is not finite goes into a folder of failures (`run_folder` has the names).
 
     Args:
         accelerator: device, precision and processes.
@@ -58,7 +59,7 @@ class Trainer:
         settings: schedule and bookkeeping.
         num_workers: loader processes per training process.
         output: folder of the run.
-        record: facts stored beside every saved model.
+        record: facts stored with every checkpoint and beside every saved model.
         on_evaluation: called on the main process after each evaluation.
 
     Raises:
@@ -83,7 +84,7 @@ class Trainer:
         self.record = dict(record)
         self.on_evaluation = on_evaluation
         self.metrics = MetricsLog(
-            output / "metrics.jsonl", accelerator.is_main_process, forward=accelerator.log
+            output / run_folder.METRICS, accelerator.is_main_process, forward=accelerator.log
         )
         per_process = settings.batch_size * settings.accumulation_steps
         self.images_per_step = per_process * accelerator.num_processes
@@ -141,7 +142,7 @@ class Trainer:
         """Train to the end of the last epoch.
 
         Args:
-            resume: go on from the newest whole checkpoint in `output`.
+            resume: continue from the newest whole checkpoint in `output`.
 
         Returns:
             The last evaluation.
@@ -169,20 +170,37 @@ class Trainer:
         finally:
             progress.close()
         assert last is not None  # a run ends with an evaluation
-        self._save_model("last", last)
+        self._save_model(run_folder.LAST, last)
         return last
 
     def _restore(self) -> None:
         restored = load_newest_checkpoint(
-            self.accelerator, self.output / "checkpoints", self.accelerator.print
+            self.accelerator, self.output / run_folder.CHECKPOINTS, self.accelerator.print
         )
         if restored is None:
             self.accelerator.print("no checkpoint was taken yet: starting from step 0")
         else:
             self._check_images_per_step(restored)
-            self.position = restored
+            self.position = self._without_lost_best(restored)
             self.accelerator.print(f"resuming after step {restored.step}")
-        self.metrics.rewind(self.position.step)
+        if damaged := self.metrics.rewind(self.position.step):
+            self.accelerator.print(
+                f"{self.metrics.path}: left out {damaged} damaged line(s); the log as it was is "
+                f"kept beside it"
+            )
+
+    def _without_lost_best(self, restored: RunPosition) -> RunPosition:
+        """The position, or one without a best evaluation if its model is no longer there."""
+        best = self.output / run_folder.BEST
+        lost = [restored.best_step >= 0 and run_folder.measured(best) is None]
+        broadcast_object_list(lost)  # only the first machine has the folder
+        if not lost[0]:
+            return restored
+        self.accelerator.print(
+            f"{best} is missing or damaged (AP {restored.best_ap:.4f} after step "
+            f"{restored.best_step}); the next evaluation counts as the best so far"
+        )
+        return replace(restored, best_ap=-1.0, best_step=-1, stale=0)
 
     def _check_images_per_step(self, restored: RunPosition) -> None:
         """A step must mean the same images as before, on however many processes."""
@@ -261,7 +279,7 @@ class Trainer:
         if _is_sharded(self.accelerator):
             return NonFiniteStep(f"{message}, not saved: no process holds all weights", None)
         facts = {"step": step, "image_ids": image_ids, "problem": problem}
-        folder = self.output / "failures" / f"step_{step:07d}"
+        folder = self.output / run_folder.FAILURES / f"step_{step:07d}"
         try:
             file = save_failure(self.accelerator, folder, self.parts.model, batches, states, facts)
         except (OSError, SafetensorError) as error:
@@ -339,7 +357,7 @@ class Trainer:
         else:
             self.position = replace(self.position, stale=self.position.stale + 1)
         if is_best:
-            self._save_model("best", evaluation)
+            self._save_model(run_folder.BEST, evaluation)
         if self.accelerator.is_main_process:
             self.metrics.write("evaluation", self.position.step, {"epoch": done, **scores.stats})
             progress.message(
@@ -380,11 +398,13 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         save_checkpoint(
             self.accelerator,
-            self.output / "checkpoints",
+            self.output / run_folder.CHECKPOINTS,
             self.position,
             self.settings.keep_checkpoints,
+            record=self.record,
             on_each_node=self.settings.save_on_each_node,
         )
+        self.metrics.sync()
 
     def _should_stop(self, stop: StopSignals) -> bool:
         """Whether any process got a signal; all processes agree."""

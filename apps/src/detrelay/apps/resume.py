@@ -1,0 +1,132 @@
+"""Resuming a run: what its folder says, and what may differ from it.
+
+The newest checkpoint holds a copy of the record, which counts more than `training.json`: a record
+that is damaged is replaced by it, one that was edited by hand is compared with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detrelay.core.engine import run_folder
+from detrelay.core.engine.run_folder import RunFolderError
+from detrelay.core.errors import RecipeError
+from detrelay.core.recipes.recipe import Recipe, differences
+
+# the trainer checks that their product with the number of processes stays
+_SHARE_OUT_A_STEP = ("train.batch_size", "train.accumulation_steps")
+_CHANGE_NO_RESULT = (
+    "data.num_workers",
+    "data.on_bad_image",
+    "data.strict",
+    "train.activation_checkpointing",
+    "train.backbone_weights",  # the checkpoint holds all weights
+    "train.checkpoint_every",
+    "train.compile",
+    "train.early_stopping_patience",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.trackers",
+)
+# the fingerprint of the data says whether they are the same
+_PATHS = ("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images")
+
+Changes = dict[str, tuple[Any, Any]]
+
+
+def stored_record(output: Path) -> tuple[dict[str, Any], str | None]:
+    """The record of the run in a folder, and what to tell the user about it.
+
+    Raises:
+        RunFolderError: there is none, neither in `training.json` nor in a checkpoint.
+    """
+    try:
+        return run_folder.read_record(output), None
+    except RunFolderError as error:
+        record = run_folder.newest_record(output)
+        if record is None:
+            raise
+        return record, f"{error}; taking the copy in the newest checkpoint"
+
+
+def stored_recipe(output: Path) -> Recipe:
+    """The recipe of the run in a folder.
+
+    Raises:
+        RunFolderError: the folder holds no record.
+        RecipeError: the recipe in it is refused.
+    """
+    return _recipe_of(stored_record(output)[0], output)
+
+
+def _recipe_of(record: dict[str, Any], output: Path) -> Recipe:
+    return Recipe.from_mapping(record["recipe"], str(output / run_folder.RECORD))
+
+
+def refuse_another_run(output: Path) -> None:
+    """Refuse to begin a run where there is one.
+
+    Raises:
+        RunFolderError: the folder holds what a run leaves.
+    """
+    if found := run_folder.remains_of_a_run(output):
+        raise RunFolderError(
+            f"{output} holds another run ({', '.join(found)}); continue it with --resume, or name "
+            f"another --output"
+        )
+
+
+def check_recipe(output: Path, recipe: Recipe, *, accept_changes: bool) -> Changes:
+    """What of the recipe differs from that of the run, if all of it may.
+
+    Args:
+        output: folder of the run.
+        recipe: to resume with.
+        accept_changes: the user takes the consequences.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+        RecipeError: a difference changes the result, or the weights would not fit.
+    """
+    if not run_folder.remains_of_a_run(output):
+        raise RunFolderError(
+            f"--resume: {output} holds no run (it has no {run_folder.RECORD}); begin one without "
+            f"--resume"
+        )
+    record = run_folder.newest_record(output) or stored_record(output)[0]
+    changes = differences(_recipe_of(record, output), recipe)
+    kept = {key: values for key, values in changes.items() if not _may_change(key, values, recipe)}
+    if any(key == "head" or key.startswith("model.") for key in kept):
+        raise RecipeError(
+            f"--resume: the recipe differs from that of the run in {output}: {listed(kept)}; its "
+            f"weights would not fit another model: begin another run, which may take them by --init"
+        )
+    if kept and not accept_changes:
+        # a cosine depends on its end: with more epochs all of it would have been another one
+        rule = (
+            "only train.epochs may grow"
+            if recipe.train.schedule == "multi_step"
+            else "under a cosine nothing may change"
+        )
+        raise RecipeError(
+            f"--resume: the recipe differs from that of the run in {output}: {listed(kept)}; "
+            f"{rule} of what decides the result; leave it as it was, or accept another result "
+            f"with --accept-changes"
+        )
+    return changes
+
+
+def _may_change(key: str, values: tuple[Any, Any], recipe: Recipe) -> bool:
+    before, after = values
+    if key == "train.epochs":
+        return bool(recipe.train.schedule == "multi_step" and after > before)
+    if key in _PATHS:
+        # between drawn images and files, or where the images were beside the json, all may differ
+        return key.endswith("images") or None not in values
+    return key in _SHARE_OUT_A_STEP or key in _CHANGE_NO_RESULT
+
+
+def listed(changes: Changes) -> str:
+    """Changes as a part of a sentence."""
+    return ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changes.items())
