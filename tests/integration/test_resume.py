@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -16,7 +17,10 @@ import torch
 
 from detrelay.apps.train import Arguments, train
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.engine import run_folder
 from detrelay.core.engine.logging import read_metrics
+from detrelay.core.engine.parts import Evaluation
+from detrelay.core.engine.run_folder import RunFolderError
 from detrelay.core.engine.trainer import Trainer
 from tiny_run import (
     final_weights,
@@ -177,6 +181,109 @@ def test_more_epochs_on_a_finished_run(uninterrupted: Path, tmp_path: Path) -> N
     assert tiny_run(output, AVERAGED) == 0
     assert tiny_run(output, EPOCHS, AVERAGED, resume=True) == 0
     assert_same_run(output, uninterrupted)
+
+
+def stopped_after(step: int, output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that a signal stopped, with a checkpoint of that step."""
+    with monkeypatch.context() as patch:
+        act_before_step(patch, step - 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert tiny_run(output, EPOCHS, AVERAGED) == 143
+    return output
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("")])
+def test_a_lost_record_is_taken_from_a_checkpoint(
+    harm: Callable[[Path], object],
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = stopped_after(5, tmp_path / "run", monkeypatch)
+    before = run_folder.read_record(output)
+    harm(output / "training.json")
+    assert train(Arguments(output=output, resume=True)) == 0
+    assert "taking the copy in the newest checkpoint" in capsys.readouterr().out
+    assert run_folder.read_record(output)["recipe"] == before["recipe"]
+    assert_same_run(output, uninterrupted)
+
+
+def test_a_damaged_line_of_the_log_is_counted_and_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = stopped_after(5, tmp_path / "run", monkeypatch)
+    log = output / "metrics.jsonl"
+    _, *others = log.read_text().splitlines(keepends=True)
+    damaged = "\0" * 9 + "\n"
+    log.write_text(damaged + "".join(others))
+    assert tiny_run(output, EPOCHS, AVERAGED, resume=True) == 0
+    assert "left out 1 damaged line(s)" in capsys.readouterr().out
+    assert [line["step"] for line in figures(output)][:2] == [2, 3]
+    assert (output / "metrics.jsonl.damaged").read_text().startswith(damaged)
+
+
+def test_a_deleted_best_model_is_told_and_another_becomes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = stopped_after(5, tmp_path / "run", monkeypatch)
+    shutil.rmtree(output / "best")
+    assert tiny_run(output, EPOCHS, AVERAGED, resume=True) == 0
+    assert f"{output / 'best'} is missing or damaged (AP " in capsys.readouterr().out
+    measured = run_folder.measured(output / "best")
+    assert measured is not None
+    assert measured["step"] in (6, 9)
+
+
+def test_a_best_model_deleted_at_the_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model = Trainer._save_model
+
+    def delete_best(self: Trainer, name: str, evaluation: Evaluation) -> None:
+        save_model(self, name, evaluation)
+        if name == "last":
+            shutil.rmtree(self.output / "best")
+
+    monkeypatch.setattr(Trainer, "_save_model", delete_best)
+    assert tiny_run(tmp_path / "run", "train.epochs=1") == 0
+    assert "best model: none; " in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["best"] is None
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_with_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it began: with those of --init, not with random ones."""
+    assert tiny_run(tmp_path / "first", "train.epochs=1") == 0
+    init = tmp_path / "first" / "last"
+    assert tiny_run(tmp_path / "whole", "train.epochs=1", init=init) == 0
+
+    def crash() -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        act_before_step(patch, 1, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            tiny_run(tmp_path / "cut", "train.epochs=1", init=init)
+    assert tiny_run(tmp_path / "cut", "train.epochs=1", resume=True) == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_folder_in_use_is_refused_to_both_kinds_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = stopped_after(2, tmp_path / "run", monkeypatch)
+    log = (output / "metrics.jsonl").read_bytes()
+    with run_folder.locked(output):
+        with pytest.raises(RunFolderError, match="in use by another training"):
+            tiny_run(output, EPOCHS, AVERAGED, resume=True)
+        with pytest.raises(RunFolderError, match="holds another run"):
+            tiny_run(output, EPOCHS, AVERAGED)
+    assert (output / "metrics.jsonl").read_bytes() == log
+    new = tmp_path / "new"
+    with run_folder.locked(new), pytest.raises(RunFolderError, match="in use by another training"):
+        tiny_run(new)
+    assert [path.name for path in new.iterdir()] == [".lock"]
 
 
 KILLED = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from detrelay.core.engine.checkpoint import (
     find_damage,
     load_newest_checkpoint,
     save_checkpoint,
+    sha256_of,
 )
 from detrelay.core.engine.run_folder import checkpoints
 
@@ -192,3 +194,80 @@ def test_other_faults_of_saving_keep_their_traceback(
     monkeypatch.setattr(accelerator, "save_state", fail)
     with pytest.raises(RuntimeError, match="CUDA error"):
         save_checkpoint(accelerator, tmp_path, RunPosition(step=1), keep=1)
+
+
+def test_damaged_checkpoints_do_not_count_and_move_aside(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 2, 4, 6)
+    for step in (4, 6):
+        flip(tmp_path / f"step_000000{step}" / "model.safetensors")
+    said: list[str] = []
+    position = RunPosition(step=3)
+    save_checkpoint(accelerator, tmp_path, position, keep=2, report=said.append)
+    assert names(tmp_path) == [
+        "damaged_step_0000004", "damaged_step_0000006", "step_0000002", "step_0000003",
+    ]  # fmt: skip
+    assert all(find_damage(checkpoint) is None for checkpoint in checkpoints(tmp_path))
+    assert [line.split("step_")[1][:7] for line in said] == ["0000004", "0000006"]
+    assert "model.safetensors has changed" in said[0]
+    assert load_newest_checkpoint(accelerator, tmp_path, pytest.fail) == position
+
+
+def test_the_one_just_saved_stays_beside_newer_ones(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 4, 6)
+    save_checkpoint(accelerator, tmp_path, RunPosition(step=3), keep=1)
+    assert names(tmp_path) == ["step_0000003", "step_0000006"]
+
+
+class Harmful:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl"])
+def test_a_doctored_pickle_is_never_run_and_the_one_before_is_used(
+    name: str, accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    folder, trap = tmp_path / "checkpoints", tmp_path / "trap"
+    save(accelerator, model, folder, 1, 2)
+    torch.save({"state": Harmful(trap)}, folder / "step_0000002" / name)
+    marker = folder / "step_0000002" / "complete.json"
+    content = json.loads(marker.read_text())
+    doctored = folder / "step_0000002" / name
+    content["files"][name] = {"size": doctored.stat().st_size, "sha256": sha256_of(doctored)}
+    marker.write_text(json.dumps(content))  # with hashes that agree
+    said: list[str] = []
+    position = load_newest_checkpoint(accelerator, folder, said.append)
+    assert not trap.exists()
+    assert position is not None
+    assert position.step == 1
+    assert model.weight.unique().item() == 1
+    (line,) = said
+    assert "step_0000002 cannot be loaded (not a checkpoint of plain tensors" in line
+    assert "weights_only" not in line
+
+
+def test_a_position_that_holds_no_numbers_is_damage(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 1)
+    marker = tmp_path / "step_0000001" / "complete.json"
+    marker.write_text(marker.read_text().replace('"epoch": 1', '"epoch": "one"'))
+    assert find_damage(marker.parent) == "complete.json is not what was written"
+
+
+def test_a_checkpoint_between_two_moves_is_found(
+    accelerator: Accelerator, model: nn.Module, tmp_path: Path
+) -> None:
+    save(accelerator, model, tmp_path, 1)
+    (tmp_path / "step_0000001").rename(tmp_path / ".step_0000001.old")  # killed while replaced
+    save(accelerator, model, tmp_path, 2)
+    assert names(tmp_path) == ["step_0000001", "step_0000002"]
