@@ -22,7 +22,7 @@ APPS = Path(__file__).parents[2] / "apps"
 COMMANDS = sorted(path.stem for path in APPS.glob("*.py"))
 SLOW_TO_IMPORT = {
     *("torch", "torchvision", "transformers", "accelerate", "huggingface_hub"),
-    *("datasets", "numpy", "scipy", "matplotlib", "pycocotools", "PIL"),
+    *("datasets", "numpy", "scipy", "matplotlib", "pycocotools", "PIL", "pydantic", "tomlkit"),
 }
 
 

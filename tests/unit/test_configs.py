@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -163,6 +164,87 @@ def test_a_bad_override_is_refused(assignment: str, message: str) -> None:
     with pytest.raises(RecipeError) as error:
         override(Recipe(), [assignment])
     assert message in str(error.value)
+
+
+DEEP = 10**5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\na = " + "[" * DEEP + "]" * DEEP, "larger than 65536 bytes, as no recipe is"),
+        ("[model]\na = " + "[" * 5000 + "]" * 5000, "not a TOML file (maximum recursion depth"),
+        ("[model" + ".a" * 5000 + "]", "model.a.a is nested more than 20 deep"),
+        ("[model]\na = 2026-01-01", "model.a must be a string, a number, a boolean, a list or a"),
+        ("[train]\nepochs = 2026-01-01", "train.epochs must be a string, a number, a boolean, a"),
+        ("[train]\nlearning_rate = 1" + "0" * 400, "train.learning_rate must be an integer of 64"),
+        ("[train]\nepochs = 1" + "0" * 400, "train.epochs must be an integer of 64 bits at most"),
+        ("[train]\nepochs = 1" + "0" * 5000, "not a TOML file (Exceeds the limit"),
+        (
+            "[train]\nlearning_rate = 1e400",
+            "train.learning_rate must be of type number, found floa",
+        ),
+        ("[model]\na = nan", "model.a must be of type number, found float nan"),
+        (
+            "[assigner]\noptions = {a = [-inf]}",
+            "assigner.options.a must be of type number, found flo",
+        ),
+        ("[train]\nema_decay = 1.0", "train.ema_decay must be at least 0 and below 1, found 1.0"),
+        ("[train.lr_multipliers]\nhead = -1", "train.lr_multipliers.head must be at least 0"),
+        ("head = '" + "x" * 5000 + "'\ntrain = 3", "train must be a table, found int 3"),
+        ("[train]\nepochs = '" + "x" * 5000 + "'", "train.epochs must be of type integer, found"),
+    ],
+)
+def test_hostile_values_are_refused_in_one_short_line(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    said = str(error.value).removeprefix(f"{path}: ")
+    assert said.startswith(message)
+    assert "\n" not in said
+    assert len(said) < 200
+
+
+def test_diamonds_of_files_are_read_once_each(tmp_path: Path) -> None:
+    (tmp_path / "0.toml").write_text("[train]\nepochs = 5\n")
+    for level in range(1, 40):
+        for name in (f"{level}", f"{level}b"):
+            bases = f'extends = ["{level - 1}.toml", "{max(level - 2, 0)}.toml"]\n'
+            (tmp_path / f"{name}.toml").write_text(bases)
+    assert load_recipe(tmp_path / "39.toml").train.epochs == 5
+
+
+def test_only_plain_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "pipe.toml", Path("/dev/zero")):
+        with pytest.raises(RecipeError, match=r"cannot read the recipe \(not a plain file\)"):
+            load_recipe(path)
+    with pytest.raises(RecipeError, match=r"cannot read the recipe \(Is a directory\)"):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        (
+            "train.epochs=3\ntrain.seed=4",
+            "--set 'train.epochs=3\\ntrain.seed=4': expected key=value",
+        ),
+        ("model.a=" + "[" * DEEP, "not a TOML value (maximum recursion depth exceeded"),
+        ("train.epochs=1" + "0" * 5000, "not a TOML value (Exceeds the limit"),
+        (
+            "model.a=1979-05-27",
+            "model.a must be a string, a number, a boolean, a list or a table, f",
+        ),
+    ],
+)
+def test_hostile_overrides_are_refused(assignment: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        override(Recipe(), [assignment])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from detrelay.core.errors import RecipeError
+from detrelay.core.errors import RecipeError, one_line
 
 # Judges the values of one file; the second argument is what its RecipeError begins with.
 Check = Callable[[Mapping[str, Any], str], object]
+
+_LARGEST = 2**16  # bytes of a file; tomllib takes minutes for some of a megabyte
 
 
 def read_recipe(path: Path, check: Check) -> dict[str, Any]:
@@ -27,27 +28,40 @@ def read_recipe(path: Path, check: Check) -> dict[str, Any]:
     Raises:
         RecipeError: a file cannot be read or parsed, extends itself, or is refused by `check`.
     """
-    return _read(path, check, ())
+    return _read(path, check, (), {})
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
     """Nested plain values as a TOML file; keys that hold None are left out."""
-    return "\n".join(_lines(values, "")) + "\n"
+    import tomlkit
+
+    return tomlkit.dumps(_without_none(values))
 
 
-def parse_value(text: str) -> Any:
-    """A value as TOML writes it; a plain word may stand without quotes."""
+def parse_value(text: str, source: str) -> Any:
+    """A value as TOML writes it; a plain word may stand without quotes.
+
+    Raises:
+        RecipeError: it cannot be parsed for its size or depth; begins with `source`.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{source}: not a TOML value ({one_line(error)})") from error
 
 
-def _read(path: Path, check: Check, readers: tuple[Path, ...]) -> dict[str, Any]:
-    """`readers`: the files that led here, each extending the next."""
-    if any(path.resolve() == reader.resolve() for reader in readers):
+def _read(
+    path: Path, check: Check, readers: tuple[Path, ...], known: dict[Path, dict[str, Any]]
+) -> dict[str, Any]:
+    """`readers`: the files that led here, each extending the next; `known`: files read before."""
+    place = path.resolve()
+    if any(place == reader.resolve() for reader in readers):
         chain = " -> ".join(map(str, [*readers, path]))
         raise RecipeError(f"{readers[0]}: extends itself ({chain}); remove one `extends`")
+    if place in known:
+        return known[place]
     own = _parse(path, readers)
     bases = own.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -56,19 +70,28 @@ def _read(path: Path, check: Check, readers: tuple[Path, ...]) -> dict[str, Any]
     check(own, str(path))
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _merge(merged, _read(path.parent / base, check, (*readers, path)))
-    return _merge(merged, own)
+        merged = _merge(merged, _read(path.parent / base, check, (*readers, path), known))
+    known[place] = _merge(merged, own)
+    return known[place]
 
 
 def _parse(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     wanted = f", which {readers[-1]} extends" if readers else ""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise RecipeError(f"{path}: cannot read the recipe (not a plain file){wanted}")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise RecipeError(f"{path}: larger than {_LARGEST} bytes, as no recipe is{wanted}")
+        return tomllib.loads(content.decode())
     except OSError as error:
         reason = error.strerror or error
         raise RecipeError(f"{path}: cannot read the recipe ({reason}){wanted}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file ({error}){wanted}") from error
+    except RecipeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not a TOML file ({one_line(error)}){wanted}") from error
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,26 +103,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _lines(values: Mapping[str, Any], table: str) -> list[str]:
-    lines = [
-        f"{_key(name)} = {_value(value)}"
-        for name, value in values.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    if table and lines:
-        lines = ["", f"[{table}]", *lines]
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            lines += _lines(value, f"{table}.{_key(name)}" if table else _key(name))
-    return lines
-
-
-def _key(name: str) -> str:
-    plain = name.replace("_", "").replace("-", "")
-    return name if plain.isascii() and plain.isalnum() else json.dumps(name)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value)
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
+    return value

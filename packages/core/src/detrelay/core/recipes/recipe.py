@@ -3,34 +3,34 @@
 What changes weights or inference stands in the model's own config; a recipe holds the rest (data,
 assigner, losses, schedule) and the values handed to that config. Precedence: the defaults below,
 then the recipe file, then the overrides. The defaults are StageInteractor's published ResNet-50
-schedule of 12 epochs. Only the standard library is imported, so a command line can use this module
-and still answer `--help` at once.
+schedule of 12 epochs. The libraries that check and write are imported when they are needed, so a
+command line can use this module and still answer `--help` at once.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
+
+from annotated_types import Interval
 
 from detrelay.core.errors import RecipeError, unknown_name
 from detrelay.core.recipes.files import parse_value, read_recipe, to_toml
+from detrelay.core.recipes.validation import STRICT, convert
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 ScalingRule = Literal["none", "linear", "sqrt"]
 OnBadImage = Literal["stop", "skip"]
 Schedule = Literal["multi_step", "cosine"]
-_Value = TypeVar("_Value")
+Count = Annotated[int, Interval(ge=1)]
+NonNegative = Annotated[int, Interval(ge=0)]
+Amount = Annotated[float, Interval(ge=0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Scale = Annotated[float, Interval(ge=0.01)]
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
-
-
-def _bounded(default: _Value, low: float, high: float = math.inf) -> _Value:
-    """A numeric field that must lie in [low, high]; every entry of a tuple must."""
-    return field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,28 @@ class DataConfig:
     train_images: str | None = None
     val_annotations: str | None = None
     val_images: str | None = None
-    num_train: int = _bounded(2000, 1)
-    num_val: int = _bounded(200, 1)
-    image_size: int = _bounded(160, 32)
+    num_train: Count = 2000
+    num_val: Count = 200
+    image_size: Annotated[int, Interval(ge=32)] = 160
     categories: tuple[str, ...] = ()
     keep_unused_categories: bool = True
     strict: bool = False
-    num_workers: int = _bounded(2, 0)
-    flip_probability: float = _bounded(0.5, 0, 1)
-    short_sides: tuple[int, ...] = _bounded((_COCO_SHORT_SIDE,), 1)
-    max_size: int = _bounded(_COCO_LONG_SIDE, 1)
+    num_workers: NonNegative = 2
+    flip_probability: Fraction = 0.5
+    short_sides: tuple[Count, ...] = (_COCO_SHORT_SIDE,)
+    max_size: Count = _COCO_LONG_SIDE
     crop: bool = False
-    crop_short_sides: tuple[int, ...] = _bounded((400, 500, 600), 1)
-    crop_range: tuple[int, int] = _bounded((384, 600), 1)
-    jitter_size: int = _bounded(0, 0)
-    jitter_range: tuple[float, float] = _bounded((0.1, 2.0), 0.01)
-    mosaic: float = _bounded(0.0, 0, 1)
-    color_jitter: float = _bounded(0.0, 0, 1)
-    aspect_group: int = _bounded(1, 1)
+    crop_short_sides: tuple[Count, ...] = (400, 500, 600)
+    crop_range: tuple[Count, Count] = (384, 600)
+    jitter_size: NonNegative = 0
+    jitter_range: tuple[Scale, Scale] = (0.1, 2.0)
+    mosaic: Fraction = 0.0
+    color_jitter: Fraction = 0.0
+    aspect_group: Count = 1
     keep_empty: bool = True
     on_bad_image: OnBadImage = "stop"
-    eval_short_side: int = _bounded(_COCO_SHORT_SIDE, 1)
-    eval_max_size: int = _bounded(_COCO_LONG_SIDE, 1)
+    eval_short_side: Count = _COCO_SHORT_SIDE
+    eval_max_size: Count = _COCO_LONG_SIDE
 
 
 @dataclass(frozen=True)
@@ -159,37 +159,37 @@ class TrainConfig:
         seed: of weights, order and augmentation.
     """
 
-    epochs: int = _bounded(12, 1)
-    batch_size: int = _bounded(2, 1)
-    published_batch_size: int | None = _bounded(None, 1)
-    accumulation_steps: int = _bounded(1, 1)
-    learning_rate: float = _bounded(2.5e-5, 0)
+    epochs: Count = 12
+    batch_size: Count = 2
+    published_batch_size: Count | None = None
+    accumulation_steps: Count = 1
+    learning_rate: Amount = 2.5e-5
     scale_learning_rate: ScalingRule = "none"
-    weight_decay: float = _bounded(1e-4, 0)
-    adam_epsilon: float = _bounded(1e-10, 0)
-    lr_multipliers: dict[str, float] = field(default_factory=dict)
+    weight_decay: Amount = 1e-4
+    adam_epsilon: Amount = 1e-10
+    lr_multipliers: dict[str, Amount] = field(default_factory=dict)
     no_decay: tuple[str, ...] = ()
-    layer_decay: float = _bounded(1.0, 0, 1)
-    clip_norm: float = _bounded(1.0, 0)
-    warmup_steps: int = _bounded(500, 0)
-    warmup_factor: float = _bounded(0.001, 0, 1)
+    layer_decay: Fraction = 1.0
+    clip_norm: Amount = 1.0
+    warmup_steps: NonNegative = 500
+    warmup_factor: Fraction = 0.001
     schedule: Schedule = "multi_step"
-    milestones: tuple[int, ...] = _bounded((8, 11), 1)
-    gamma: float = _bounded(0.1, 0, 1)
-    ema_decay: float = _bounded(0.0, 0, 1)
+    milestones: tuple[Count, ...] = (8, 11)
+    gamma: Fraction = 0.1
+    ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     mixed_precision: MixedPrecision = "no"
     activation_checkpointing: bool = False
     compile: bool = False
     backbone_weights: str = "imagenet"
-    evaluate_every: int = _bounded(1, 1)
-    early_stopping_patience: int = _bounded(0, 0)
-    checkpoint_every: int = _bounded(1000, 1)
-    keep_checkpoints: int = _bounded(2, 1)
+    evaluate_every: Count = 1
+    early_stopping_patience: NonNegative = 0
+    checkpoint_every: Count = 1000
+    keep_checkpoints: Count = 2
     save_on_each_node: bool = False
-    log_every: int = _bounded(50, 1)
+    log_every: Count = 50
     trackers: tuple[str, ...] = ()
-    max_detections: int = _bounded(100, 1)
-    seed: int = _bounded(0, 0, 2**31 - 1)
+    max_detections: Count = 100
+    seed: Annotated[int, Interval(ge=0, le=2**31 - 1)] = 0
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,8 @@ class Recipe:
         data: images and augmentation.
         train: schedule and bookkeeping.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     head: str = "stageinteractor"
     model: dict[str, Any] = field(default_factory=dict)
@@ -223,7 +225,7 @@ class Recipe:
         Raises:
             RecipeError: unknown key, wrong type or value out of range.
         """
-        recipe: Recipe = _convert_table(cls, values, "", source)
+        recipe = convert(cls, values, source)
         _check_relations(recipe, source)
         return recipe
 
@@ -251,11 +253,8 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     if path is None:
         return override(Recipe(), overrides)
 
-    def check(values: Mapping[str, Any], source: str) -> object:
-        return _convert_table(Recipe, values, "", source)
-
-    recipe = Recipe.from_mapping(read_recipe(path, check), str(path))
-    return override(recipe, overrides)
+    values = read_recipe(path, lambda own, source: convert(Recipe, own, source))
+    return override(Recipe.from_mapping(values, str(path)), overrides)
 
 
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
@@ -268,10 +267,12 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
         values = recipe.to_mapping()
         key, equals, text = assignment.partition("=")
         source = f"--set {assignment}"
+        if len(assignment.splitlines()) > 1:
+            raise RecipeError(f"--set {assignment!r}: expected key=value on one line")
         if not equals or not key:
             raise RecipeError(f"{source}: expected key=value, such as train.epochs=12")
-        _assign(values, key.strip(), parse_value(text.strip()), source)
-        recipe = _convert_table(Recipe, values, "", source)
+        _assign(values, key.strip(), parse_value(text.strip(), source), source)
+        recipe = convert(Recipe, values, source)
     _check_relations(recipe, "--set")
     return recipe
 
@@ -316,78 +317,6 @@ def _dotted_names(table: Any, prefix: str) -> list[str]:
     for name, hint in get_type_hints(table).items():
         names += _dotted_names(hint, f"{prefix}{name}.") if is_dataclass(hint) else [prefix + name]
     return names
-
-
-def _convert_table(table: Any, values: Any, prefix: str, source: str) -> Any:
-    if not isinstance(values, Mapping):
-        key = prefix.rstrip(".")
-        raise RecipeError(f"{source}: {key} must be a table, found {_show(values)}")
-    hints = get_type_hints(table)
-    arguments = {}
-    for name, value in values.items():
-        if name not in hints:
-            known = [prefix + known_name for known_name in hints]
-            raise RecipeError(f"{source}: {unknown_name('key', prefix + name, known)}")
-        if is_dataclass(hints[name]):
-            arguments[name] = _convert_table(hints[name], value, f"{prefix}{name}.", source)
-        else:
-            arguments[name] = _convert(hints[name], value, prefix + name, source)
-    for item in fields(table):
-        if item.metadata and item.name in arguments:
-            _check_range(arguments[item.name], item.metadata, prefix + item.name, source)
-    return table(**arguments)
-
-
-def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
-    """One value in its declared type; integers serve as floats, nothing else is bent."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        inner = next(item for item in arguments if item is not type(None))
-        return None if value is None else _convert(inner, value, key, source)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        choices = " or ".join(map(repr, arguments))
-        raise RecipeError(f"{source}: {key} must be {choices}, found {_show(value)}")
-    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        endless = arguments[-1] is Ellipsis
-        if not endless and len(value) != len(arguments):
-            raise RecipeError(
-                f"{source}: {key} must hold {len(arguments)} values, found {_show(value)}"
-            )
-        return tuple(_convert(arguments[0], entry, key, source) for entry in value)
-    if origin is dict and isinstance(value, Mapping):
-        return {
-            name: _convert(arguments[1], entry, f"{key}.{name}", source)
-            for name, entry in value.items()
-        }
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if hint in (str, bool, int) and type(value) is hint:
-        return value
-    raise RecipeError(f"{source}: {key} must be {_type_name(hint)}, found {_show(value)}")
-
-
-def _type_name(hint: Any) -> str:
-    names = {str: "string", bool: "boolean", int: "integer", float: "number"}
-    if get_origin(hint) is tuple:
-        return f"a list of {names[get_args(hint)[0]]}s"
-    return f"of type {names.get(hint, 'table')}"
-
-
-def _show(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"
-
-
-def _check_range(value: Any, bounds: Mapping[str, float], key: str, source: str) -> None:
-    for entry in value if isinstance(value, tuple) else (value,):
-        if entry is not None and not bounds["low"] <= entry <= bounds["high"]:
-            limit = f"at least {bounds['low']}"
-            if math.isfinite(bounds["high"]):
-                limit = f"between {bounds['low']} and {bounds['high']}"
-            raise RecipeError(f"{source}: {key} must be {limit}, found {entry}")
 
 
 def _check_relations(recipe: Recipe, source: str) -> None:
