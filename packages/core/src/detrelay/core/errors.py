@@ -19,6 +19,10 @@ class DataError(ValueError):
     """The data cannot be used as they are; the message says which file, what and what to do."""
 
 
+class NonFiniteOutput(FloatingPointError, ValueError):
+    """A model gave scores or boxes that are NaN or infinite."""
+
+
 def one_line(text: BaseException | str) -> str:
     """A text on one line, with single spaces; the name of its class for an error without one.
 

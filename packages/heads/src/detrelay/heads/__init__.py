@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetec
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.data.pipeline import register_pipeline
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.errors import unknown_name
@@ -103,5 +104,6 @@ def find_head(name: str) -> HeadEntry:
     return entry
 
 
+register_pipeline()
 for _entry in HEADS.values():
     register(_entry)

@@ -7,39 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.decode import MAX_PIXELS, read_image
 from detrelay.core.data.readers import coco
 from detrelay.core.data.sample import Category as Category
 from detrelay.core.data.sample import DataReport as DataReport
 from detrelay.core.data.sample import Sample as Sample
 from detrelay.core.data.sample import some
 from detrelay.core.errors import DataError as DataError
-from detrelay.core.errors import one_line
 
 
 class AnnotatedImages(Dataset[Sample]):
     """The images of a split with the boxes to learn from.
 
-    Class index c is the position of the category in `categories`. The image is decoded to 8-bit
-    RGB: grey is repeated, transparency is laid over white. Where the EXIF tag turns the image, the
-    annotations decide: turned if that gives their width and height, as stored if only that does.
+    Class index c is the position of the category in `categories`. Images are read by the rules of
+    `detrelay.core.data.decode`. Where the EXIF tag turns the image, the annotations decide: turned
+    if that gives their width and height, as stored if only that does.
 
     Args:
         annotations: what a reader found.
         strict: refuse boxes that reach out of their image or have no area, which otherwise are
             clipped or dropped and counted in `report`, and whatever else the reader remarked.
         keep_empty: hold images without any annotation too, crowds counting as one.
+        max_pixels: largest number of pixels of an image; a larger one is refused when it is read.
 
     Attributes:
         categories: categories by class index.
@@ -52,8 +50,14 @@ class AnnotatedImages(Dataset[Sample]):
     """
 
     def __init__(
-        self, annotations: Annotations, *, strict: bool = False, keep_empty: bool = True
+        self,
+        annotations: Annotations,
+        *,
+        strict: bool = False,
+        keep_empty: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        self.max_pixels = max_pixels
         left_out = 0
         if not keep_empty:
             annotated = np.zeros(len(annotations), dtype=np.bool_)
@@ -87,7 +91,9 @@ class AnnotatedImages(Dataset[Sample]):
         """
         height, width = self.annotations.sizes[index].tolist()
         file = self.annotations.images.open(index)
-        image = _decode(file, height, width, self.annotations.source)
+        image = read_image(
+            file, size=(height, width), max_pixels=self.max_pixels, name=self.file_name(index)
+        )
         rows = slice(self._starts[index], self._starts[index + 1])
         return Sample(
             image=image,
@@ -107,8 +113,8 @@ class AnnotatedImages(Dataset[Sample]):
         if missing:
             raise DataError(
                 f"{len(missing)} of {len(self)} images of {self.annotations.source} are missing in "
-                f"{self.annotations.images.place()}: {some(missing)}; name the folder that holds "
-                f"the images"
+                f"{self.annotations.images.place()}: {some(missing)}; "
+                f"{self.annotations.images.advice(missing[0])}"
             )
 
     def _fill_boxes(self, strict: bool, left_out: int) -> None:
@@ -168,14 +174,16 @@ class CocoDataset(AnnotatedImages):
 
     Args:
         annotations: the json file.
-        images: folder that `file_name` starts from; None means the folder `images` beside the
-            json where there is one, else the json's own folder.
+        images: folder that `file_name` starts from; None means the json's own surroundings. Both
+            by the rules of `detrelay.core.data.image_paths`.
         strict: see `AnnotatedImages`.
         keep_empty: see `AnnotatedImages`.
+        max_pixels: see `AnnotatedImages`.
+        allow_outside: also read images whose `file_name` leads out of the image folder.
 
     Raises:
-        DataError: the json cannot be read or used, an image file is missing, or, with `strict`,
-            a box is not inside its image.
+        DataError: the json cannot be read or used, an image file is missing or outside of the
+            image folder, or, with `strict`, a box is not inside its image.
     """
 
     def __init__(
@@ -185,9 +193,11 @@ class CocoDataset(AnnotatedImages):
         *,
         strict: bool = False,
         keep_empty: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        allow_outside: bool = False,
     ) -> None:
-        found = coco.read(Path(annotations), images)
-        super().__init__(found, strict=strict, keep_empty=keep_empty)
+        found = coco.read(Path(annotations), images, allow_outside=allow_outside)
+        super().__init__(found, strict=strict, keep_empty=keep_empty, max_pixels=max_pixels)
 
 
 def read_annotations(path: Path, *, with_files: bool = True) -> dict[str, Any]:
@@ -201,43 +211,3 @@ def read_annotations(path: Path, *, with_files: bool = True) -> dict[str, Any]:
         DataError: see `detrelay.core.data.readers.coco.read`.
     """
     return coco.read(path, with_files=with_files).to_coco()
-
-
-def _decode(path: Path | BytesIO, height: int, width: int, annotations: str) -> Tensor:
-    """Read an image file as uint8 [3, height, width].
-
-    Pillow rather than torchvision's own decoder: that one is deprecated, reads fewer formats, and
-    the pipelines of transformers open files with Pillow too, so training sees the same pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            stored = image.size
-            upright = ImageOps.exif_transpose(image)
-            chosen = upright if upright.size == (width, height) else image
-            pixels = _to_rgb(chosen) if chosen.size == (width, height) else None
-            found = upright.size
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is no image in a known format, or it is damaged") from None
-    except Exception as error:  # what Pillow's readers raise on damaged files has no common base
-        raise DataError(f"cannot decode image {path}: {one_line(error)}") from error
-    if pixels is None:
-        turned = f" ({stored[0]} x {stored[1]} as stored)" if stored != found else ""
-        raise DataError(
-            f"image {path} is {found[0]} x {found[1]} pixels{turned}, but {annotations} says "
-            f"{width} x {height} (width x height): its boxes would not fit"
-        )
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pixels as uint8 [H, W, 3]; transparency over white, as the image processor does it."""
-    if image.mode.startswith("I;16"):
-        # Pillow would cut 16-bit grey at 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are in mode {image.mode!r}; expected 8- or 16-bit colour")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))

@@ -7,6 +7,7 @@ to a multiple of a number; one query may give several detections.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,14 +15,17 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.collate import EncodedSample, padded_size
+from detrelay.core.data.decode import MAX_PIXELS
+from detrelay.core.data.image_sources import pixels_of_any
 from detrelay.core.data.transforms import resized_shape
+from detrelay.core.errors import NonFiniteOutput
 
 
 class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
@@ -29,9 +33,11 @@ class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
 
     Attributes:
         pad_size_divisor: what height and width of a batch are a multiple of, pixels.
+        max_pixels: largest number of pixels of an image; a larger one is refused.
     """
 
     pad_size_divisor: int
+    max_pixels: int
 
 
 class _DetectorOutput(Protocol):
@@ -44,9 +50,16 @@ class _DetectorOutput(Protocol):
 class DetrelayImageProcessor(TorchvisionBackend):
     """Resizes, normalises and pads images; turns scores and boxes into detections.
 
-    Images may be PIL images, arrays, tensors, paths or addresses, alone or in lists; grey is
-    repeated, transparency is laid over white. The result holds `pixel_values` float
-    [B, 3, H, W] and `pixel_mask` int64 [B, H, W], 1 where a pixel is real.
+    Images may be Pillow images, arrays, tensors, paths, addresses or base64 texts, alone or in
+    lists, and are read by the rules of `detrelay.core.data.decode`: an image whose EXIF data say so
+    is turned upright, which `target_sizes` of the post-processing must follow. Arrays and tensors
+    of floats are taken with `do_rescale=False` only, as they are: [H, W], or 1 or 3 channels. The
+    result holds `pixel_values` float [B, 3, H, W] and `pixel_mask` int64 [B, H, W], 1 where a
+    pixel is real.
+
+    Raises:
+        ImageError: an image cannot be read, or its kind of pixels has no known white.
+        ValueError: a setting cannot be meant, such as a standard deviation of 0.
     """
 
     valid_kwargs = DetrelayImageProcessorKwargs
@@ -61,12 +74,45 @@ class DetrelayImageProcessor(TorchvisionBackend):
     do_normalize = True
     do_pad = True
     pad_size_divisor = 32
+    max_pixels = MAX_PIXELS
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - never changed
 
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Open paths and addresses; grey arrays [H, W], which the base refuses, get a channel."""
-        images = super().fetch_images(image_url_or_urls)
-        return images[None] if getattr(images, "ndim", None) == 2 else images
+    def _standardize_kwargs(  # type: ignore[override]  # all is handed on
+        self, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What the base makes of the settings, for the processor and for each call, and checked."""
+        settings: dict[str, Any] = super()._standardize_kwargs(**kwargs)
+        deviations, means = settings["image_std"], settings["image_mean"]
+        for name, values in (("image_std", deviations), ("image_mean", means)):
+            numbers = values if isinstance(values, list | tuple) else [values]
+            for number in numbers:
+                if number is not None and not math.isfinite(number):
+                    raise ValueError(f"{name} must be finite, found {values}")
+                if name == "image_std" and number is not None and number <= 0:
+                    raise ValueError(f"image_std must be above 0, found {values}")
+        if settings.get("max_pixels") is not None and settings["max_pixels"] < 1:
+            raise ValueError(f"max_pixels must be at least 1, found {settings['max_pixels']}")
+        return settings
+
+    def _prepare_image_like_inputs(
+        self,
+        images: Any,
+        *args: Any,
+        do_rescale: bool | None = None,
+        input_data_format: Any = None,
+        max_pixels: int = MAX_PIXELS,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """All images as tensors [3, H, W], uint8 unless they hold floats."""
+        pixels = pixels_of_any(
+            images,
+            data_format=input_data_format,
+            allow_floats=not do_rescale,
+            max_pixels=max_pixels,
+        )
+        return super()._prepare_image_like_inputs(
+            pixels, *args, input_data_format=ChannelDimension.FIRST, **kwargs
+        )
 
     def resize(
         self,
@@ -162,13 +208,13 @@ class DetrelayImageProcessor(TorchvisionBackend):
             xyxy.
 
         Raises:
-            FloatingPointError: a score or a box is NaN or infinite.
+            NonFiniteOutput: a score or a box is NaN or infinite.
             ValueError: `target_sizes` and the batch differ in length.
         """
         logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.to(logits.dtype))
         if not (logits.isfinite().all() and boxes.isfinite().all()):
-            raise FloatingPointError("the model's scores or boxes are not finite")
+            raise NonFiniteOutput("the model's scores or boxes are not finite")
         if target_sizes is not None:
             sizes = torch.as_tensor(target_sizes, dtype=boxes.dtype, device=boxes.device)
             if sizes.shape != (len(logits), 2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,12 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from detrelay.core.data.image_paths import ImagePaths
 from detrelay.core.data.sample import shown
-from detrelay.core.errors import DataError, one_line
-
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on the picture is shown on its side
+from detrelay.core.errors import DataError
 
 
 class ImageStore(Protocol):
@@ -34,21 +31,34 @@ class ImageStore(Protocol):
     def place(self) -> str:
         """Where the images are, for messages."""
 
+    def advice(self, name: str) -> str:
+        """What to do where the image of that name is missing."""
+
 
 class ImageFiles:
     """Images that are files.
 
     Args:
-        folder: the folder that names start from.
+        folder: the folder that names start from, or several, best first.
         names: a name for each image; kept in one block of memory, which processes can share.
         source: the file that gives the names, for messages.
+        allow_outside: also take names that lead out of the folder.
 
     Raises:
-        DataError: a name holds half a character (a lone surrogate of UTF-16).
+        DataError: a name holds half a character (a lone surrogate of UTF-16), or leads out of the
+            folder.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], source: str) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path | Sequence[Path],
+        names: Sequence[str],
+        source: str,
+        *,
+        allow_outside: bool = False,
+    ) -> None:
+        folders = [folder] if isinstance(folder, Path) else folder
+        self.paths = ImagePaths(folders, source, allow_outside=allow_outside)
         try:
             self._names: NDArray[Any] = np.array(names, dtype=np.dtypes.StringDType())
         except UnicodeEncodeError as error:
@@ -56,6 +66,7 @@ class ImageFiles:
                 f"{source}: a file name holds half a character, which no file can have: "
                 f"{shown(error.object)}"
             ) from None
+        self.paths.refuse_outside(names)
 
     def name(self, index: int) -> str:
         """Name of image `index` as the annotations give it."""
@@ -63,17 +74,21 @@ class ImageFiles:
 
     def open(self, index: int) -> Path:
         """The file of image `index`."""
-        return self.folder / self.name(index)
+        name = self.name(index)
+        return Path(self.paths.find(name) or self.paths.folders[0] / name)
 
     def missing(self) -> list[str]:
         """Names that no file in the folder has."""
         names = map(self.name, range(len(self._names)))
-        # unlike Path.is_file, os.path.isfile takes any odd name
-        return [name for name in names if not os.path.isfile(self.folder / name)]
+        return [name for name in names if self.paths.find(name) is None]
 
     def place(self) -> str:
         """Where the files are."""
-        return f"folder {self.folder}"
+        return f"folder {self.paths.place()}"
+
+    def advice(self, name: str) -> str:
+        """Where else such a file is, or how to name the folder."""
+        return self.paths.advice(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,33 +121,6 @@ class Selected:
         """Where the images are."""
         return self.whole.place()
 
-
-def image_folder(annotations: Path, images: Path | None) -> Path:
-    """The folder that the names in an annotation file start from.
-
-    Args:
-        annotations: the file.
-        images: the folder if it is known; None means the folder `images` beside the file where
-            there is one, else the file's own folder.
-    """
-    if images is None:
-        beside = annotations.parent / "images"
-        return beside if beside.is_dir() else annotations.parent
-    if not Path(images).is_dir():
-        raise DataError(f"no image folder {images}; name the folder that holds the images")
-    return Path(images)
-
-
-def upright_size(file: Path | BytesIO) -> tuple[int, int]:
-    """(height, width) of an image as it is shown, pixels; only its head is read.
-
-    Raises:
-        DataError: the file is missing or no image.
-    """
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    except Exception as error:  # what Pillow's readers raise on damaged files has no common base
-        raise DataError(f"cannot read the size of image {file}: {one_line(error)}") from error
-    return (width, height) if turned else (height, width)
+    def advice(self, name: str) -> str:
+        """What to do where an image is missing."""
+        return self.whole.advice(name)

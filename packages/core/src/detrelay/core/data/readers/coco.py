@@ -19,7 +19,9 @@ import msgspec
 import numpy as np
 
 from detrelay.core.data.annotations import Annotations, Floats, Ints, doubtful_boxes
-from detrelay.core.data.images import ImageFiles, image_folder, upright_size
+from detrelay.core.data.decode import upright_size
+from detrelay.core.data.image_paths import image_folders
+from detrelay.core.data.images import ImageFiles
 from detrelay.core.data.sample import Category, shown, some
 from detrelay.core.errors import DataError, one_line
 
@@ -82,14 +84,20 @@ class _Columns:
     crowd: Ints
 
 
-def read(path: Path, images: Path | None = None, *, with_files: bool = True) -> Annotations:
+def read(
+    path: Path,
+    images: Path | None = None,
+    *,
+    with_files: bool = True,
+    allow_outside: bool = False,
+) -> Annotations:
     """The annotations of a COCO detection json.
 
     Args:
         path: the json file.
-        images: folder that `file_name` starts from; None means the folder `images` beside the
-            json where there is one, else the json's own folder.
+        images: folder that `file_name` starts from; None means the json's own surroundings.
         with_files: images must have a `file_name` and a size too, as loading them needs.
+        allow_outside: also take a `file_name` that leads out of the image folder.
 
     Raises:
         DataError: the file cannot be read, or does not hold well-formed lists whose ids are unique
@@ -111,8 +119,8 @@ def read(path: Path, images: Path | None = None, *, with_files: bool = True) -> 
     box_image = _positions(path, "image_id", columns, columns.image_ids, image_ids)
     box_class = _positions(path, "category_id", columns, columns.category_ids, class_ids)
     names = [entry.file_name or "" for entry in listed]
-    folder = image_folder(path, images) if with_files else path.parent
-    files = ImageFiles(folder, names, str(path))
+    folders = image_folders(path, images) if with_files else [path.parent]
+    files = ImageFiles(folders, names, str(path), allow_outside=allow_outside or not with_files)
     sizes = np.array([(entry.height or 0, entry.width or 0) for entry in listed], dtype=np.int64)
     unknown = [None in (entry.height, entry.width) for entry in listed]
     if with_files:
