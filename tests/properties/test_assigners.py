@@ -16,6 +16,10 @@ from factories import make_stages, make_targets
 counts = st.lists(st.integers(0, 6), min_size=1, max_size=3).map(tuple)
 seeds = st.integers(0, 10_000)
 every_assigner = pytest.mark.parametrize("name", list(ASSIGNERS))
+one_to_one = pytest.mark.parametrize("name", ["hungarian", "cross_stage"])
+# these settle ties by the order of the targets, and equal scores or votes do occur
+by_order = ("one_to_many", "union", "simota")
+any_order = pytest.mark.parametrize("name", [name for name in ASSIGNERS if name not in by_order])
 
 
 def rows(pairs: Pairs) -> list[tuple[int, int, int]]:
@@ -25,6 +29,22 @@ def rows(pairs: Pairs) -> list[tuple[int, int, int]]:
 
 
 @every_assigner
+@settings(max_examples=10, deadline=None)
+@given(counts=counts, seed=seeds)
+def test_pairs_stay_in_their_image_and_stand_once(
+    name: str, counts: tuple[int, ...], seed: int
+) -> None:
+    targets = make_targets(counts, seed=seed)
+    stages = make_stages(batch=len(counts), queries=8, seed=seed)
+    for assignment in ASSIGNERS[name]()(stages, targets):
+        for pairs in (assignment.boxes, assignment.classes):
+            assert torch.equal(targets.image[pairs.target], pairs.image)
+            assert len(set(rows(pairs))) == len(pairs)
+            if len(pairs):
+                assert 0 <= int(pairs.query.min()) <= int(pairs.query.max()) < 8
+
+
+@one_to_one
 @settings(max_examples=25, deadline=None)
 @given(counts=counts, seed=seeds)
 def test_boxes_are_one_to_one_and_in_their_image(
@@ -41,8 +61,8 @@ def test_boxes_are_one_to_one_and_in_their_image(
             assert len(set(rows(pairs))) == len(pairs)
 
 
-@every_assigner
-@settings(max_examples=25, deadline=None)
+@any_order
+@settings(max_examples=10, deadline=None)
 @given(counts=counts, seed=seeds)
 def test_order_of_targets_does_not_matter(name: str, counts: tuple[int, ...], seed: int) -> None:
     targets = make_targets(counts, seed=seed)

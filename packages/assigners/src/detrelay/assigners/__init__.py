@@ -9,6 +9,13 @@ from typing import Any
 from detrelay.assigners.costs import default_costs
 from detrelay.assigners.cross_stage import CrossStageAssigner
 from detrelay.assigners.hungarian import HungarianAssigner
+from detrelay.assigners.iou import IoUAssigner
+from detrelay.assigners.one_to_many import OneToManyAssigner
+from detrelay.assigners.rank_weighted import RankWeightedAssigner
+from detrelay.assigners.repeated import RepeatedAssigner
+from detrelay.assigners.restricted import RestrictedAssigner
+from detrelay.assigners.simota import SimOtaAssigner
+from detrelay.assigners.union import UnionAssigner
 from detrelay.core.criterion import Assigner
 from detrelay.core.errors import nearest
 from detrelay.core.losses import LossConfig
@@ -16,6 +23,13 @@ from detrelay.core.losses import LossConfig
 ASSIGNERS: dict[str, type] = {
     "hungarian": HungarianAssigner,
     "cross_stage": CrossStageAssigner,
+    "repeated": RepeatedAssigner,
+    "rank_weighted": RankWeightedAssigner,
+    "one_to_many": OneToManyAssigner,
+    "union": UnionAssigner,
+    "iou": IoUAssigner,
+    "simota": SimOtaAssigner,
+    "restricted": RestrictedAssigner,
 }
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from detrelay.core.boxes import cxcywh_to_xyxy, giou
+from detrelay.core.boxes import cxcywh_to_xyxy, giou, iou
 from detrelay.core.loss_terms import BoxFormat
 from detrelay.core.losses import LossConfig
+from detrelay.core.progress import Progress
 from detrelay.core.structures import StagePrediction, Targets
 
 
@@ -44,9 +47,97 @@ class FocalClassCost:
         """Weighted cost [T, Q]."""
         # gather before the sigmoid: [T, Q] numbers instead of [B, Q, K]
         p = prediction.logits[targets.image, :, targets.labels].sigmoid()
-        positive = -(p + self.epsilon).log() * self.alpha * (1 - p) ** self.gamma
-        negative = -(1 - p + self.epsilon).log() * (1 - self.alpha) * p**self.gamma
-        return self.weight * (positive - negative)
+        return self.weight * _focal_cost(p, self.alpha, self.gamma, self.epsilon)
+
+
+def _focal_cost(p: Tensor, alpha: float, gamma: float, epsilon: float) -> Tensor:
+    positive = -(p + epsilon).log() * alpha * (1 - p) ** gamma
+    negative = -(1 - p + epsilon).log() * (1 - alpha) * p**gamma
+    return positive - negative
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxClassCost:
+    """Negative probability of the target's class, softmax over classes and "no object" (logit 0).
+
+    Reference: Carion et al., ECCV 2020.
+    """
+
+    weight: float = 1.0
+
+    def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
+        """Weighted cost [T, Q]."""
+        p = F.pad(prediction.logits, (0, 1)).softmax(-1)
+        return -self.weight * p[targets.image, :, targets.labels]
+
+
+@dataclass(frozen=True, slots=True)
+class PositionModulatedClassCost:
+    """The focal cost of p u^power, where u = (GIoU + 1) / 2, scaled to an image maximum of 1.
+
+    Each pair of query and target has its own u. (In the released code all targets of a class in
+    the batch share that of the last one.)
+
+    Attributes:
+        weight: factor.
+        power: exponent of u.
+        alpha: weight of positives.
+        gamma: focusing exponent.
+        epsilon: added inside the logarithms.
+        giou_epsilon: added to the denominators of the GIoU.
+
+    Reference:
+        Liu et al., Stable-DINO, ICCV 2023 (arXiv 2304.04742), checked against
+        IDEA-Research/Stable-DINO.
+    """
+
+    weight: float = 2.0
+    power: float = 0.5
+    alpha: float = 0.25
+    gamma: float = 2.0
+    epsilon: float = 1e-8
+    giou_epsilon: float = 0.0
+
+    def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
+        """Weighted cost [T, Q]."""
+        p = prediction.logits[targets.image, :, targets.labels].sigmoid()
+        fit = self.fit(prediction, targets)
+        return self.weight * _focal_cost(p * fit**self.power, self.alpha, self.gamma, self.epsilon)
+
+    def fit(self, prediction: StagePrediction, targets: Targets) -> Tensor:
+        """How well each box lies, [T, Q], at most 1."""
+        u = (_giou_table(prediction, targets, self.giou_epsilon) + 1) / 2
+        if not len(targets):
+            return u
+        best = u.new_zeros(targets.batch_size).scatter_reduce(0, targets.image, u.amax(1), "amax")
+        scale = (1 / (best + 1e-8)).clamp(min=1)  # [B]
+        return u * scale[targets.image][:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class HighOrderCost:
+    """Negative p IoU^power: class and box together.
+
+    Attributes:
+        weight: factor.
+        power: exponent of the IoU.
+        epsilon: added to the denominator of the IoU.
+
+    Reference:
+        Pu et al., Rank-DETR, NeurIPS 2023 (arXiv 2310.08854), checked against
+        LeapLabTHU/Rank-DETR, which uses it alone in the last quarter of training.
+    """
+
+    weight: float = 1.0
+    power: float = 4.0
+    epsilon: float = 0.0
+
+    def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
+        """Weighted cost [T, Q]."""
+        p = prediction.logits[targets.image, :, targets.labels].sigmoid()
+        predicted = cxcywh_to_xyxy(prediction.boxes[targets.image])
+        wanted = cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
+        return -self.weight * p * iou(predicted, wanted, self.epsilon) ** self.power
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +164,35 @@ class GIoUBoxCost:
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
-        predicted = cxcywh_to_xyxy(prediction.boxes[targets.image])  # [T, Q, 4]
-        return -self.weight * giou(predicted, cxcywh_to_xyxy(targets.boxes)[:, None], self.epsilon)
+        return -self.weight * _giou_table(prediction, targets, self.epsilon)
+
+
+def _giou_table(prediction: StagePrediction, targets: Targets, epsilon: float) -> Tensor:
+    predicted = cxcywh_to_xyxy(prediction.boxes[targets.image])  # [T, Q, 4]
+    return giou(predicted, cxcywh_to_xyxy(targets.boxes)[:, None], epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCost:
+    """A cost that counts in a part of the training only.
+
+    Attributes:
+        cost: the cost.
+        start: share of the training after which it counts.
+        end: share of the training until which it counts.
+        progress: how far training is.
+    """
+
+    cost: MatchingCost
+    start: float
+    end: float
+    progress: Progress
+
+    def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
+        """Weighted cost [T, Q], 0 outside of its time."""
+        if self.start <= self.progress.share < self.end:
+            return self.cost(prediction, targets)
+        return torch.zeros_like(prediction.boxes[targets.image, :, 0])
 
 
 def default_costs(loss: LossConfig | None = None) -> tuple[MatchingCost, ...]:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from detrelay.assigners.hungarian import HungarianAssigner
+from detrelay.assigners.rank_weighted import RankWeightedAssigner
 from detrelay.core.boxes import cxcywh_to_xyxy, iou
 from detrelay.core.criterion import Assigner
 from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
@@ -60,6 +61,11 @@ class CrossStageAssigner:
         scope: Scope = "all",
     ) -> None:
         self.base = base if base is not None else HungarianAssigner()
+        if isinstance(self.base, RankWeightedAssigner):
+            raise ValueError(
+                "base: a lent label has no rank among the pairs of the stage that borrows it; use "
+                "rank_weighted with base cross_stage instead"
+            )
         first, last = window
         if (first is not None and first > 0) or (last is not None and last < 0):
             raise ValueError(f"window must hold offset 0, the stage itself; found {window}")

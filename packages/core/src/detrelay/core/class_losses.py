@@ -51,6 +51,12 @@ def score_gap_loss(
     return balance * (wanted - logits.sigmoid()).abs() ** gamma * cross_entropy
 
 
+def weighted_entropy(logits: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    """Sum of every entry's binary cross entropy times its weight."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return (weights * cross_entropy).sum()
+
+
 @dataclass(frozen=True, slots=True)
 class FocalClassLoss:
     """Sigmoid focal loss over all queries and classes.
@@ -183,15 +189,18 @@ class VarifocalClassLoss:
         normalizers: Normalizers,
     ) -> Tensor:
         """Sum over [B, Q, K] / divisor."""
-        pairs, logits = assignment.classes, prediction.logits
+        wanted, weights = self.entries(prediction, targets, assignment.classes)
+        return weighted_entropy(prediction.logits, wanted, weights) / normalizers.of(self.divisor)
+
+    def entries(
+        self, prediction: StagePrediction, targets: Targets, pairs: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        """Wanted scores and weights, both [B, Q, K]."""
         overlap = paired_overlap(prediction, targets, pairs, self.epsilon)
-        wanted, positive = score_targets(
-            prediction, targets, pairs, overlap * pairs.weights(overlap)
-        )
-        p = logits.detach().sigmoid() if self.detach else logits.sigmoid()
-        entry_weight = torch.where(positive, wanted, self.alpha * p**self.gamma)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        return (entry_weight * cross_entropy).sum() / normalizers.of(self.divisor)
+        aim = overlap * pairs.weights(overlap)
+        wanted, positive = score_targets(prediction, targets, pairs, aim)
+        logits = prediction.logits.detach() if self.detach else prediction.logits
+        return wanted, torch.where(positive, wanted, self.alpha * logits.sigmoid() ** self.gamma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +231,19 @@ class MatchabilityClassLoss:
         normalizers: Normalizers,
     ) -> Tensor:
         """Sum over [B, Q, K] / divisor."""
-        pairs, logits = assignment.classes, prediction.logits
+        wanted, weights = self.entries(prediction, targets, assignment.classes)
+        return weighted_entropy(prediction.logits, wanted, weights) / normalizers.of(self.divisor)
+
+    def entries(
+        self, prediction: StagePrediction, targets: Targets, pairs: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        """Wanted scores and weights, both [B, Q, K]."""
         quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.gamma
-        wanted, positive = score_targets(
-            prediction, targets, pairs, quality * pairs.weights(quality)
+        aim = quality * pairs.weights(quality)
+        wanted, positive = score_targets(prediction, targets, pairs, aim)
+        return wanted, torch.where(
+            positive, 1.0, prediction.logits.detach().sigmoid() ** self.gamma
         )
-        entry_weight = torch.where(positive, 1.0, logits.detach().sigmoid() ** self.gamma)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        return (entry_weight * cross_entropy).sum() / normalizers.of(self.divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,12 +276,10 @@ class IaBceClassLoss:
         """Sum over [B, Q, K] / divisor."""
         pairs, logits = assignment.classes, prediction.logits
         quality = task_alignment(prediction, targets, pairs, self.epsilon)
-        wanted, positive = score_targets(
-            prediction, targets, pairs, quality * pairs.weights(quality)
-        )
-        entry_weight = torch.where(positive, 1.0, logits.sigmoid() ** self.gamma)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        return (entry_weight * cross_entropy).sum() / normalizers.of(self.divisor)
+        aim = quality * pairs.weights(quality)
+        wanted, positive = score_targets(prediction, targets, pairs, aim)
+        weights = torch.where(positive, 1.0, logits.sigmoid() ** self.gamma)
+        return weighted_entropy(logits, wanted, weights) / normalizers.of(self.divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,13 +316,17 @@ class PositionSupervisedClassLoss:
     ) -> Tensor:
         """Sum over [B, Q, K] / divisor."""
         pairs, logits = assignment.classes, prediction.logits
+        aims = self.aims(prediction, targets, pairs)
+        scores = score_targets(prediction, targets, pairs, aims)
+        loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
+        return loss.sum() / normalizers.of(self.divisor)
+
+    def aims(self, prediction: StagePrediction, targets: Targets, pairs: Pairs) -> Tensor:
+        """The score [M] that each pair aims at."""
         quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.power
         best = quality.new_zeros(targets.batch_size).scatter_reduce(0, pairs.image, quality, "amax")
         scale = (1 / (best + 1e-8)).clamp(min=1)  # [B]
-        aim = quality * scale[pairs.image] * pairs.weights(quality)
-        scores = score_targets(prediction, targets, pairs, aim)
-        loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
-        return loss.sum() / normalizers.of(self.divisor)
+        return quality * scale[pairs.image] * pairs.weights(quality)
 
 
 @dataclass(frozen=True, slots=True)
