@@ -185,7 +185,12 @@ def test_unknown_forward_argument_is_refused() -> None:
         make_model()(pixel_valves=pixels())
 
 
-def test_heads_table_is_three_columns() -> None:
-    for config, model, assigner in HEADS.values():
-        assert model.config_class is config
-        assert assigner in {"hungarian", "cross_stage"}
+def test_heads_table_names_the_published_assigners() -> None:
+    for entry in HEADS.values():
+        assert entry.model.config_class is entry.config
+    assert {name: entry.assigner for name, entry in HEADS.items()} == {
+        "stageinteractor": "cross_stage",
+        "deformable_detr": "hungarian",
+        "dn_detr": "hungarian",
+        "dino": "hungarian",
+    }

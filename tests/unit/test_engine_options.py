@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 import detrelay.apps.train as train_app
 from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion
+from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import memory
 from detrelay.core.engine.ema import average_of
 from detrelay.core.engine.logging import MetricsLog, read_metrics
-from detrelay.core.engine.memory import Fit, checkpoint_activations, find_fitting_batch
+from detrelay.core.engine.memory import Fit, find_fitting_batch
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate
 from detrelay.core.engine.update import Update, assignment_counts
 from detrelay.core.errors import RecipeError

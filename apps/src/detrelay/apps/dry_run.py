@@ -15,8 +15,8 @@ from detrelay.apps.launch import make_accelerator
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import Category
 from detrelay.core.data.collate import padded_size
+from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.engine.memory import checkpoint_activations
 from detrelay.core.engine.optimizer import parameter_groups
 from detrelay.core.engine.precision import precision_note
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate

@@ -29,23 +29,22 @@ class HeadEntry(NamedTuple):
     Attributes:
         config: its configuration class.
         model: its model class.
-        assigner: name of the assigner it was published with.
     """
 
     config: type[DetectorConfig]
     model: type[DetectorForObjectDetection]
-    assigner: str
+
+    @property
+    def assigner(self) -> str:
+        """Name of the assigner it was published with."""
+        return self.model.assigner
 
 
 HEADS: dict[str, HeadEntry] = {
-    "stageinteractor": HeadEntry(
-        StageInteractorConfig, StageInteractorForObjectDetection, "cross_stage"
-    ),
-    "deformable_detr": HeadEntry(
-        DeformableDetrConfig, DeformableDetrForObjectDetection, "hungarian"
-    ),
-    "dn_detr": HeadEntry(DnDetrConfig, DnDetrForObjectDetection, "hungarian"),
-    "dino": HeadEntry(DinoConfig, DinoForObjectDetection, "hungarian"),
+    "stageinteractor": HeadEntry(StageInteractorConfig, StageInteractorForObjectDetection),
+    "deformable_detr": HeadEntry(DeformableDetrConfig, DeformableDetrForObjectDetection),
+    "dn_detr": HeadEntry(DnDetrConfig, DnDetrForObjectDetection),
+    "dino": HeadEntry(DinoConfig, DinoForObjectDetection),
 }
 
 
@@ -69,8 +68,8 @@ def find_head(name: str) -> HeadEntry:
 
     Args:
         name: a key of `HEADS`, or `package.module:ConfigClass` of a head outside this package,
-            whose module also holds the model class of that config. It learns from the Hungarian
-            assigner unless told otherwise.
+            whose module also holds the model class of that config. It learns from the assigner
+            that its model class names, the Hungarian one by default.
 
     Raises:
         ValueError: there is no such head.
@@ -99,7 +98,7 @@ def find_head(name: str) -> HeadEntry:
             f"head {name!r}: {module_name} has no DetectorForObjectDetection whose config_class "
             f"is {config_name}"
         )
-    entry = HeadEntry(config, models[0], "hungarian")
+    entry = HeadEntry(config, models[0])
     register(entry)
     return entry
 

@@ -55,6 +55,8 @@ class DetectorConfig(PreTrainedConfig):
     """
 
     model_type = "detrelay_detector"
+    # transformers' trainer gathers the other outputs, which have one row an image
+    keys_to_ignore_at_inference = ["loss_dict", "auxiliary_outputs"]  # noqa: RUF012 - as the base
 
     backbone_name: str = "resnet50"
     backbone_norm: Literal["frozen", "eval", "train"] = "eval"

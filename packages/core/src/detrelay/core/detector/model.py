@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from detrelay.core.backbones import Backbone, build_backbone
 from detrelay.core.backbones.weights import load_backbone_weights
+from detrelay.core.detector.checkpointing import set_checkpointing
 from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.detector.loss import LossFunction, published_criterion
 from detrelay.core.detector.pyramid import build_pyramid
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StageGroup, Targets
@@ -23,39 +27,74 @@ class DetectorOutput(ModelOutput):
     """What a detector returns.
 
     Attributes:
+        loss: scalar, the weighted loss; None without labels.
+        loss_dict: unweighted losses by key, such as "decoder/5/giou"; None without labels.
         logits: float [B, Q, K], class scores of the last decoder stage before the sigmoid.
         pred_boxes: float [B, Q, 4], its boxes, cxcywh in [0, 1] of the unpadded image, unclipped.
-        groups: every stage for the criterion, the decoder's group first; None in evaluation.
+        auxiliary_outputs: `logits` and `pred_boxes` of the decoder stages before, first stage
+            first; None where not asked for.
+        groups: every stage for a criterion, the decoder's group first; set in training without
+            labels.
     """
 
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
     groups: tuple[StageGroup, ...] | None = None
 
 
 class DetectorForObjectDetection(PreTrainedModel):
     """A query-based detector. Subclasses set `backbone`, `neck` and `head`, then `post_init()`.
 
-    The model makes predictions only; losses are the business of `Criterion`.
+    The model makes predictions; losses are the business of `loss_function`, which is asked where
+    the model is called with labels.
 
     Attributes:
         loss_config: the numbers of the head's published training loss.
+        assigner: name of the assigner that the head was published with.
     """
 
     config: DetectorConfig
     base_model_prefix = "detector"
     main_input_name = "pixel_values"
     input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
     loss_config: ClassVar[LossConfig] = LossConfig()
+    assigner: ClassVar[str] = "hungarian"
 
     backbone: Backbone
     neck: nn.Module
     head: nn.Module
+    _criterion: LossFunction | None = None
 
     @property
     def level_strides(self) -> tuple[int, ...]:
         """Strides in pixels of the levels that the neck makes; the backbone's own by default."""
         return self.backbone.strides
+
+    @property
+    def loss_function(self) -> LossFunction:
+        """The criterion for calls with labels; the published one unless another was set."""
+        if self._criterion is None:
+            self._criterion = published_criterion(self.loss_config, self.assigner)
+        return self._criterion
+
+    @loss_function.setter
+    def loss_function(self, value: LossFunction) -> None:
+        object.__setattr__(self, "_criterion", value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a loss function that is a module does not become a part of the model.
+
+        torch would keep it among the submodules, where the property does not look.
+        """
+        if name == "loss_function":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def build_backbone(self, num_stages: int = 4, num_maps: int | None = None) -> Backbone:
         """The backbone that the config names, with random weights, see `build_backbone`."""
@@ -92,11 +131,22 @@ class DetectorForObjectDetection(PreTrainedModel):
         # so the rules of containers would never run.
         super()._initialize_weights(module, is_custom_code=False)
 
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        set_checkpointing(self, gradient_checkpointing_func if enable else None, every_n_layers)
+
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         targets: Targets | None = None,
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+        output_auxiliary: bool = False,
     ) -> DetectorOutput:
         """Detect objects.
 
@@ -104,19 +154,51 @@ class DetectorForObjectDetection(PreTrainedModel):
             pixel_values: float [B, 3, H, W], normalised, padded bottom and right.
             pixel_mask: int or bool [B, H, W], 1 on real pixels; all real if None.
             targets: objects of the batch; read in training by heads that denoise.
+            labels: the same in the form of transformers, for a loss by `loss_function`: one mapping
+                an image with `class_labels` int64 [n] and `boxes` float [n, 4], cxcywh in [0, 1] of
+                the unpadded image.
+            output_auxiliary: return what the decoder stages before the last one predict too.
 
-        Returns:
-            `groups` is set in training mode only.
+        Raises:
+            ValueError: objects are given in both forms.
         """
+        if labels is not None:
+            if targets is not None:
+                raise ValueError("objects are given twice, as targets and as labels; leave one out")
+            targets = Targets.from_labels(labels).to(pixel_values.device)
         if pixel_mask is None:
             batch, _, height, width = pixel_values.shape
             pixel_mask = pixel_values.new_ones((batch, height, width), dtype=torch.bool)
         levels = self.neck(self.backbone(pixel_values))
         pyramid = build_pyramid(levels, self.level_strides, pixel_mask)
         groups = self.head(pyramid, targets if self.training else None)
-        last = groups[0].stages[-1]
+        *before, last = groups[0].stages
+        loss, losses = None, None
+        if labels is not None:
+            loss, losses = self._loss(groups, targets, labels)
         return DetectorOutput(
+            loss=loss,
+            loss_dict=losses,
             logits=last.logits,
             pred_boxes=last.boxes,
-            groups=groups if self.training else None,
+            auxiliary_outputs=[
+                {"logits": stage.logits, "pred_boxes": stage.boxes} for stage in before
+            ]
+            if output_auxiliary
+            else None,
+            groups=groups if self.training and labels is None else None,
         )
+
+    def _loss(
+        self,
+        groups: tuple[StageGroup, ...],
+        targets: Targets | None,
+        labels: Sequence[Mapping[str, Tensor]],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert targets is not None  # made of the labels
+        known = all("image_id" in label for label in labels)
+        image_ids = [int(label["image_id"]) for label in labels] if known else None
+        # losses are taken in full precision, whatever the model computes in
+        with torch.autocast(groups[0].stages[0].logits.device.type, enabled=False):
+            result = self.loss_function(groups, targets, image_ids)
+        return result.total, result.losses

@@ -1,4 +1,4 @@
-"""What a step costs in memory: measured, traded for time, and a batch that fits."""
+"""What a step costs in memory, and a batch that fits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from detrelay.core.criterion import Criterion
+from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.optimizer import build_optimizer
 from detrelay.core.recipes.recipe import TrainConfig
 from detrelay.core.structures import Targets
 
 _MEBIBYTE = 2**20
-# torchvision's and transformers'; the layers of a head are those its model names
-_BACKBONE_BLOCKS = {"BasicBlock", "Bottleneck", "SwinLayer"}
 # COCO's images hold up to 93
 _OBJECTS_PER_IMAGE = 100
 
@@ -46,24 +42,6 @@ def peak_memory_mib(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBIBYTE
-
-
-def checkpoint_activations(model: DetectorForObjectDetection) -> None:
-    """Keep only the inputs of the layers that repeat, and run each again in the backward pass.
-
-    These are the stages and encoder layers of the head and the blocks of the backbone.
-    Losses and gradients stay the same. Layers that learn statistics of their batches are left as
-    they are: they would learn twice.
-    """
-    names = _BACKBONE_BLOCKS | set(model._no_split_modules or ())
-    model.train()
-    for module in model.modules():
-        if type(module).__name__ in names and not any(map(_learns_statistics, module.modules())):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-
-
-def _learns_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.training and module.track_running_stats
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from detrelay.core.data.transforms import VisitSampler
+from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.checkpoint import (
@@ -31,7 +32,7 @@ from detrelay.core.engine.failure import NonFiniteStep, random_states, save_fail
 from detrelay.core.engine.inference import ImageResult, detect
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, SpeedMeter
-from detrelay.core.engine.memory import checkpoint_activations, peak_memory_mib
+from detrelay.core.engine.memory import peak_memory_mib
 from detrelay.core.engine.optimizer import (
     build_optimizer,
     learning_rate_factor,

@@ -299,6 +299,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__()
         dim, heads = config.d_model, config.num_attention_heads
+        self.config = config
         self.self_attention = nn.MultiheadAttention(dim, heads, config.dropout, batch_first=True)
         self.self_attention_norm = nn.LayerNorm(dim)
         self.cross_attention = DeformableAttention(dim, heads, config.num_levels, config.num_points)
@@ -337,8 +338,10 @@ class DecoderLayer(nn.Module):
         """
         tokens, grid = memory
         placed = queries + position
+        # torch spells the formula out only where the weights are asked for
+        eager = self.config._attn_implementation == "eager"
         heard, _ = self.self_attention(
-            placed, placed, queries, attn_mask=blocked, need_weights=False
+            placed, placed, queries, attn_mask=blocked, need_weights=eager
         )
         queries = self.self_attention_norm(queries + self.dropout(heard))
         seen = self.cross_attention(

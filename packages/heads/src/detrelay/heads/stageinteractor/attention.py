@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrelay.heads.stageinteractor.config import StageInteractorConfig
 from detrelay.heads.stageinteractor.geometry import log_coverage
 
 
@@ -18,8 +19,10 @@ class OverlapBiasedAttention(nn.Module):
         Gao et al. (AdaMixer), CVPR 2022, section 3.3.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, config: StageInteractorConfig) -> None:
         super().__init__()
+        dim, num_heads = config.d_model, config.num_attention_heads
+        self.config = config
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * dim))
@@ -41,5 +44,6 @@ class OverlapBiasedAttention(nn.Module):
         heads = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)  # [B, heads, Q, C / heads]
         bias = self.overlap_scale.view(-1, 1, 1) * log_coverage(boxes)[:, None]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        implementation = self.config._attn_implementation
+        attended = _attend(query, key, value, bias.to(query.dtype), implementation)
         return self.out_proj(attended.transpose(1, 2).flatten(2))

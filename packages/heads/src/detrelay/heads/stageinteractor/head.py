@@ -72,7 +72,7 @@ class StageInteractorStage(nn.Module):
         self.feeds_bank = stage > 0
         self.finest_scale = config.finest_scale
         self.center_unit = config.center_unit
-        self.attention = OverlapBiasedAttention(dim, config.num_attention_heads)
+        self.attention = OverlapBiasedAttention(config)
         self.attention_norm = nn.LayerNorm(dim)
         self.points = PointGenerator(
             dim,
@@ -231,6 +231,7 @@ class StageInteractorForObjectDetection(DetectorForObjectDetection):
     config: StageInteractorConfig
     config_class = StageInteractorConfig
     loss_config: ClassVar[LossConfig] = LossConfig(l1_format="xyxy")
+    assigner: ClassVar[str] = "cross_stage"
     _no_split_modules = ["StageInteractorStage"]  # noqa: RUF012 - the base declares it so
 
     def __init__(self, config: StageInteractorConfig) -> None:
