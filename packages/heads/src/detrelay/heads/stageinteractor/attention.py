@@ -47,3 +47,14 @@ class OverlapBiasedAttention(nn.Module):
         implementation = self.config._attn_implementation
         attended = _attend(query, key, value, bias.to(query.dtype), implementation)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, implementation: str) -> Tensor:
+    """Attention over [B, heads, Q, D] with a bias [B, heads, Q, Q] on its logits.
+
+    `implementation` is that of transformers: "eager" spells the formula out.
+    """
+    if implementation != "eager":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5 + bias
+    return logits.softmax(dim=-1) @ value
