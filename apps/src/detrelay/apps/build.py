@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import AnnotatedImages, Category
+from detrelay.core.data.fingerprint import fingerprint
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.label_map import chosen_categories, with_categories
 from detrelay.core.data.readers import coco
@@ -264,6 +265,16 @@ def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, A
         "command": command,
         "device": device,
         **facts_of_program(),
+    }
+
+
+def facts_of_data(train: AnyDataset, val: AnyDataset) -> dict[str, Any]:
+    """Fingerprints of the splits, for `--resume`; drawn images follow from the recipe."""
+    splits = {"train": train, "val": val}
+    return {
+        name: fingerprint(samples.annotations)
+        for name, samples in splits.items()
+        if isinstance(samples, AnnotatedImages)
     }
 
 

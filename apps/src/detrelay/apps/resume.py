@@ -6,12 +6,13 @@ that is damaged is replaced by it, one that was edited by hand is compared with 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.run_folder import RunFolderError
-from detrelay.core.errors import RecipeError
+from detrelay.core.errors import DataError, RecipeError
 from detrelay.core.recipes.recipe import Recipe, differences
 
 # the trainer checks that their product with the number of processes stays
@@ -115,6 +116,40 @@ def check_recipe(output: Path, recipe: Recipe, *, accept_changes: bool) -> Chang
             f"with --accept-changes"
         )
     return changes
+
+
+def check_data(
+    output: Path, data: Mapping[str, Any], changes: Changes, *, accept_changes: bool
+) -> dict[str, list[str]]:
+    """What of the data differs from those of the run, by split, if it may.
+
+    Args:
+        output: folder of the run.
+        data: fingerprints by split.
+        changes: of the recipe; other paths of files make the times of files mean nothing.
+        accept_changes: the user takes the consequences.
+
+    Raises:
+        DataError: the data differ.
+    """
+    from detrelay.core.data.fingerprint import all_differences  # brings torch
+
+    record = run_folder.newest_record(output) or stored_record(output)[0]
+    before = record.get("data") or {}
+    moved = [split for split in data if any(key.startswith(f"data.{split}_") for key in changes)]
+    found = all_differences(before, data, moved=moved)
+    words = "; ".join(f"{split}: {', '.join(words)}" for split, words in found.items())
+    if any(len(before[split]["categories"]) != len(data[split]["categories"]) for split in found):
+        raise DataError(
+            f"--resume: the data differ from those of the run in {output}: {words}; a model has a "
+            f"score for each category: begin another run, which may take the weights by --init"
+        )
+    if found and not accept_changes:
+        raise DataError(
+            f"--resume: the data differ from those of the run in {output}: {words}; restore them, "
+            f"or accept another result with --accept-changes"
+        )
+    return found
 
 
 def _may_change(key: str, values: tuple[Any, Any], recipe: Recipe) -> bool:

@@ -22,6 +22,7 @@ from detrelay.apps.console import Debug, run
 from detrelay.apps.launch import make_accelerator, set_threads, with_launch_settings
 from detrelay.apps.resume import (
     Changes,
+    check_data,
     check_recipe,
     listed,
     refuse_another_run,
@@ -339,7 +340,7 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
     """Data, model and trainer; nothing is written yet."""
     from transformers.utils import logging as transformers_logging
 
-    from detrelay.apps.build import build_datasets, build_parts, facts_of_run
+    from detrelay.apps.build import build_datasets, build_parts, facts_of_data, facts_of_run
     from detrelay.apps.drawing import Reporter
     from detrelay.core.engine.scaling import describe_step
     from detrelay.core.engine.trainer import Trainer
@@ -350,6 +351,7 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
     accelerator.print(f"train: {train_samples.report.summary()}")
     accelerator.print(f"val:   {val_samples.report.summary()}")
     facts = facts_of_run(recipe, arguments.init, shlex.join(["detrelay", "train", *sys.argv[1:]]))
+    facts["data"] = facts_of_data(train_samples, val_samples)
     init, fresh = arguments.init, True
     if arguments.resume:
         facts = resumed_facts(facts, output, recipe, arguments, accelerator.print)
@@ -389,10 +391,15 @@ def resumed_facts(
     if note is not None:
         say(note)
     changes = check_output(output, recipe, arguments)
+    changed_data = check_data(
+        output, facts["data"], changes, accept_changes=arguments.accept_changes
+    )
     history = list(stored.get("changes", []))
-    if changes:
-        say(f"changed since the run began: {listed(changes)}")
-        history.append({"command": facts["command"], "recipe": changes})
+    told = [listed(changes)] if changes else []
+    told += [f"{split}: {', '.join(words)}" for split, words in changed_data.items()]
+    if told:
+        say(f"changed since the run began: {'; '.join(told)}")
+        history.append({"command": facts["command"], "recipe": changes, "data": changed_data})
     return {**facts, "init": stored.get("init"), "changes": history}
 
 

@@ -175,9 +175,16 @@ class Trainer:
         return last
 
     def _restore(self) -> None:
+        of_recipe = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self._optimizer.param_groups
+        ]
         restored = load_newest_checkpoint(
             self.accelerator, self.output / run_folder.CHECKPOINTS, self.accelerator.print
         )
+        # rates and decays are loaded with the state; if they changed, the recipe's hold
+        for group, own in zip(self._optimizer.param_groups, of_recipe, strict=True):
+            group.update(own)
         if restored is None:
             self.accelerator.print("no checkpoint was taken yet: starting from step 0")
         else:
