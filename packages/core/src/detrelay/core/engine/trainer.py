@@ -42,7 +42,8 @@ from detrelay.core.engine.parts import Evaluation, TrainingParts
 from detrelay.core.engine.scaling import with_scaled_rate
 from detrelay.core.engine.stopping import StopSignals, TrainingInterrupted
 from detrelay.core.engine.update import Update, Updater, assignment_counts
-from detrelay.core.evaluation.coco_ap import CocoResult, detections_from_results, evaluate_coco
+from detrelay.core.evaluation.coco_ap import CocoResult, evaluate_coco
+from detrelay.core.evaluation.tables import Detections
 from detrelay.core.recipes.recipe import TrainConfig
 
 __all__ = ["Evaluation", "StopSignals", "Trainer", "TrainingInterrupted", "TrainingParts"]
@@ -381,9 +382,9 @@ class Trainer:
         """The COCO figures, computed by the main process for all."""
         scores: list[CocoResult | None] = [None]
         if self.accelerator.is_main_process:
-            rows = detections_from_results(results, image_ids, self.parts.category_ids)
+            found = Detections.from_results(results, image_ids, self.parts.category_ids)
             limit = self.settings.max_detections
-            scores = [evaluate_coco(self.parts.ground_truth, rows, max_detections=limit)]
+            scores = [evaluate_coco(self.parts.ground_truth, found, max_detections=limit)]
         broadcast_object_list(scores)
         assert scores[0] is not None
         return scores[0]

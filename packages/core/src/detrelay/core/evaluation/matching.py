@@ -1,0 +1,159 @@
+"""Which detection found which object, by COCO's rule; what every analysis beyond AP starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from detrelay.core.evaluation.backends import IOU_THRESHOLDS, RECALL_THRESHOLDS
+from detrelay.core.evaluation.tables import Bools, Floats, Found, GroundTruth, Ints, box_iou
+
+_ALMOST_ONE = 1 - 1e-10
+_TINY = np.spacing(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matches:
+    """Detections matched to objects of their own category, at one or more IoU thresholds.
+
+    Attributes:
+        found: the N detections that were looked at, ordered by image, category and falling score.
+        target: int64 [T, N], row of the object that each has found; -1 for none.
+        ignored: bool [T, N], detections on crowds, which are neither right nor wrong.
+        objects: int64 [I, K], objects to find, crowds not counted.
+        thresholds: float64 [T].
+    """
+
+    found: Found
+    target: Ints
+    ignored: Bools
+    objects: Ints
+    thresholds: Floats
+
+    def average_precision(self, weights: Floats | None = None) -> Floats:
+        """AP by threshold and category, -1 where there is nothing to find.
+
+        Args:
+            weights: float64 [I], how often each image counts; once each if None. Whole numbers
+                give the figures of a data set with repeated images.
+
+        Returns:
+            float64 [T, K].
+        """
+        images, categories = self.objects.shape
+        weights = np.ones(images) if weights is None else weights
+        wanted = weights @ self.objects
+        result = np.full((len(self.thresholds), categories), -1.0)
+        for category, rows in enumerate(self._by_score()):
+            if wanted[category] > 0:
+                weight = weights[self.found.image[rows]]
+                result[:, category] = [
+                    _average_precision(
+                        np.where(self.ignored[level, rows], 0.0, weight),
+                        self.target[level, rows] >= 0,
+                        float(wanted[category]),
+                    )
+                    for level in range(len(self.thresholds))
+                ]
+        return result
+
+    def _by_score(self) -> list[Ints]:
+        """Rows of each category by falling score; equal scores keep the order of images."""
+        order = np.lexsort((-self.found.scores, self.found.category))
+        borders = np.searchsorted(
+            self.found.category[order], np.arange(self.objects.shape[1] + 1)
+        )
+        return [order[start:stop] for start, stop in zip(borders[:-1], borders[1:], strict=True)]
+
+
+def match(
+    truth: GroundTruth,
+    found: Found,
+    max_detections: int,
+    thresholds: Floats = IOU_THRESHOLDS,
+) -> Matches:
+    """Let detections claim objects of their category, best score first.
+
+    A detection takes the free object that it overlaps most, if by no less than the threshold; of
+    equal overlaps the later. It takes a crowd only where no object is left to it, and any number
+    of detections may take one crowd.
+
+    Args:
+        truth: what is there.
+        found: what a detector claims.
+        max_detections: most detections of a category in an image that are looked at.
+        thresholds: float64 [T], least IoU.
+    """
+    ranked = found.ranked(max_detections)
+    target = np.full((len(thresholds), len(ranked)), -1, dtype=np.int64)
+    ignored = np.zeros(target.shape, dtype=np.bool_)
+    categories = len(truth.names)
+    slot = truth.image * categories + truth.category
+    rows = np.lexsort((truth.crowd, slot))  # crowds last
+    claims = ranked.image * categories + ranked.category  # ascending
+    for start, stop in _runs(slot[rows]):
+        group = rows[start:stop]
+        first, last = np.searchsorted(claims, [slot[group[0]], slot[group[0]] + 1])
+        if first == last:
+            continue
+        iou = box_iou(
+            ranked.boxes_xywh[first:last], truth.boxes_xywh[group], truth.crowd[group]
+        )
+        for level, threshold in enumerate(thresholds):
+            taken = claim(iou, threshold, truth.crowd[group])
+            hit = taken >= 0
+            crowd = hit & truth.crowd[group][taken]
+            ignored[level, first:last] = crowd
+            target[level, first:last] = np.where(hit & ~crowd, group[taken], -1)
+    objects = np.zeros((len(truth.image_ids), categories), dtype=np.int64)
+    np.add.at(objects, (truth.image[~truth.crowd], truth.category[~truth.crowd]), 1)
+    return Matches(ranked, target, ignored, objects, thresholds)
+
+
+def claim(iou: Floats, threshold: float, crowd: Bools) -> Ints:
+    """Column that each row takes, rows in turn; -1 for none.
+
+    Args:
+        iou: [N, G], best scores first, crowds last.
+        threshold: least IoU.
+        crowd: [G].
+    """
+    taken = np.full(len(iou), -1, dtype=np.int64)
+    free = np.ones(iou.shape[1], dtype=np.bool_)
+    least = min(threshold, _ALMOST_ONE)
+    single = np.flatnonzero(~crowd)
+    for row in np.flatnonzero((iou >= least).any(axis=1)):
+        columns = single[free[single]]
+        if not (iou[row, columns] >= least).any():
+            columns = np.flatnonzero(crowd)
+        fit = columns[iou[row, columns] >= least]
+        if len(fit):
+            values = iou[row, fit]
+            taken[row] = fit[len(values) - 1 - int(np.argmax(values[::-1]))]  # the last of equals
+            free[taken[row]] = bool(crowd[taken[row]])
+    return taken
+
+
+def _average_precision(weight: Floats, right: Bools, wanted: float) -> float:
+    """Mean precision at 101 recalls.
+
+    Args:
+        weight: [N] by falling score; 0 for what does not count.
+        right: [N].
+        wanted: number of objects.
+    """
+    true = np.cumsum(np.where(right, weight, 0.0))
+    false = np.cumsum(np.where(right, 0.0, weight))
+    precision = true / (true + false + _TINY)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    place = np.searchsorted(true / wanted, RECALL_THRESHOLDS, side="left")
+    return float(np.mean(np.append(precision, 0.0)[place]))
+
+
+def _runs(values: Ints) -> list[tuple[int, int]]:
+    """First and past-the-last position of each run of equal values."""
+    if not len(values):
+        return []
+    starts = np.flatnonzero(np.diff(values)) + 1
+    return list(zip([0, *starts.tolist()], [*starts.tolist(), len(values)], strict=True))
