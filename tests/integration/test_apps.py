@@ -103,17 +103,36 @@ def test_best_model_loads_by_the_auto_classes_with_original_categories(
 def test_evaluate_repeats_what_training_measured(
     run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = tmp_path / "new" / "figures.json"
+    target, written = tmp_path / "new" / "figures.json", tmp_path / "rows" / "found.json"
     code, out, _ = command(
         evaluate.evaluate, evaluate.Arguments, capsys,
         *("--model", run / "last", "--data", coco_folder / "val.json", "--output", target),
+        *("--detections", written),
     )  # fmt: skip
     assert code == 0
+    check_written_detections(written, coco_folder / "val.json", target, capsys)
     measured = json.loads((run / "results.json").read_text())
     figures = json.loads(target.read_text())
     for part in ("stats", "AP_per_category"):
         assert figures[part] == pytest.approx(measured[part], abs=1e-6)
-    assert f"AP_medium  {figures['stats']['AP_medium']:9.6f}" in out.splitlines()
+    lines = [line.split() for line in out.splitlines()]
+    assert ["AP50", f"{100 * figures['stats']['AP50']:.1f}", "maxDets", "100"] in lines
+
+
+def check_written_detections(
+    written: Path, data: Path, figures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They bear the data set's ids, and scored as a file they give the same figures."""
+    truth, rows = (json.loads(file.read_text()) for file in (data, written))
+    assert {row["image_id"] for row in rows} == {image["id"] for image in truth["images"]}
+    assert {row["category_id"] for row in rows} <= set(CATEGORY_IDS)
+    again = written.with_name("again.json")
+    code, _, _ = command(
+        evaluate.evaluate, evaluate.Arguments, capsys,
+        *("--predictions", written, "--data", data, "--output", again, "--backend", "hotcoco"),
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(again.read_text()) == json.loads(figures.read_text())
 
 
 def test_predict_draws_and_writes_original_ids(
@@ -358,6 +377,7 @@ def test_images_without_annotations_are_left_out_of_training_only(
         (["--predictions", "list.json", "--data", "half.json"], "annotations[0] has no 'image_id'"),
         (["--predictions", "stranger.json"], "image_id 99"),
         (["--predictions", "list.json", "--max-detections", "0"], "at least 1, found 0"),
+        (["--predictions", "list.json", "--detections", "x.json"], "it goes with --model"),
         (["--model", "nowhere"], "nowhere: no saved model"),
     ],
 )
@@ -478,4 +498,5 @@ def test_evaluator_reproduces_published_figures_to_six_decimals(
     figures = json.loads(target.read_text())
     for part in ("stats", "AP_per_category"):
         assert figures[part] == expected[part]
-    assert f"{expected['stats']['AP']:9.6f}" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["AP", f"{100 * expected['stats']['AP']:.1f}", "maxDets", "100"] in lines

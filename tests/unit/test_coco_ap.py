@@ -6,44 +6,23 @@ import contextlib
 import copy
 import io
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detrelay.core.errors import DataError
+from detrelay.core.evaluation.backends import BACKENDS
 from detrelay.core.evaluation.coco_ap import (
     CocoResult,
     detections_from_results,
     evaluate_coco,
 )
-
-Row = dict[str, Any]
-
-
-def truth(boxes: list[Row], num_images: int = 1) -> dict[str, Any]:
-    """A ground truth with categories 4 (cat) and 9 (dog); boxes default to image 1 and cat."""
-    annotations = []
-    for number, row in enumerate(boxes, start=1):
-        area = row["bbox"][2] * row["bbox"][3]
-        defaults = {"id": number, "image_id": 1, "category_id": 4, "area": area, "iscrowd": 0}
-        annotations.append(defaults | row)
-    return {
-        "images": [
-            {"id": number, "width": 640, "height": 480} for number in range(1, num_images + 1)
-        ],
-        "annotations": annotations,
-        "categories": [{"id": 9, "name": "dog"}, {"id": 4, "name": "cat"}],
-    }
-
-
-def found(score: float, box: list[float], category: int = 4, image: int = 1) -> Row:
-    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
-
+from detrelay.core.evaluation.tables import read_detections
+from factories_scores import Row, found, random_case, truth
 
 SMALL, MEDIUM = [0, 0, 20, 20], [100, 100, 50, 50]
 HAND_TRUTH = truth([{"bbox": SMALL}, {"bbox": MEDIUM}])
@@ -143,35 +122,6 @@ def test_limit_must_be_positive() -> None:
         evaluate_coco(HAND_TRUTH, HAND_FOUND, max_detections=0)
 
 
-def random_case() -> tuple[dict[str, Any], list[Row]]:
-    """Six images with crowds, misses, doubles and, in one image, over 300 detections."""
-    generator = np.random.default_rng(0)
-    boxes: list[Row] = []
-    detections: list[Row] = []
-    for image in range(1, 7):
-        for _ in range(10):
-            side = np.exp(generator.uniform(2.5, 5.2))
-            box = [*generator.uniform(0, 300, 2), side, side * generator.uniform(0.6, 1.4)]
-            category = int(generator.choice([4, 9]))
-            boxes.append(
-                {
-                    "bbox": [float(value) for value in box],
-                    "image_id": image,
-                    "category_id": category,
-                    "iscrowd": int(generator.random() < 0.1),
-                }
-            )
-            for _ in range(generator.integers(0, 3)):
-                moved = np.array(box) + generator.normal(0, 0.08, 4) * box[2]
-                moved[2:] = moved[2:].clip(1)
-                score = round(float(generator.random()), 2)
-                detections.append(found(score, moved.tolist(), category, image))
-    for _ in range(350):
-        noise = generator.uniform(1, 200, 4).tolist()
-        detections.append(found(round(float(generator.random()), 2), noise, 4, 2))
-    return truth(boxes, num_images=6), detections
-
-
 @pytest.mark.parametrize("limits", [(1, 10, 100), (100, 300, 1000)])
 def test_figures_are_those_of_the_stock_evaluator(limits: tuple[int, int, int]) -> None:
     ground_truth, detections = random_case()
@@ -260,8 +210,9 @@ def test_results_become_rows_with_original_ids() -> None:
 def test_table_shows_percent_and_dashes() -> None:
     lines = evaluate_coco(HAND_TRUTH, HAND_FOUND).table().splitlines()
     cells = [line.split() for line in lines]
-    assert ["AP50", "83.5"] in cells
-    assert ["AP_large", "-"] in cells
+    assert ["AP50", "83.5", "maxDets", "100"] in cells
+    assert ["AR_10", "75.0", "maxDets", "10"] in cells
+    assert ["AP_large", "-", "maxDets", "100"] in cells
     assert ["cat", "67.0"] in cells
     assert ["dog", "-"] in cells
 
@@ -273,22 +224,42 @@ def test_result_survives_json() -> None:
     assert again == result
 
 
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
 @pytest.mark.parametrize(
-    ("folder", "ground_truth", "detections"),
-    [
-        ("bccd", "val.json", "noisy_detections.json"),
-        ("coco_mini", "instances.json", "noisy_detections.json"),
-        ("coco_fake100", "instances_gt.json", "fakebbox100_results.json"),
-    ],
+    "folder", ["aquarium", "bccd", "cards", "chess", "coco_fake100", "coco_mini", "trees"]
 )
-def test_recorded_figures_are_reproduced(
-    real_data: Path, folder: str, ground_truth: str, detections: str
-) -> None:
-    def load(name: str) -> Any:
-        return json.loads((real_data / folder / name).read_text())
-
-    expected = load("expected_eval.json")
-    result = evaluate_coco(load(ground_truth), load(detections))
+def test_recorded_figures_are_reproduced(real_data: Path, folder: str, backend: str) -> None:
+    expected = json.loads((real_data / folder / "expected_eval.json").read_text())
+    ground_truth = json.loads((real_data / folder / expected["ground_truth"]).read_text())
+    detections = read_detections(real_data / folder / expected["detections"])
+    result = evaluate_coco(ground_truth, detections, backend=backend)
     assert {name: round(value, 6) for name, value in result.stats.items()} == expected["stats"]
     per_category = {name: round(value, 6) for name, value in result.per_category.items()}
     assert per_category == expected["AP_per_category"]
+
+
+@pytest.mark.parametrize("limit", [1, 5, 100, 300])
+def test_back_ends_agree_to_the_bit(limit: int) -> None:
+    ground_truth, detections = random_case()
+    both = [
+        evaluate_coco(ground_truth, detections, max_detections=limit, backend=backend)
+        for backend in BACKENDS
+    ]
+    assert both[0] == both[1]
+    assert both[0].stats["AP"] > 0.03
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_back_ends_take_nothing(backend: str) -> None:
+    nothing_found = evaluate_coco(HAND_TRUTH, [], backend=backend)
+    assert nothing_found.per_category == {"cat": 0.0, "dog": -1.0}
+    nothing_to_find = evaluate_coco(truth([]), HAND_FOUND, backend=backend)
+    assert set(nothing_to_find.stats.values()) == {-1.0}
+
+
+def test_unknown_and_missing_back_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"unknown back end 'cuda'; known are pycocotools"):
+        evaluate_coco(HAND_TRUTH, HAND_FOUND, backend="cuda")
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    with pytest.raises(ValueError, match=r"not installed; pip install 'detrelay\[fast\]'"):
+        evaluate_coco(HAND_TRUTH, HAND_FOUND, backend="hotcoco")

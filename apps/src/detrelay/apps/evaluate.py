@@ -7,9 +7,11 @@ detrelay evaluate --predictions detections.json --data val.json
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import tyro
 
@@ -18,7 +20,9 @@ from detrelay.apps.console import Debug, run
 if TYPE_CHECKING:
     from detrelay.core.data.coco import CocoDataset
     from detrelay.core.detector.model import DetectorForObjectDetection
+    from detrelay.core.evaluation.tables import Detections
 
+BackendName = Literal["pycocotools", "hotcoco"]
 _BATCH_SIZE = 4
 _DIGITS = 6
 
@@ -39,8 +43,16 @@ class Arguments:
     """Folder of the images; the json's own surroundings if not named."""
     output: Path | None = None
     """Where to write the figures as json."""
+    details: Path | None = None
+    """Folder for charts and json of more: by class and size, confusion, calibration, errors."""
+    detections: Path | None = None
+    """Where to write what the model finds, as a COCO results list with the data set's ids."""
     max_detections: int = 100
     """Boxes per image that count."""
+    class_agnostic: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Only ask whether objects are found, not what they are taken for."""
+    backend: BackendName = "pycocotools"
+    """Who computes; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
     debug: Debug = False
 
 
@@ -48,54 +60,77 @@ def evaluate(arguments: Arguments) -> int:
     """Print the figures, write them where asked to; the exit code."""
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("name either --model or --predictions")
-    from detrelay.core.evaluation.coco_ap import evaluate_coco
-
-    rows: list[dict[str, Any]] | None
+    if arguments.max_detections < 1:
+        raise ValueError(f"--max-detections must be at least 1, found {arguments.max_detections}")
     if arguments.predictions is not None:
-        ground_truth, rows = read_lists(arguments.data, arguments.predictions)
+        if arguments.detections is not None:
+            raise ValueError("--detections writes what a model finds; it goes with --model")
+        if _is_idle_process():
+            return 0
+        content, detections = read_lists(arguments.data, arguments.predictions)
     else:
-        ground_truth, rows = detect_all(arguments)
-    if rows is None:  # another process of this run has them
-        return 0
-    scores = evaluate_coco(ground_truth, rows, max_detections=arguments.max_detections)
-    figures = rounded(scores.to_dict())
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    for title, values in (("", figures["stats"]), ("AP by category", figures["AP_per_category"])):
-        print(title)
-        width = max(map(len, values))
-        for name, value in values.items():
-            print(f"{name:<{width}}  {value:9.6f}")
+        content, found = detect_all(arguments)
+        if found is None:  # another process of this run has them
+            return 0
+        detections = found
+        if arguments.detections is not None:
+            detections.write(arguments.detections)
+            print(f"{len(detections)} detections -> {arguments.detections}")
+    score(arguments, content, detections)
     return 0
 
 
-def read_lists(data: Path, predictions: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score(arguments: Arguments, content: Mapping[str, Any], detections: Detections) -> None:
+    """Print the figures of detections, and write what was asked for."""
+    from detrelay.core.evaluation.backends import accumulate
+    from detrelay.core.evaluation.coco_ap import limits_of, summarize
+    from detrelay.core.evaluation.tables import GroundTruth
+
+    truth = GroundTruth.from_coco(content)
+    found = truth.place(detections)
+    if arguments.class_agnostic:
+        truth, found = truth.class_agnostic(), found.class_agnostic()
+    limits = limits_of(arguments.max_detections)
+    accumulated = accumulate(truth, found, limits, arguments.backend)
+    scores = summarize(accumulated, truth.names, arguments.max_detections)
+    if arguments.output is not None:
+        write_json(arguments.output, scores.to_dict())
+    print(scores.table())
+    if arguments.details is not None:
+        from detrelay.apps.charts import draw_analysis
+        from detrelay.core.evaluation.analysis import analyse
+
+        analysis = analyse(truth, found, accumulated)
+        write_json(arguments.details / "figures.json", scores.to_dict())
+        write_json(arguments.details / "analysis.json", analysis.to_dict())
+        (arguments.details / "table.txt").write_text(analysis.table() + "\n", encoding="utf-8")
+        draw_analysis(analysis, arguments.details)
+        print(f"\n{analysis.table()}\n\ncharts and figures -> {arguments.details}")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write numbers to six decimals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rounded(content), indent=1) + "\n", encoding="utf-8")
+
+
+def _is_idle_process() -> bool:
+    """Whether another process of this launch scores the files; torch is not asked."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def read_lists(data: Path, predictions: Path) -> tuple[dict[str, Any], Detections]:
     """Truth and detections as they stand in two files; images are not needed."""
     from detrelay.core.data.coco import read_annotations
+    from detrelay.core.evaluation.tables import ids_of_files, read_detections
 
     truth = read_annotations(data, with_files=False)
-    rows = read_json(predictions)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(
-            f"{predictions}: not a COCO results list; expected a list of objects with image_id, "
-            f"category_id, bbox and score"
-        )
-    return truth, rows
+    return truth, read_detections(predictions, ids_of_files(truth))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a json file, or one clear error."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not json ({error})") from error
-
-
-def detect_all(arguments: Arguments) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
+def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]:
     """Truth of a data set and what the model finds in it; None on all but the main process."""
+    import numpy as np
     from accelerate import Accelerator
 
     from detrelay.apps.build import eval_data, load_saved
@@ -103,7 +138,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], list[dict[str, Any
     from detrelay.core.data.transforms import VisitSampler
     from detrelay.core.engine.inference import detect
     from detrelay.core.engine.loaders import make_loader
-    from detrelay.core.evaluation.coco_ap import detections_from_results
+    from detrelay.core.evaluation.tables import Detections
 
     assert arguments.model is not None
     samples = CocoDataset(arguments.data, arguments.images)
@@ -117,9 +152,9 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], list[dict[str, Any
     image_ids, results = detect(accelerator, model, loader, processor, arguments.max_detections)
     if not accelerator.is_main_process:
         return samples.ground_truth, None
-    rows = detections_from_results(results, image_ids, category_ids)
-    present = {category.id for category in samples.categories}
-    return samples.ground_truth, [row for row in rows if row["category_id"] in present]
+    detections = Detections.from_results(results, image_ids, category_ids)
+    present = np.array([category.id for category in samples.categories], dtype=np.int64)
+    return samples.ground_truth, detections.select(np.isin(detections.category_ids, present))
 
 
 def known_categories(
@@ -144,6 +179,8 @@ def rounded(values: Any) -> Any:
     """The same nested values with floats to six decimals."""
     if isinstance(values, dict):
         return {key: rounded(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [rounded(value) for value in values]
     return round(values, _DIGITS) if isinstance(values, float) else values
 
 

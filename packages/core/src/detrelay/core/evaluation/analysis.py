@@ -11,7 +11,7 @@ from detrelay.core.evaluation.backends import AREAS, RECALL_THRESHOLDS, Accumula
 from detrelay.core.evaluation.coco_ap import mean_of_measured
 from detrelay.core.evaluation.matching import Matches, claim, match
 from detrelay.core.evaluation.tables import Floats, Found, GroundTruth, Ints, box_iou
-from detrelay.core.evaluation.tide import ErrorBreakdown, error_breakdown
+from detrelay.core.evaluation.tide import MEANINGS, ErrorBreakdown, error_breakdown
 
 _BINS = 10
 _IOU_50, _IOU_75 = 0, 5
@@ -131,6 +131,49 @@ class Analysis:
         content["recalls"] = RECALL_THRESHOLDS.tolist()
         return content
 
+    def table(self) -> str:
+        """By category, and errors by kind, as text; percent, a dash where nothing is measured."""
+        columns = ("objects", "AP", "AP50", "AP75", *(f"AP_{area}" for area in AREAS[1:]))
+        columns += ("AR", "best score", "F1", "calibration error")
+        rows = [
+            (
+                figures.name,
+                str(figures.objects),
+                *map(_percent, (figures.ap["all"], figures.ap50, figures.ap75)),
+                *(_percent(figures.ap[area]) for area in AREAS[1:]),
+                _percent(figures.ar["all"]),
+                f"{figures.best.score:.2f}" if figures.best else "-",
+                _percent(figures.best.f1 if figures.best else -1),
+                _percent(-1 if figures.calibration_error is None else figures.calibration_error),
+            )
+            for figures in self.categories
+        ]
+        lines = _aligned([(f"maxDets {self.max_detections}", *columns), *rows])
+        errors = self.errors
+        title = f"errors at IoU {errors.threshold:g}, maxDets {errors.max_detections} an image"
+        kinds = [
+            (kind, str(errors.counts[kind]), f"{100 * gain:.2f}", MEANINGS[kind])
+            for kind, gain in errors.gains.items()
+        ]
+        return "\n".join([*lines, "", *_aligned([(title, "count", "AP gained", ""), *kinds])])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns of text: the first and a last one of words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = {0} | ({len(widths) - 1} if rows[0][-1] == "" else set())
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if place in words else f"{cell:>{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if value >= 0 else "-"
+
 
 def analyse(
     truth: GroundTruth,
@@ -244,9 +287,7 @@ def calibration(matches: Matches, category: int | None = None) -> Calibration:
     )
 
 
-def confusion(
-    truth: GroundTruth, found: Found, threshold: float, max_detections: int
-) -> Confusion:
+def confusion(truth: GroundTruth, found: Found, threshold: float, max_detections: int) -> Confusion:
     """Count what objects were taken for, see `Confusion`.
 
     Args:
@@ -276,9 +317,9 @@ def confusion(
     counts = np.zeros((categories + 1, categories + 1), dtype=np.int64)
     hit = target >= 0
     np.add.at(counts, (truth.category[target[hit]], kept.category[hit]), 1)
-    stray = ~hit & ~matches.ignored[0]
-    np.add.at(counts, (categories, kept.category[stray]), 1)
+    stray = kept.category[~hit & ~matches.ignored[0]]
+    counts[categories, :categories] = np.bincount(stray, minlength=categories)
     taken[target[hit]] = True
-    missed = ~taken & ~truth.crowd
-    np.add.at(counts, (truth.category[missed], categories), 1)
+    missed = truth.category[~taken & ~truth.crowd]
+    counts[:categories, categories] = np.bincount(missed, minlength=categories)
     return Confusion(counts, int(matches.ignored[0].sum()), threshold)

@@ -61,9 +61,7 @@ def accumulate(
     return Accumulated(precision, recall, tuple(limits))
 
 
-def _by_pycocotools(
-    truth: GroundTruth, found: Found, limits: list[int]
-) -> tuple[Floats, Floats]:
+def _by_pycocotools(truth: GroundTruth, found: Found, limits: list[int]) -> tuple[Floats, Floats]:
     """One category at a time, so that few rows exist at once; categories do not touch."""
     shape = (len(IOU_THRESHOLDS), len(truth.names), len(AREAS), len(limits))
     recall = np.full(shape, -1.0)
@@ -76,8 +74,12 @@ def _by_pycocotools(
             continue
         evaluator = COCOeval(
             # ids from 1: pycocotools takes a match with annotation id 0 for no match
-            _index(images, [_truth_row(truth, row, id) for id, row in enumerate(objects, 1)]),
-            _index(images, [_found_row(found, row, id) for id, row in enumerate(claims, 1)]),
+            _index(
+                images, [_truth_row(truth, row, id) for id, row in enumerate(objects.tolist(), 1)]
+            ),
+            _index(
+                images, [_found_row(found, row, id) for id, row in enumerate(claims.tolist(), 1)]
+            ),
             iouType="bbox",
         )
         evaluator.params.imgIds = images.tolist()
@@ -161,6 +163,7 @@ def _by_hotcoco(truth: GroundTruth, found: Found, limits: list[int]) -> tuple[Fl
     return np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
 
 
-BACKENDS: dict[
-    str, Callable[[GroundTruth, Found, list[int]], tuple[Floats, Floats]]
-] = {"pycocotools": _by_pycocotools, "hotcoco": _by_hotcoco}
+BACKENDS: dict[str, Callable[[GroundTruth, Found, list[int]], tuple[Floats, Floats]]] = {
+    "pycocotools": _by_pycocotools,
+    "hotcoco": _by_hotcoco,
+}

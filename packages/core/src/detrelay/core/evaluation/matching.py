@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,10 +62,8 @@ class Matches:
     def _by_score(self) -> list[Ints]:
         """Rows of each category by falling score; equal scores keep the order of images."""
         order = np.lexsort((-self.found.scores, self.found.category))
-        borders = np.searchsorted(
-            self.found.category[order], np.arange(self.objects.shape[1] + 1)
-        )
-        return [order[start:stop] for start, stop in zip(borders[:-1], borders[1:], strict=True)]
+        borders = np.searchsorted(self.found.category[order], np.arange(self.objects.shape[1] + 1))
+        return [order[start:stop] for start, stop in pairwise(borders)]
 
 
 def match(
@@ -97,9 +96,7 @@ def match(
         first, last = np.searchsorted(claims, [slot[group[0]], slot[group[0]] + 1])
         if first == last:
             continue
-        iou = box_iou(
-            ranked.boxes_xywh[first:last], truth.boxes_xywh[group], truth.crowd[group]
-        )
+        iou = box_iou(ranked.boxes_xywh[first:last], truth.boxes_xywh[group], truth.crowd[group])
         for level, threshold in enumerate(thresholds):
             taken = claim(iou, threshold, truth.crowd[group])
             hit = taken >= 0

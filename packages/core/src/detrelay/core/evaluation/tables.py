@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from numbers import Real
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,12 @@ class Detections:
             file.write("\n]\n" if len(self) else "[]\n")
 
 
-def read_detections(path: Path) -> Detections:
+def read_detections(path: Path, id_of_file: Mapping[str, int] | None = None) -> Detections:
     """The detections of a COCO results list, of anybody's detector.
+
+    Args:
+        path: the json file.
+        id_of_file: image id by file name, for rows that have `file_name` instead of `image_id`.
 
     Raises:
         DataError: the file cannot be read, or it is no list of detections.
@@ -144,6 +149,8 @@ def read_detections(path: Path) -> Detections:
 
     def take(entry: dict[str, Any]) -> dict[str, Any] | None:
         # rows become columns while they are read; what lacks a key (a mask, say) stays as it is
+        if id_of_file is not None and "image_id" not in entry and "file_name" in entry:
+            entry["image_id"] = _id_of(len(columns), str(entry["file_name"]), id_of_file)
         if any(key not in entry for key in _KEYS):
             return entry
         columns.add(len(columns), entry)
@@ -162,7 +169,7 @@ def read_detections(path: Path) -> Detections:
     for number, entry in enumerate(content):
         if isinstance(entry, dict):
             missing = next(key for key in _KEYS if key not in entry)
-            raise DataError(f"{path}: detection {number} has no {missing!r}")
+            raise DataError(f"{path}: detection {number} has no {missing!r}; {expected}")
         if entry is not None:
             raise DataError(
                 f"{path}: entry {number} is a {type(entry).__name__}, not a detection; {expected}"
@@ -173,6 +180,30 @@ def read_detections(path: Path) -> Detections:
             f"detections inside of others); {expected}"
         )
     return columns.finish()
+
+
+def ids_of_files(content: Mapping[str, Any]) -> dict[str, int]:
+    """Image id by `file_name`, and by its last part where only one image has that.
+
+    Args:
+        content: a COCO dict; images without `file_name` are left out.
+    """
+    full = {entry["file_name"]: entry["id"] for entry in content["images"] if "file_name" in entry}
+    last = [PurePath(name).name for name in full]
+    counts = Counter(last)
+    short = {
+        name: image for name, image in zip(last, full.values(), strict=True) if counts[name] == 1
+    }
+    return short | full
+
+
+def _id_of(number: int, name: str, id_of_file: Mapping[str, int]) -> int:
+    if name not in id_of_file:
+        raise DataError(
+            f"detection {number} names no image_id, and its file_name {name!r} is that of no or of "
+            f"several images of the ground truth"
+        )
+    return id_of_file[name]
 
 
 class _Columns:
@@ -191,7 +222,7 @@ class _Columns:
                 raise DataError(f"detection {number} has no {key!r}")
         for key in ("image_id", "category_id"):
             value = row[key]
-            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            if not isinstance(value, int) or isinstance(value, bool):
                 raise DataError(
                     f"{key} of detection {number} must be a whole number, found {value!r}"
                 )
@@ -202,8 +233,7 @@ class _Columns:
             isinstance(box, list | tuple)
             and len(box) == 4
             and all(map(_is_finite, box))
-            and box[2] >= 0
-            and box[3] >= 0
+            and all(float(side) >= 0 for side in box[2:])
         ):
             raise DataError(
                 f"bbox of detection {number} must be four finite numbers [x, y, width, height] "
@@ -289,10 +319,12 @@ class GroundTruth:
 
     def class_agnostic(self) -> GroundTruth:
         """A copy in which every object has the one category "object", id 1."""
-        return GroundTruth(
-            self.image_ids, np.ones(1, np.int64), ("object",), self.image,
-            np.zeros_like(self.category), self.boxes_xywh, self.areas, self.crowd,
-        )  # fmt: skip
+        return replace(
+            self,
+            category_ids=np.ones(1, np.int64),
+            names=("object",),
+            category=np.zeros_like(self.category),
+        )
 
     def place(self, detections: Detections) -> Found:
         """The detections with positions instead of ids.
@@ -336,6 +368,10 @@ class Found:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def class_agnostic(self) -> Found:
+        """A copy in which every detection has the one category "object"."""
+        return replace(self, category=np.zeros_like(self.category))
 
     def select(self, keep: Bools | Ints) -> Found:
         """The detections that a mask or a list of positions names."""

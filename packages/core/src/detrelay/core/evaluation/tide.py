@@ -15,18 +15,16 @@ import numpy as np
 from detrelay.core.evaluation.matching import claim
 from detrelay.core.evaluation.tables import Bools, Floats, Found, GroundTruth, Ints, box_iou
 
-KINDS = ("class", "place", "both", "duplicate", "background", "missed")
+KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 MEANINGS = {
-    "class": "overlaps an object of another category well",
-    "place": "overlaps an object of its category, but not well enough",
+    "classification": "overlaps an object of another category well",
+    "localization": "overlaps an object of its category, but not well enough",
     "both": "overlaps an object of another category, and not well enough",
     "duplicate": "overlaps an object well that a better detection has found",
     "background": "overlaps no object",
     "missed": "an object that no wrong detection would have found if mended",
 }
-_PLACE, _CLASS, _DUPLICATE, _BACKGROUND, _BOTH = (
-    KINDS.index(kind) for kind in ("place", "class", "duplicate", "background", "both")
-)
+_CLASS, _PLACE, _BOTH, _DUPLICATE, _BACKGROUND, _ = range(len(KINDS))
 _RIGHT = -1
 _RECALLS = np.array([step / 100 for step in range(101)])
 
@@ -39,7 +37,7 @@ class ErrorBreakdown:
         ap: AP as a fraction at the threshold, over categories with an object or a detection.
         counts: number of errors by kind.
         gains: AP, as a fraction, gained if all errors of one kind were mended: a wrong class or
-            place put right (or dropped where another detection finds the object), other wrong
+            box put right (or dropped where another detection finds the object), other wrong
             detections dropped, missed objects not asked for.
         false_positives: AP gained if every wrong detection came after all right ones.
         false_negatives: AP gained if no object that was not found were asked for.
@@ -198,7 +196,8 @@ class _Curves:
             repaired = verdicts.kind == KINDS.index(mend)
             helped = repaired & (verdicts.mended >= 0)
             right = right | helped
-            category = np.where(helped, truth.category[verdicts.mended], category)
+            category = category.copy()
+            category[helped] = truth.category[verdicts.mended[helped]]
             counts = (counts & ~repaired) | helped
         scores = right.astype(np.float64) if separate else ranked.scores
         # tidecv puts the right ones last among equal scores, once anything is mended
