@@ -425,6 +425,32 @@ def test_evaluate_refuses_a_model_of_other_categories(
     assert "hexagon" in err
 
 
+@pytest.mark.parametrize("annotations", [{}, {"annotations": []}])
+def test_files_without_annotations_get_detections_only(
+    annotations: dict[str, object],
+    run: Path,
+    coco_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    truth = json.loads((coco_folder / "val.json").read_text())
+    unlabelled, written = tmp_path / "test.json", tmp_path / "found.json"
+    kept = {key: truth[key] for key in ("images", "categories")}
+    unlabelled.write_text(json.dumps(kept | annotations))
+    arguments = ("--model", run / "last", "--data", unlabelled, "--images", coco_folder / "images")
+    code, out, _ = command(
+        evaluate.evaluate, evaluate.Arguments, capsys, *arguments, "--detections", written
+    )
+    assert code == 0
+    assert "no annotations: nothing is scored" in out
+    assert "AP" not in out
+    rows = json.loads(written.read_text())
+    assert {row["image_id"] for row in rows} == {image["id"] for image in truth["images"]}
+    code, _, err = command(evaluate.evaluate, evaluate.Arguments, capsys, *arguments)
+    assert code == 2
+    assert "--detections FILE" in err
+
+
 def test_evaluate_accepts_a_model_that_knows_more(
     run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -438,7 +464,7 @@ def test_evaluate_accepts_a_model_that_knows_more(
         *("--model", run / "last", "--data", fewer, "--images", coco_folder / "images"),
     )  # fmt: skip
     assert code == 0, err
-    listed = out.partition("AP by category\n")[2]
+    listed = out.partition("AP by category (maxDets 100)\n")[2]
     assert all(category["name"] in listed for category in truth["categories"])
     assert gone["name"] not in listed
 

@@ -76,6 +76,9 @@ def evaluate(arguments: Arguments) -> int:
         if arguments.detections is not None:
             detections.write(arguments.detections)
             print(f"{len(detections)} detections -> {arguments.detections}")
+        if not content["annotations"]:
+            print(f"{arguments.data} has no annotations: nothing is scored")
+            return 0
     score(arguments, content, detections)
     return 0
 
@@ -121,10 +124,10 @@ def _is_idle_process() -> bool:
 
 def read_lists(data: Path, predictions: Path) -> tuple[dict[str, Any], Detections]:
     """Truth and detections as they stand in two files; images are not needed."""
-    from detrelay.core.data.coco import read_annotations
+    from detrelay.core.data.readers import coco
     from detrelay.core.evaluation.tables import ids_of_files, read_detections
 
-    truth = read_annotations(data, with_files=False)
+    truth = coco.read(data, with_files=False).to_coco()
     return truth, read_detections(predictions, ids_of_files(truth))
 
 
@@ -141,8 +144,13 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
     from detrelay.core.evaluation.tables import Detections
 
     assert arguments.model is not None
-    samples = CocoDataset(arguments.data, arguments.images)
+    samples = CocoDataset(arguments.data, arguments.images, annotated=False)
     model, processor = load_saved(arguments.model, arguments.head)
+    if not samples.ground_truth["annotations"] and arguments.detections is None:
+        raise ValueError(
+            f"{arguments.data}: has no annotations, so nothing can be scored; --detections FILE "
+            f"writes what the model finds"
+        )
     category_ids = known_categories(model, samples, arguments)
     accelerator = Accelerator()
     sampler = VisitSampler(len(samples), seed=0, shuffle=False)

@@ -180,6 +180,8 @@ class CocoDataset(AnnotatedImages):
         keep_empty: see `AnnotatedImages`.
         max_pixels: see `AnnotatedImages`.
         allow_outside: also read images whose `file_name` leads out of the image folder.
+        annotated: False takes a json without `annotations` too, as of images to submit results
+            for.
 
     Raises:
         DataError: the json cannot be read or used, an image file is missing or outside of the
@@ -195,8 +197,11 @@ class CocoDataset(AnnotatedImages):
         keep_empty: bool = True,
         max_pixels: int = MAX_PIXELS,
         allow_outside: bool = False,
+        annotated: bool = True,
     ) -> None:
-        found = coco.read(Path(annotations), images, allow_outside=allow_outside)
+        found = coco.read(
+            Path(annotations), images, allow_outside=allow_outside, annotated=annotated
+        )
         super().__init__(found, strict=strict, keep_empty=keep_empty, max_pixels=max_pixels)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # readers do without torch, so that files can be scored where there is none
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

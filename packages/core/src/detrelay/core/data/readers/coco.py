@@ -60,10 +60,9 @@ class _Class(msgspec.Struct):
 
 class _File(msgspec.Struct):
     images: list[_Image]
-    annotations: list[
-        msgspec.Raw
-    ]  # typed some at a time: all at once they take three times the file
     categories: list[_Class]
+    # typed some at a time: all at once they take three times the file
+    annotations: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _CheckedFile(msgspec.Struct):
@@ -90,6 +89,7 @@ def read(
     *,
     with_files: bool = True,
     allow_outside: bool = False,
+    annotated: bool = True,
 ) -> Annotations:
     """The annotations of a COCO detection json.
 
@@ -98,12 +98,14 @@ def read(
         images: folder that `file_name` starts from; None means the json's own surroundings.
         with_files: images must have a `file_name` and a size too, as loading them needs.
         allow_outside: also take a `file_name` that leads out of the image folder.
+        annotated: False takes a file without the key `annotations` too, as of images to submit
+            results for.
 
     Raises:
         DataError: the file cannot be read, or does not hold well-formed lists whose ids are unique
             and point to each other.
     """
-    listed, classes, columns = _parse(path, with_files)
+    listed, classes, columns = _parse(path, with_files, annotated)
     if not listed or not classes:
         empty = "categories" if listed else "images"
         raise DataError(f"{path} lists no {empty}: there is nothing to use")
@@ -149,7 +151,9 @@ def read(
     )
 
 
-def _parse(path: Path, with_files: bool) -> tuple[list[_Image], list[_Class], _Columns]:
+def _parse(
+    path: Path, with_files: bool, annotated: bool
+) -> tuple[list[_Image], list[_Class], _Columns]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -159,11 +163,14 @@ def _parse(path: Path, with_files: bool) -> tuple[list[_Image], list[_Class], _C
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         content = msgspec.json.decode(data, type=_File)
-        if with_files and any(entry.file_name is None for entry in content.images):
-            return _parse_carefully(path, data, with_files)
-        return content.images, content.categories, _columns(_typed(content.annotations))
+        rows = content.annotations
+        nameless = with_files and any(entry.file_name is None for entry in content.images)
+        if nameless or (annotated and isinstance(rows, msgspec.UnsetType)):
+            return _parse_carefully(path, data, with_files, annotated)
+        rows = [] if isinstance(rows, msgspec.UnsetType) else rows
+        return content.images, content.categories, _columns(_typed(rows))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _parse_carefully(path, data, with_files)
+        return _parse_carefully(path, data, with_files, annotated)
 
 
 def _typed(entries: Sequence[msgspec.Raw]) -> Iterator[list[_Object]]:
@@ -185,7 +192,7 @@ def _columns(chunks: Iterable[list[_Object]]) -> _Columns:
 
 
 def _parse_carefully(
-    path: Path, data: bytes, with_files: bool
+    path: Path, data: bytes, with_files: bool, annotated: bool
 ) -> tuple[list[_Image], list[_Class], _Columns]:
     """Refuse anything but well-formed lists, by a message that names the entry."""
     try:
@@ -203,6 +210,8 @@ def _parse_carefully(
             f"{path} is not a COCO detection json: expected an object with the keys images, "
             f"annotations and categories, found {found}"
         )
+    if not annotated:
+        content.setdefault("annotations", [])
     image_keys = _IMAGE_KEYS if with_files else ("id",)
     keys = {"images": image_keys, "annotations": _ANNOTATION_KEYS, "categories": _CATEGORY_KEYS}
     for part, required in keys.items():
