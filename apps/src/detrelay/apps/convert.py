@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import tyro
 
@@ -39,6 +39,8 @@ class Arguments:
     variant: str | None = None
     """Published model that the checkpoint must be, such as r50_1x; told by the shapes if left
     out."""
+    weights: Literal["average", "plain"] | None = None
+    """Which weights of a file that also holds their running average; the average if left out."""
     debug: Debug = False
 
 
@@ -49,7 +51,16 @@ def convert(arguments: Arguments) -> int:
         raise ValueError(f"--output {output}: already there; name a new folder")
     from detrelay.heads.convert.conversion import convert_checkpoint
 
-    conversion = convert_checkpoint(arguments.checkpoint, arguments.head, arguments.variant)
+    conversion = convert_checkpoint(
+        arguments.checkpoint, arguments.head, arguments.variant, arguments.weights
+    )
+    if (weights := conversion.weights) is not None and weights.other is not None:
+        kinds = {"average": "their running average", "plain": "the weights themselves"}
+        other = "plain" if weights.which == "average" else "average"
+        print(
+            f"weights  {weights.place}: {kinds[weights.which]}; "
+            f"--weights {other} takes {weights.other}"
+        )
     for theirs, ours in conversion.used:
         print(f"used     {theirs} -> {ours}")
     for theirs, reason in conversion.dropped.items():
@@ -104,6 +115,8 @@ def facts_of_conversion(conversion: Conversion, checkpoint: Path) -> dict[str, A
         "variant": conversion.variant,
         "published": published_figures(conversion.head, conversion.config),
     }
+    if (weights := conversion.weights) is not None and weights.other is not None:
+        converted["weights"] = weights.place
     return {"converted": converted, **facts_of_program()}
 
 

@@ -82,4 +82,4 @@ def _read_weights(source: str) -> dict[str, Tensor]:
         raise ValueError(
             f'{source}: no such file; backbone weights are "imagenet", "none" or a local file'
         )
-    return read_weights(path)
+    return read_weights(path).state

@@ -254,6 +254,7 @@ def _conversion(facts: CardFacts) -> str:
     rows = {
         **_model_rows(facts),
         "converted from the file": _code(converted["checkpoint"]),
+        **({"its weights": _code(place)} if (place := converted.get("weights")) else {}),
         "its sha256": _code(converted["sha256"]),
         "written by": _code(converted["program"]),
         "variant": "none that was published" if variant is None else _code(variant),

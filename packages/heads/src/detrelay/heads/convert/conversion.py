@@ -17,7 +17,7 @@ from detrelay.core.backbones.naming import NAMINGS, find_naming
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.errors import one_line, unknown_name
-from detrelay.core.weights.files import read_weights
+from detrelay.core.weights.files import StoredWeights, Which, read_weights
 from detrelay.heads import HEADS
 from detrelay.heads.convert.names import Layout, layout_of
 from detrelay.heads.convert.sizes import (
@@ -68,6 +68,7 @@ class Conversion:
         used: names in the checkpoint and ours, pair by pair.
         dropped: names in the checkpoint that the model has no use for, with the reason.
         added: names of ours that the checkpoint lacks and no number depends on, with the reason.
+        weights: which of the state dicts in a file these are; None for tensors from elsewhere.
     """
 
     head: str
@@ -79,19 +80,27 @@ class Conversion:
     used: tuple[tuple[str, str], ...]
     dropped: dict[str, str]
     added: dict[str, str]
+    weights: StoredWeights | None = None
 
 
 def convert_checkpoint(
-    path: Path, head: str | None = None, variant: str | None = None
+    path: Path, head: str | None = None, variant: str | None = None, which: Which | None = None
 ) -> Conversion:
     """Convert a file of a released program, or a folder of transformers' Deformable DETR.
+
+    Args:
+        path: the file or the folder.
+        head: see `convert_state_dict`.
+        variant: see `convert_state_dict`.
+        which: the running average of the weights in a file or the plain ones, see `read_weights`.
 
     Raises:
         ValueError: the file cannot be read, or see `convert_state_dict`.
     """
     try:
         if not path.is_dir():
-            return convert_state_dict(read_weights(path), head, variant)
+            weights = read_weights(path, which)
+            return replace(convert_state_dict(weights.state, head, variant), weights=weights)
         folder = read_folder(path)
         conversion = convert_state_dict(
             folder.state, head or "deformable_detr", variant, folder.settings

@@ -118,7 +118,7 @@ def read_folder(folder: Path) -> Folder:
         raise ValueError(f"{path}: expected model_type {_MODEL_TYPE!r}, found {found!r}")
     if config.get("dilation"):
         raise ValueError(f"{path}: a dilated backbone cannot be converted (dilation is true)")
-    state, used = to_official_names(read_weights(folder / WEIGHTS))
+    state, used = to_official_names(read_weights(folder / WEIGHTS, unwrap=False).state)
     # of tied heads a file holds one name only, which may be the decoder's
     short = {key: key.removeprefix(_IN_DECODER) for key in state if _TIED.match(key)}
     short = {key: name for key, name in short.items() if name not in state}
