@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from torch import Tensor
 from detrelay.core.ops import point_sampling
 from detrelay.core.ops.linear import linear
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
+from detrelay.core.ops.token_sampling import flatten_levels, sample_points
+
+Sampling = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 
 SHAPES = ((6, 8), (3, 4))
 BATCH, QUERIES, GROUPS, POINTS, WIDTH = 2, 5, 2, 4, 3
@@ -99,3 +103,83 @@ def test_linear_keeps_gradients_and_double() -> None:
     assert weight.grad is not None
     with torch.no_grad():
         assert linear(torch.randn(3, 8).double(), weight.double()).dtype == torch.float64
+
+
+def as_sums(values: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample_maps` of the case, through the sibling for flattened levels."""
+    flat, shapes = flatten_levels(values)
+    at = locations.permute(2, 3, 4, 5, 1, 0)[..., None, :]
+    by_sum = weights.movedim(0, -1)[..., None]
+    return sample_points(flat.unflatten(-1, (GROUPS, -1)), shapes, at, by_sum)
+
+
+def as_maps(values: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    return sample_maps(channels_last_maps(values, GROUPS), locations, weights)
+
+
+SAMPLINGS = pytest.mark.parametrize("sample", [as_maps, as_sums])
+
+
+@SAMPLINGS
+def test_a_location_that_is_no_number_spoils_its_own_sum_only(sample: Sampling) -> None:
+    levels, locations, weights = case()
+    whole = sample(levels, locations, weights)
+    locations[1, 0, 1, 2, 1, 3] = torch.nan
+    locations[0, 1, 0, 4, 0, 0] = torch.inf
+    spoilt = sample(levels, locations, weights)
+    bad = torch.zeros(whole.shape[:-1], dtype=torch.bool)
+    bad[1, 2, 1, 3] = bad[0, 4, 0, 0] = True
+    assert spoilt[bad].isnan().all()
+    assert torch.equal(spoilt[~bad], whole[~bad])
+
+
+@SAMPLINGS
+def test_second_derivatives_equal_differences(sample: Sampling) -> None:
+    levels, locations, weights = case()
+    inputs = [tensor.requires_grad_() for tensor in (*levels, locations[:, :, :, :1], weights)]
+
+    def function(*tensors: Tensor) -> Tensor:
+        return sample([*tensors[:2]], tensors[2], tensors[3][:, :, :1])
+
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@SAMPLINGS
+def test_transforms_of_functions(sample: Sampling) -> None:
+    levels, locations, weights = case()
+
+    def total(weights: Tensor) -> Tensor:
+        return sample(levels, locations, weights).square().sum()
+
+    (expected,) = torch.autograd.grad(total(weights.requires_grad_()), weights)
+    torch.testing.assert_close(torch.func.grad(total)(weights.detach()), expected)
+    many = torch.stack([weights.detach(), 2 * weights.detach()])
+    alone = torch.stack([total(each) for each in many])
+    torch.testing.assert_close(torch.func.vmap(total)(many), alone)
+
+
+@SAMPLINGS
+@pytest.mark.parametrize("empty", ["images", "queries", "points"])
+def test_sums_of_nothing(sample: Sampling, empty: str) -> None:
+    levels, locations, weights = case()
+    if empty == "images":
+        levels = [level[:0] for level in levels]
+        locations, weights = locations[:, :, :0], weights[:, :0]
+    elif empty == "queries":
+        locations, weights = locations[:, :, :, :0], weights[:, :, :0]
+    else:
+        locations, weights = locations[..., :0], weights[..., :0]
+    leaves = [tensor.requires_grad_() for tensor in (*levels, locations, weights)]
+    sampled = sample(leaves[:2], leaves[2], leaves[3])
+    assert sampled.shape == (*weights.shape[1:], WIDTH)
+    for grad, leaf in zip(torch.autograd.grad(sampled.sum(), leaves), leaves, strict=True):
+        assert torch.equal(grad, torch.zeros_like(leaf))
+
+
+def test_sums_without_points_are_zero() -> None:
+    values = torch.randn(1, 4, 2, 3).requires_grad_()
+    sampled = sample_points(
+        values, ((2, 2),), torch.rand(1, 5, 2, 1, 1, 0, 2), torch.rand(1, 5, 2, 1, 1, 0)
+    )
+    assert torch.equal(sampled, torch.zeros(1, 5, 2, 1, 3))
+    assert torch.equal(torch.autograd.grad(sampled.sum(), values)[0], torch.zeros_like(values))

@@ -8,10 +8,13 @@ contiguous piece of memory, which `grid_sample` on channels-first maps would gat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from detrelay.core.ops.reference import empty_sums, in_transform, sample_by_definition
 
 _INT32_ROWS = 2**31  # a level of more is numbered by int64
 
@@ -35,6 +38,17 @@ def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
     Reference:
         Teng et al., ICCV 2023, section 3.3.
     """
+    if weights.numel() == 0:
+        return empty_sums((*weights.shape[1:], levels[0].shape[-1]), *levels, locations, weights)
+    if in_transform():
+        return _by_definition(levels, locations, weights)
+    sampled = _sample(levels, locations, weights)
+    if torch.is_grad_enabled() and sampled.requires_grad and not torch.compiler.is_compiling():
+        sampled = _TwiceDifferentiable.apply(sampled, locations, weights, *levels)
+    return sampled
+
+
+def _sample(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
     rows, shares = _corners(levels, locations, weights)
     total = None
     for level, row, share in zip(levels, rows, shares, strict=True):
@@ -56,6 +70,37 @@ def channels_last_maps(levels: Sequence[Tensor], groups: int) -> tuple[Tensor, .
     )
 
 
+class _TwiceDifferentiable(torch.autograd.Function):
+    """Sums that pass through; where their gradient is to be differentiated, it is the definition's.
+
+    The kernel of the bags has no second derivative: without this, parts of it would be missing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, sampled: Tensor, locations: Tensor, weights: Tensor, *levels: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(locations, weights, *levels)
+        return sampled.view_as(sampled)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return grad, *(None for _ in ctx.saved_tensors)
+        locations, weights, *levels = inputs = ctx.saved_tensors
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        sampled = _by_definition(levels, locations, weights)
+        found = iter(torch.autograd.grad(sampled, wanted, grad, create_graph=True))
+        return None, *(next(found) if tensor.requires_grad else None for tensor in inputs)
+
+
+def _by_definition(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    shapes = tuple((level.shape[1], level.shape[2]) for level in levels)
+    values = torch.cat([level.flatten(1, 2) for level in levels], dim=1)
+    at = locations.permute(2, 3, 4, 5, 1, 0)[..., None, :]  # [B, Q, G, N, L, 1, 2]
+    return sample_by_definition(values, shapes, at, weights.movedim(0, -1)[..., None])
+
+
 def _corners(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in its level of the four cells around every point, and their shares: [L, points, 4]."""
     batch, _, groups, _ = weights.shape[1:]
@@ -64,6 +109,8 @@ def _corners(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> tu
     position = locations * sizes - 0.5
     low = position.detach().floor()
     high_share = position - low
+    # a NaN location keeps its NaN share, which the criterion reports, and reads a legal cell
+    low = low.nan_to_num_(0)
     corner = torch.stack([low, low + 1])  # [2, 2, L, B, Q, G, N]: low or high, x or y
     cell = torch.minimum(corner, sizes - 1).clamp_(min=0)
     share = torch.stack([1 - high_share, high_share]) * (cell == corner)  # nothing outside

@@ -14,9 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-Shapes = tuple[tuple[int, int], ...]
+from detrelay.core.ops.reference import (
+    Shapes,
+    empty_sums,
+    in_transform,
+    sample_by_definition,
+)
+
+__all__ = ["Shapes", "flatten_levels", "sample_points", "uses_kernel"]
 
 _CORNERS_AT_A_TIME = 2**17
 
@@ -57,6 +63,10 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         Zhu et al., ICLR 2021, equation 3 (N = 1); Teng et al., ICCV 2023, section 3.3 (P = 1).
     """
     batch, queries, groups, sums = locations.shape[:4]
+    if weights.numel() == 0:
+        return empty_sums((*weights.shape[:4], values.shape[-1]), values, locations, weights)
+    if in_transform():
+        return sample_by_definition(values, shapes, locations, weights)
     if sums == 1 and uses_kernel(values.device, values.dtype):
         return sample_by_kernel(values, shapes, locations[:, :, :, 0], weights[:, :, :, 0])
     # a "slot" is one group of one image: what can be sampled on its own
@@ -195,9 +205,10 @@ class _SlotSampling(torch.autograd.Function):
         return corners.gather(values, corners.share() * weights[..., None])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, locations, weights = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _twice_differentiable(ctx, grad)
         corners = _Corners(ctx.shapes, locations, values.shape[0])
         share = corners.share()
         grad = grad.to(values.dtype).flatten(0, 1)  # [X * M, D]
@@ -209,6 +220,21 @@ class _SlotSampling(torch.autograd.Function):
         grad_y = (_outer(corners.row_slope, corners.column_share) * said).sum(-1)
         grad_locations = torch.stack([grad_x, grad_y], -1) * weights[..., None] * corners.size
         return grad_values, None, grad_locations, grad_weights
+
+
+def _twice_differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of `_SlotSampling` where they are to be differentiated themselves."""
+    values, locations, weights = ctx.saved_tensors
+    inputs = (values, locations, weights)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    sampled = sample_by_definition(  # a slot as an image of one group, its sums as queries
+        values[:, :, None], ctx.shapes, locations[:, :, None, None], weights[:, :, None, None]
+    )
+    found = iter(
+        torch.autograd.grad(sampled[:, :, 0, 0], wanted, grad.to(sampled.dtype), create_graph=True)
+    )
+    grads = [next(found) if tensor.requires_grad else None for tensor in inputs]
+    return grads[0], None, *grads[1:]
 
 
 def _scatter_rows(grad: Tensor, row: Tensor, weight: Tensor, values: Tensor) -> Tensor:

@@ -1,0 +1,64 @@
+"""The definition of sampling that the fast kernels must equal, in operations that are smooth twice.
+
+It serves second derivatives and the transforms of `torch.func` too, which the kernels do not know.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+def sample_by_definition(
+    values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Weighted sums of bilinear samples over levels and points, see `sample_points`.
+
+    Args:
+        values: [B, S, G, D].
+        shapes: (H_l, W_l) of each level, S = sum of H_l * W_l.
+        locations: [B, Q, G, N, L, P, 2], (x, y) in [0, 1] of each level.
+        weights: [B, Q, G, N, L, P].
+
+    Returns:
+        [B, Q, G, N, D].
+    """
+    levels = values.split([height * width for height, width in shapes], dim=1)
+    parts = []
+    for index, (level, (height, width)) in enumerate(zip(levels, shapes, strict=True)):
+        size = locations.new_tensor([width, height])
+        position = locations[..., index, :, :] * size - 0.5  # [B, Q, G, N, P, 2]
+        low = position.detach().floor()
+        high_share = position - low
+        # a NaN location keeps its NaN share, which the criterion reports, and reads a legal cell
+        low = low.nan_to_num(0)
+        for corner_x, share_x in ((0, 1 - high_share[..., 0]), (1, high_share[..., 0])):
+            for corner_y, share_y in ((0, 1 - high_share[..., 1]), (1, high_share[..., 1])):
+                corner = low + low.new_tensor([corner_x, corner_y])
+                cell = torch.minimum(corner, size - 1).clamp(min=0)
+                inside = (cell == corner).all(-1).to(low.dtype)
+                share = share_x * share_y * inside * weights[..., index, :]
+                row = (cell[..., 1] * width + cell[..., 0]).long()
+                parts.append((_read(level, row) * share[..., None].to(level.dtype)).sum(-2))
+    return torch.stack(parts).sum(0)
+
+
+def _read(level: Tensor, row: Tensor) -> Tensor:
+    """Cells [B, Q, G, N, P, D] of a level [B, H * W, G, D] that `row` [B, Q, G, N, P] names."""
+    by_group = level.transpose(1, 2)  # [B, G, H * W, D]
+    index = row.transpose(1, 2)  # [B, G, Q, N, P]
+    flat = index.flatten(2)[..., None].expand(-1, -1, -1, level.shape[-1])
+    return by_group.gather(2, flat).unflatten(2, index.shape[2:]).transpose(1, 2)
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, jvp) is at work."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def empty_sums(shape: tuple[int, ...], *inputs: Tensor) -> Tensor:
+    """Sums over nothing: zeros of the first input's dtype, with all inputs in the graph."""
+    zero = sum(tensor.flatten()[:0].sum() for tensor in inputs)
+    return inputs[0].new_zeros(shape) + zero.to(inputs[0].dtype)  # type: ignore[union-attr]
