@@ -122,3 +122,50 @@ def test_unused_queries_of_dn_detr_cost_nothing() -> None:
     losses[0].backward()
     assert not logits.grad[1, 1].any()
     assert logits.grad[1, 0].any()
+
+
+def crowd(*counts: int) -> Targets:
+    """Images with so many objects; object t has class t % 5."""
+    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    boxes = torch.rand(len(image), 4, generator=torch.Generator().manual_seed(0)) / 5 + 0.4
+    return Targets(torch.arange(len(image)) % 5, boxes, image, len(counts))
+
+
+@pytest.mark.parametrize(("make", "copies", "groups"), [(contrastive, 2, 1), (plain, 1, 5)])
+def test_a_crowded_image_is_told_once(
+    make: type, copies: int, groups: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    denoising = make()
+    assert denoising(crowd(30, 2), 300).used.shape[1] <= 300
+    assert not caplog.records
+    for _ in range(2):
+        assert denoising(crowd(301, 2), 300).used.shape[1] == 301 * copies * groups
+    assert len(caplog.records) == (301 * copies * groups > 600)
+    assert all("an image with 301 objects makes" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("make", [contrastive, plain])
+def test_the_limit_leaves_out_groups_and_then_targets(
+    make: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = make(max_denoising_queries=40, label_flip_chance=0, box_noise_scale=0)
+    torch.manual_seed(0)
+    few = crowd(10, 2)
+    queries = limited(few, 3)
+    assert queries.used.shape[1] == 40  # all ten, in fewer groups
+    assert set(queries.pairs.target.tolist()) == set(range(12))
+    many = crowd(50, 2, 0)
+    chosen = [limited(many, 3) for _ in range(2)]
+    for queries in chosen:
+        assert queries.used.shape == (3, 40)
+        assert queries.used.sum(1).tolist()[2] == 0
+        pairs = queries.pairs
+        assert torch.equal(many.image[pairs.target], pairs.image)
+        assert {50, 51} <= set(pairs.target.tolist())
+        # every denoising query stands where its target is
+        moved = queries.references[pairs.image, pairs.query]
+        torch.testing.assert_close(moved, many.boxes[pairs.target], atol=1e-3, rtol=0)
+        assert len({*zip(pairs.image.tolist(), pairs.query.tolist(), strict=True)}) == len(pairs)
+    first, second = (set(queries.pairs.target.tolist()) for queries in chosen)
+    assert first != second
+    assert not caplog.records

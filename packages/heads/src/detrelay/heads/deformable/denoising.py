@@ -7,6 +7,7 @@ Reference:
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,10 @@ from detrelay.core.detector.config import require_positive
 from detrelay.core.structures import Pairs, Targets
 from detrelay.heads.deformable.layers import DeformableConfig, inverse_sigmoid
 
+_log = logging.getLogger(__name__)
+# so many denoising queries for each of the decoder's own are told
+_MANY = 2
+
 
 @strict
 class DenoisingConfig(DeformableConfig):
@@ -30,6 +35,9 @@ class DenoisingConfig(DeformableConfig):
         denoising_queries: noisy targets in all groups together, read where `denoising_groups` is
             None: an image with n targets gets denoising_queries // n groups, at least one. The
             fullest image of the batch counts.
+        max_denoising_queries: limit of all denoising queries of an image; None for none, as in the
+            released programs, where one image with 1,500 objects gets 3,000 (DINO) or 7,500
+            (DN-DETR). Beyond it there are fewer groups, and in the end a random choice of targets.
         label_flip_chance: share of queries whose label is drawn anew from all classes.
         box_noise_scale: how far a box side moves at most, in half sides.
     """
@@ -38,6 +46,7 @@ class DenoisingConfig(DeformableConfig):
 
     denoising_groups: int | None = None
     denoising_queries: int = 100
+    max_denoising_queries: int | None = None
     label_flip_chance: float | int = 0.25
     box_noise_scale: float | int = 1.0
 
@@ -47,6 +56,8 @@ class DenoisingConfig(DeformableConfig):
         require_positive(self, "denoising_queries")
         if self.denoising_groups is not None and self.denoising_groups < 0:
             raise ValueError(f"denoising_groups must be >= 0; found {self.denoising_groups}")
+        if self.max_denoising_queries is not None:
+            require_positive(self, "max_denoising_queries")
         if not 0 <= self.label_flip_chance <= 1:
             raise ValueError(
                 f"label_flip_chance must lie in [0, 1]; found {self.label_flip_chance}"
@@ -115,6 +126,8 @@ class Denoising(nn.Module):
         self.dim = config.d_model
         self.groups = config.denoising_groups
         self.queries = config.denoising_queries
+        self.limit = config.max_denoising_queries
+        self._told = False
         self.flip_chance = config.label_flip_chance
         self.box_scale = config.box_noise_scale
         self.contrastive = contrastive
@@ -127,22 +140,31 @@ class Denoising(nn.Module):
             targets: T objects.
             num_queries: Q, the decoder's own queries.
         """
+        targets.check(self.labels.num_embeddings)  # on a GPU an index error would end the process
         in_image = targets.image[:, None] == targets.image
         rank = in_image.tril().sum(1) - 1  # which target of its image
         fullest = int(rank.max()) + 1 if len(targets) else 0
-        groups = self.groups or max(1, self.queries // max(fullest, 1))
+        groups = self._groups(fullest)
         copies = 2 * groups if self.contrastive else groups
+        kept = torch.arange(len(targets), device=rank.device)
+        if self.limit is not None and copies * fullest > self.limit:
+            fullest = max(1, self.limit // copies)
+            draw = torch.randperm(len(targets), device=rank.device)
+            rank = (in_image & (draw < draw[:, None])).sum(1)
+            kept = (rank < fullest).nonzero().flatten()
+        else:
+            self._tell(copies * fullest, fullest, num_queries)
         # copy by copy: where copies alternate between near and far ones, groups are pairs of them
-        copy = torch.arange(copies, device=rank.device).repeat_interleave(len(targets))
-        image = targets.image.repeat(copies)
-        target = torch.arange(len(targets), device=rank.device).repeat(copies)
-        query = copy * fullest + rank.repeat(copies)
+        copy = torch.arange(copies, device=rank.device).repeat_interleave(len(kept))
+        target = kept.repeat(copies)
+        image = targets.image[target]
+        query = copy * fullest + rank[target]
         far = copy % 2 if self.contrastive else torch.zeros_like(copy)
         noise = self.draw_noise(len(copy), targets.boxes)
         labels = torch.where(
-            noise.label_draw < self.flip_chance, noise.label, targets.labels.repeat(copies)
+            noise.label_draw < self.flip_chance, noise.label, targets.labels[target]
         )
-        boxes = self._move(targets.boxes.repeat(copies, 1), noise, far)
+        boxes = self._move(targets.boxes[target], noise, far)
 
         shape = (targets.batch_size, copies * fullest)
         code = F.pad(self.labels(labels), (0, self.dim - self.labels.embedding_dim), value=1.0)
@@ -158,6 +180,24 @@ class Denoising(nn.Module):
             blocked=_blocked(shape[1], groups, num_queries, image.device),
             pairs=pairs.select(far == 0),
         )
+
+    def _groups(self, fullest: int) -> int:
+        """How many groups the fullest image of a batch leaves room for."""
+        groups = self.groups or max(1, self.queries // max(fullest, 1))
+        if self.limit is None:
+            return groups
+        one = (2 if self.contrastive else 1) * max(fullest, 1)
+        return max(1, min(groups, self.limit // one))
+
+    def _tell(self, count: int, fullest: int, own: int) -> None:
+        if self.limit is None and count > _MANY * own and not self._told:
+            self._told = True
+            _log.warning(
+                "an image with %d objects makes %d denoising queries beside the decoder's own %d: "
+                "steps with such images take many times as long and as much memory; "
+                "model.max_denoising_queries limits them",
+                *(fullest, count, own),
+            )
 
     def draw_noise(self, count: int, like: Tensor) -> Noise:
         """Random numbers for `count` noisy targets, of the dtype and on the device of `like`."""
