@@ -224,7 +224,7 @@ def test_init_for_other_categories_renews_the_class_scores_only(
         (["loss.l1_format=xywh"], {}, 'loss.l1_format must be "xyxy" or "cxcywh"'),
         (["assigner.name=hungrian"], {}, "hungarian"),
         (["assigner.options.iou_treshold=0.3"], {}, "iou_threshold"),
-        (["train.no_decay=['nrom']"], {}, "train.no_decay: 'nrom' is part of no trained"),
+        (["train.no_decay=['nrom']"], {}, "train.no_decay: 'nrom' is part of no parameter"),
         (["train.backbone_weights=none.pth"], {}, "none.pth: no such file"),
         ([], {"init": Path("nowhere")}, "nowhere: no saved model"),
         ([], {"data": (Path("nowhere"),)}, r"no annotation file nowhere/train.json"),

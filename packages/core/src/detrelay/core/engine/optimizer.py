@@ -31,16 +31,17 @@ def parameter_groups(model: nn.Module, settings: TrainConfig) -> list[dict[str, 
         Groups for `torch.optim`, in order of first appearance, each with its own `base_lr`.
 
     Raises:
-        ValueError: a key names no trained parameter, nothing is left to train, or the backbone has
-            no stages to tell apart.
+        ValueError: a key names no parameter, nothing is left to train, or the backbone has no
+            stages to tell apart.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     if not named:
         raise ValueError("the model has no parameter to train: everything is frozen")
-    names = [name for name, _ in named]
+    # a key of frozen parameters only is no slip: freezing the backbone leaves its rate unused
+    names = [name for name, _ in model.named_parameters()]
     _check_keys("train.lr_multipliers", settings.lr_multipliers, names)
     _check_keys("train.no_decay", settings.no_decay, names)
-    depths = _depths(names) if settings.layer_decay != 1 else {}
+    depths = _depths([name for name, _ in named]) if settings.layer_decay != 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         rate = settings.learning_rate * settings.layer_decay ** depths.get(name, 0)
@@ -99,7 +100,7 @@ def _depths(names: Sequence[str]) -> dict[str, int]:
             # what belongs to no stage comes before the first
             stages[name] = 0 if found is None else _number(found)
     last = max(stages.values(), default=0)
-    if last == 0:
+    if stages and last == 0:
         raise ValueError(
             "train.layer_decay: the names of the trained backbone parameters tell no stages apart; "
             "set it to 1, or name factors in train.lr_multipliers"
@@ -116,5 +117,5 @@ def _check_keys(option: str, keys: Iterable[str], names: Sequence[str]) -> None:
     for key in keys:
         if not any(_holds(name, key) for name in names):
             raise ValueError(
-                f"{option}: {key!r} is part of no trained parameter's name, such as {names[0]}"
+                f"{option}: {key!r} is part of no parameter's name, such as {names[0]}"
             )
