@@ -173,7 +173,10 @@ def test_non_finite_cost_names_stage_and_image() -> None:
 
 def test_label_outside_the_classes_is_refused() -> None:
     targets = replace(make_targets(), labels=torch.tensor([0, 1, 2, 3, 9]))
-    with pytest.raises(ValueError, match="class label 9 found, but the model scores 4 classes"):
+    with pytest.raises(
+        ValueError,
+        match="class label 9 found in image 1 of the batch, but the model scores 4 classes",
+    ):
         criterion()([StageGroup("decoder", tuple(make_stages()))], targets)
 
 

@@ -279,14 +279,9 @@ def _by_row(stage: StagePrediction, assignment: Assignment) -> Assignment:
 
 
 def _check_labels(groups: Sequence[StageGroup], targets: Targets) -> None:
-    highest = int(targets.labels.max()) if len(targets) else -1
-    for group in groups:
-        num_classes = group.stages[0].logits.shape[-1]
-        if not group.class_agnostic and highest >= num_classes:
-            raise ValueError(
-                f"class label {highest} found, but the model scores {num_classes} classes in its "
-                f"{group.name} stages (labels run from 0)"
-            )
+    scored = [group.stages[0].logits.shape[-1] for group in groups if not group.class_agnostic]
+    if scored:
+        targets.check(min(scored))
 
 
 def _num_processes() -> int:

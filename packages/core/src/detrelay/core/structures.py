@@ -70,6 +70,33 @@ class Targets:
             batch_size=len(labels),
         )
 
+    def check(self, num_classes: int) -> None:
+        """Refuse objects that cannot be learned. Reads values: a GPU is waited for, once.
+
+        Args:
+            num_classes: K of the model.
+
+        Raises:
+            ValueError: a label outside 0..K-1, or a box of negative size; names the object.
+        """
+        if not len(self):
+            return
+        wrong = (self.labels < 0) | (self.labels >= num_classes)
+        negative = (self.boxes[:, 2:] < 0).any(1)
+        if not (wrong | negative).any():
+            return
+        row = int((wrong | negative).nonzero()[0])
+        image = int(self.image[row])
+        if wrong[row]:
+            raise ValueError(
+                f"class label {int(self.labels[row])} found in image {image} of the batch, but the "
+                f"model scores {num_classes} classes (labels run from 0 to {num_classes - 1})"
+            )
+        raise ValueError(
+            f"target box {self.boxes[row].tolist()} found in image {image} of the batch; boxes are "
+            f"center x, center y, width and height, which cannot be negative"
+        )
+
     def class_agnostic(self) -> Targets:
         """A copy in which every object has class 0."""
         return replace(self, labels=torch.zeros_like(self.labels))

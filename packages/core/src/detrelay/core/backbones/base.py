@@ -30,6 +30,12 @@ class Backbone(nn.Module):
         self.channels = tuple(stage_channels[first:])
         self.strides = tuple(4 << stage for stage in range(first, len(stage_channels)))
 
+    def freeze(self) -> None:
+        """Fix the parameters that the settings exclude from training; nothing by default.
+
+        Called after weights were loaded as well, since that may have made new parameters.
+        """
+
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of [B, 3, H, W]: one tensor [B, channels[i], H / strides[i], ...] a map."""
         raise NotImplementedError

@@ -93,7 +93,7 @@ class ResNetBackbone(Backbone):
         self.relu, self.maxpool = network.relu, network.maxpool
         for stage in range(1, num_stages + 1):
             self.add_module(f"layer{stage}", network.get_submodule(f"layer{stage}"))
-        self._freeze()
+        self.freeze()
 
     def reset_parameters(self) -> None:
         """Convolutions as torchvision's ResNet (He, fan-out); offsets start at zero."""
@@ -113,7 +113,8 @@ class ResNetBackbone(Backbone):
             return []
         return [self.conv1, self.bn1, *self._stages()[: self.frozen_stages]]
 
-    def _freeze(self) -> None:
+    def freeze(self) -> None:
+        """Fix stem and first stages as set, and the affine of norms where they are frozen."""
         frozen: list[nn.Module] = self._frozen_modules()
         if self.norm == "frozen":
             frozen += [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -82,9 +82,14 @@ class SwinBackbone(Backbone):
         self.network = _Network(config)
         # of the classifier: nothing here reads it
         self.network.swin.layernorm = nn.Identity()  # type: ignore[assignment]
-        if frozen_stages:
+        self.frozen_stages = frozen_stages
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Fix the patch embedding and the first stages as set."""
+        if self.frozen_stages:
             self.network.swin.embeddings.requires_grad_(False)
-            for stage in self.network.swin.encoder.layers[:frozen_stages]:
+            for stage in self.network.swin.encoder.layers[: self.frozen_stages]:
                 stage.requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from detrelay.core.backbones import Backbone, build_backbone
 from detrelay.core.backbones.weights import load_backbone_weights
 from detrelay.core.detector.checkpointing import set_checkpointing
+from detrelay.core.detector.checks import check_input, check_targets
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.loss import LossFunction, published_criterion
 from detrelay.core.detector.pyramid import build_pyramid
@@ -54,6 +56,8 @@ class DetectorForObjectDetection(PreTrainedModel):
     Attributes:
         loss_config: the numbers of the head's published training loss.
         assigner: name of the assigner that the head was published with.
+        assigner_options: by name of an assigner, the options it is used with on this head where a
+            recipe names no others.
     """
 
     config: DetectorConfig
@@ -64,6 +68,7 @@ class DetectorForObjectDetection(PreTrainedModel):
     _supports_sdpa = True
     loss_config: ClassVar[LossConfig] = LossConfig()
     assigner: ClassVar[str] = "hungarian"
+    assigner_options: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     backbone: Backbone
     neck: nn.Module
@@ -108,6 +113,17 @@ class DetectorForObjectDetection(PreTrainedModel):
             config.backbone_drop_path,
         )
 
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """Load a saved model, see transformers; what the config freezes is frozen again.
+
+        transformers puts new parameters, all of them trained, in the place of those it loads.
+        """
+        loaded = super().from_pretrained(*arguments, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        cast(DetectorForObjectDetection, model).backbone.freeze()
+        return loaded
+
     def load_backbone_weights(self, source: str) -> None:
         """Fill the backbone with pre-trained weights, see `load_backbone_weights`."""
         load_backbone_weights(self.backbone, source)
@@ -151,7 +167,8 @@ class DetectorForObjectDetection(PreTrainedModel):
         """Detect objects.
 
         Args:
-            pixel_values: float [B, 3, H, W], normalised, padded bottom and right.
+            pixel_values: float [B, 3, H, W], normalised, padded bottom and right; taken in the
+                dtype of the weights.
             pixel_mask: int or bool [B, H, W], 1 on real pixels; all real if None.
             targets: objects of the batch; read in training by heads that denoise.
             labels: the same in the form of transformers, for a loss by `loss_function`: one mapping
@@ -160,16 +177,21 @@ class DetectorForObjectDetection(PreTrainedModel):
             output_auxiliary: return what the decoder stages before the last one predict too.
 
         Raises:
-            ValueError: objects are given in both forms.
+            TypeError: pixels that are not floating point.
+            ValueError: shapes that do not fit each other, an image without a real pixel, targets
+                that no image of these classes can have, or objects in both forms.
         """
+        check_input(pixel_values, pixel_mask)
         if labels is not None:
             if targets is not None:
                 raise ValueError("objects are given twice, as targets and as labels; leave one out")
             targets = Targets.from_labels(labels).to(pixel_values.device)
+        if targets is not None:
+            check_targets(targets, len(pixel_values), self.config.num_labels or 0)
         if pixel_mask is None:
             batch, _, height, width = pixel_values.shape
             pixel_mask = pixel_values.new_ones((batch, height, width), dtype=torch.bool)
-        levels = self.neck(self.backbone(pixel_values))
+        levels = self.neck(self.backbone(pixel_values.to(self.dtype)))
         pyramid = build_pyramid(levels, self.level_strides, pixel_mask)
         groups = self.head(pyramid, targets if self.training else None)
         *before, last = groups[0].stages

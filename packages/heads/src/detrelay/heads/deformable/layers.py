@@ -7,10 +7,11 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,10 @@ class DeformableForObjectDetection(DetectorForObjectDetection):
     """Backbone and neck of the deformable detectors; subclasses add the head."""
 
     config: DeformableConfig
+    # "greater than", as in the released Deformable DETR variant of the cross-stage labels
+    assigner_options: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"cross_stage": {"inclusive": False}}
+    )
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012 - the base declares it so
 
     def __init__(self, config: DeformableConfig) -> None:
