@@ -14,7 +14,8 @@ from torch import nn
 
 from detrelay.apps.build import build_criterion, head_entry
 from detrelay.core.engine.optimizer import learning_rate_factor, parameter_groups
-from detrelay.core.recipes.recipe import Recipe, load_recipe
+from detrelay.core.recipes.recipe import AssignerSettings, Recipe, load_recipe
+from detrelay.heads import HEADS
 
 RECIPES = Path(__file__).parents[2] / "apps" / "src" / "detrelay" / "apps" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -374,3 +375,14 @@ def test_the_table_of_recipes_names_all_with_their_figure() -> None:
             figure = FIGURES.get(name)
             assert rows[name] == ("-" if figure is None else figure.split()[1].strip(","))
     assert set(rows) <= set(NAMES)
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_cross_stage_labels_are_those_of_the_recipe_without_one_too(head: str) -> None:
+    bare = build_criterion(Recipe(head=head, assigner=AssignerSettings("cross_stage")))
+    name = {"stageinteractor": "stageinteractor_r50_1x"}.get(head) or next(
+        name for name in NAMES if name.startswith(head) and name.endswith("_cross_stage")
+    )
+    decoder, expected = bare.assigners["decoder"], build_criterion(recipe_of(name)).assigners
+    for option in ("window", "thresholds", "inclusive", "keep_own", "leak", "scope"):
+        assert getattr(decoder, option) == getattr(expected["decoder"], option)

@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers.utils import logging as transformers_logging
 
 from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion
@@ -207,7 +209,8 @@ def build_criterion(recipe: Recipe) -> Criterion:
         raise RecipeError(f'loss.l1_format must be "xyxy" or "cxcywh", found {losses.l1_format!r}')
     assigner = recipe.assigner.name or entry.assigner
     try:
-        assigners = build_assigners(assigner, losses, recipe.assigner.options)
+        options = {**entry.model.assigner_options.get(assigner, {}), **recipe.assigner.options}
+        assigners = build_assigners(assigner, losses, options)
     except TypeError as error:
         raise RecipeError(f"options of assigner {assigner}: {one_line(error)}") from error
     return Criterion(losses.terms(), assigners)
@@ -229,10 +232,15 @@ def load_saved(
         head_entry(head)
     folder = _checked_folder(folder)
     try:
-        # no code of the folder is run, nor is anybody asked whether it should be; no pickles
-        model = AutoModelForObjectDetection.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True
-        )
+        with _quiet_loading():  # transformers would print a table of what does not fit
+            # no code of the folder is run, nor is anybody asked whether it should be; no pickles
+            model, report = AutoModelForObjectDetection.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
@@ -241,7 +249,47 @@ def load_saved(
             f"{folder}: holds a {type(model).__name__}; expected one of the heads "
             f"{', '.join(sorted(HEADS))}"
         )
+    refuse_incomplete(folder, report)
+    if not isinstance(processor, DetrelayImageProcessor):
+        raise ValueError(
+            f"{folder}: its image processor is a {type(processor).__name__}, which prepares other "
+            f"pixels than the model has learned from; expected a DetrelayImageProcessor in "
+            f"preprocessor_config.json"
+        )
     return model, processor
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def refuse_incomplete(folder: Path, report: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly those of the model that config.json describes.
+
+    Args:
+        folder: where they are.
+        report: what transformers says about loading them.
+
+    Raises:
+        ValueError: an entry is missing, unknown or of another shape; names one.
+    """
+    kinds = {
+        "missing": sorted(report["missing_keys"]),
+        "unknown": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
+    }
+    found = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in kinds.items() if keys]
+    if found:
+        raise ValueError(
+            f"{folder}: its weights are not those of the model in its config.json: "
+            f"{', '.join(found)}; save or download the model again"
+        )
 
 
 def _checked_folder(source: Path) -> Path:

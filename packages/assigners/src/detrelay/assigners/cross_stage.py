@@ -32,8 +32,9 @@ class CrossStageAssigner:
             itself and all later ones.
         iou_threshold: least overlap of the current stage's box with the target; one value for all
             stages or one a stage.
-        inclusive: an overlap equal to the threshold counts, as in the released code; the paper's
-            figure 5 writes "greater than".
+        inclusive: an overlap equal to the threshold counts, as in the released StageInteractor;
+            the paper's figure 5 writes "greater than", and so do the released Deformable DETR
+            variant and our recipes of its kin, see `DeformableForObjectDetection`.
         keep_own: a stage's own matches keep their label whatever their overlap. Off as in the
             released code; the paper's text does not say. Helps when nothing overlaps yet.
         leak: a query also learns the classes of other matched queries of its image whose box of

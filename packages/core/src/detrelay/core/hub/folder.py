@@ -134,6 +134,11 @@ def load_folder(
             )
     if not isinstance(model, DetectorForObjectDetection):
         raise HubError(f"{name}: holds a {type(model).__name__}, not a detector of this project")
+    if not isinstance(processor, DetrelayImageProcessor):
+        raise HubError(
+            f"{name}: its image processor is a {type(processor).__name__}, not a "
+            f"DetrelayImageProcessor"
+        )
     return model.eval(), processor
 
 
