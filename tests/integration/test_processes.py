@@ -5,17 +5,20 @@ In float64, so that the order of a sum does not hide behind rounding.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from detrelay.apps import build
 from detrelay.assigners import build_assigners
@@ -24,10 +27,15 @@ from detrelay.core.data.collate import collate
 from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.checkpoint import CheckpointError
+from detrelay.core.engine.inference import ImageResult, detect
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.update import Updater
+from detrelay.core.evaluation.backends import BACKENDS
+from detrelay.core.evaluation.coco_ap import evaluate_coco
+from detrelay.core.evaluation.tables import Detections, GroundTruth
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, make_boxes, small_head_config
+from factories_scores import random_case
 from processes import in_processes
 from tiny_run import final_weights, shrink_backbone, skip_pictures, tiny_run
 
@@ -221,3 +229,106 @@ def small_batch(counts: tuple[int, ...], seed: int) -> dict[str, Any]:
             for index, count in enumerate(counts)
         ],
     }
+
+
+class Recorded(nn.Module):
+    """Hands on the numbers of the images it is shown, which its processor knows the results of."""
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
+        return pixel_values
+
+
+class RecordedProcessor:
+    def __init__(self, results: list[ImageResult]) -> None:
+        self.results = results
+
+    def post_process_object_detection(self, output: Tensor, *_: object) -> list[ImageResult]:
+        return [self.results[int(number)] for number in output.flatten()]
+
+
+def recorded_case(
+    ground_truth: dict[str, Any], rows: list[dict[str, Any]]
+) -> tuple[GroundTruth, list[ImageResult]]:
+    truth = GroundTruth.from_coco(ground_truth)
+    found = truth.place(Detections.from_rows(rows))
+    x, y, width, height = found.boxes_xywh.T
+    boxes = np.column_stack([x, y, x + width, y + height])
+    results = []
+    for number in range(len(truth.image_ids)):
+        own = found.image == number
+        columns = {"scores": found.scores, "labels": found.category, "boxes": boxes}
+        results.append({key: torch.from_numpy(value[own]) for key, value in columns.items()})
+    return truth, results
+
+
+def score_recorded(cases: dict[str, tuple[GroundTruth, list[ImageResult]]], folder: Path) -> None:
+    """Detect by a recorded model in the images of this process; all processes get all results."""
+    accelerator = Accelerator(cpu=True)
+    for name, (truth, results) in cases.items():
+        images = [
+            {
+                "pixel_values": torch.tensor([float(number)]),
+                "pixel_mask": torch.ones(1),
+                "labels": {"image_id": torch.tensor([image]), "orig_size": torch.ones(2)},
+            }
+            for number, image in enumerate(truth.image_ids.tolist())
+        ]
+
+        def together(items: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = {key: [item[key] for item in items] for key in items[0]}
+            return batch | {"pixel_values": torch.stack(batch["pixel_values"])}
+
+        loader = accelerator.prepare(DataLoader(images, batch_size=3, collate_fn=together))
+        ids, gathered = detect(accelerator, Recorded(), loader, RecordedProcessor(results), 300)
+        assert sorted(ids) == truth.image_ids.tolist()  # none twice, none lost
+        found = Detections.from_results(gathered, ids, truth.category_ids.tolist())
+        scores = {
+            backend: evaluate_coco(truth, found, backend=backend).to_dict() for backend in BACKENDS
+        }
+        file = folder / f"{name}-{accelerator.process_index}.json"
+        file.write_text(json.dumps(scores))
+
+
+def figures_in_two_processes(
+    cases: dict[str, tuple[GroundTruth, list[ImageResult]]], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The figures of every process and back end, by case."""
+    in_processes(score_recorded, cases, folder)
+    return {
+        name: [
+            scores
+            for process in range(2)
+            for scores in json.loads((folder / f"{name}-{process}.json").read_text()).values()
+        ]
+        for name in cases
+    }
+
+
+def test_two_processes_and_every_back_end_score_what_one_does(tmp_path: Path) -> None:
+    ground_truth, rows = random_case()
+    expected = evaluate_coco(ground_truth, rows).to_dict()
+    found = figures_in_two_processes({"case": recorded_case(ground_truth, rows)}, tmp_path)["case"]
+    assert len(found) == 4
+    for figures in found:
+        assert figures["stats"] == pytest.approx(expected["stats"], abs=1e-9)
+        assert figures["AP_per_category"] == pytest.approx(expected["AP_per_category"], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_two_processes_reproduce_recorded_figures(real_data: Path, tmp_path: Path) -> None:
+    expected, cases = {}, {}
+    for file in sorted(real_data.glob("*/expected_eval.json")):
+        record = json.loads(file.read_text())
+        expected[file.parent.name] = record
+        cases[file.parent.name] = recorded_case(
+            *(
+                json.loads((file.parent / record[key]).read_text())
+                for key in ("ground_truth", "detections")
+            )
+        )
+    assert len(cases) == 7
+    for name, found in figures_in_two_processes(cases, tmp_path).items():
+        for figures in found:
+            for part in ("stats", "AP_per_category"):
+                rounded = {key: round(value, 6) for key, value in figures[part].items()}
+                assert rounded == expected[name][part]
