@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-import tyro
-
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
     from detrelay.core.data.coco import CocoDataset
@@ -194,7 +192,7 @@ def rounded(values: Any) -> Any:
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: evaluate(tyro.cli(Arguments)))
+    run(lambda: evaluate(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":
