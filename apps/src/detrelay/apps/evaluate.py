@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import tyro
+
 from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
