@@ -79,7 +79,7 @@ def test_every_command_is_known() -> None:
         set(COMMANDS)
         == set(cli.COMMANDS)
         == {
-            *("train", "evaluate", "predict", "publish", "convert", "replay"),
+            *("train", "evaluate", "report", "predict", "publish", "convert", "replay"),
         }
     )
 

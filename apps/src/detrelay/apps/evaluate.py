@@ -151,7 +151,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
             f"{arguments.data}: has no annotations, so nothing can be scored; --detections FILE "
             f"writes what the model finds"
         )
-    category_ids = known_categories(model, samples, arguments)
+    category_ids = known_categories(model, samples, data=arguments.data, source=arguments.model)
     accelerator = Accelerator()
     sampler = VisitSampler(len(samples), seed=0, shuffle=False)
     loader = make_loader(eval_data(samples, processor), sampler, _BATCH_SIZE)
@@ -166,7 +166,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
 
 
 def known_categories(
-    model: DetectorForObjectDetection, samples: CocoDataset, arguments: Arguments
+    model: DetectorForObjectDetection, samples: CocoDataset, *, data: Path, source: Path
 ) -> list[int]:
     """Original category ids by class index, if the model has learned those of the data.
 
@@ -177,8 +177,8 @@ def known_categories(
     present = {category.id: category.name for category in samples.categories}
     if not present.items() <= learned.items() or len(ids) != model.config.num_labels:
         raise ValueError(
-            f"{arguments.data}: its categories {present} are not among those that "
-            f"{arguments.model} has learned, {learned}"
+            f"{data}: its categories {present} are not among those that {source} has learned, "
+            f"{learned}"
         )
     return list(ids)
 
