@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from detrelay.apps.console import Debug, read_arguments, run
+import tyro
+
+from detrelay.apps.console import Debug, run
 from detrelay.apps.train import RECIPES
 from detrelay.core.recipes.recipe import load_recipe
 
@@ -142,7 +144,7 @@ def published_figures(head: str, config: DetectorConfig) -> dict[str, str]:
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: convert(read_arguments(Arguments)))
+    run(lambda: convert(tyro.cli(Arguments)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from detrelay.apps.console import Debug, read_arguments, run
+import tyro
+
+from detrelay.apps.console import Debug, run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -151,7 +153,7 @@ def to_rows(
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: predict(read_arguments(Arguments)))
+    run(lambda: predict(tyro.cli(Arguments)))
 
 
 if __name__ == "__main__":

@@ -280,13 +280,13 @@ class FeaturePyramid:
 
     Attributes:
         levels: L tensors, float [B, C, H, W].
-        strides: L ints, pixels.
+        strides: L numbers, pixels.
         valid: L tensors, bool [B, H, W], True where the cell shows a real pixel.
         image_sizes: int64 [B, 2], (height, width) of the unpadded images, pixels.
     """
 
     levels: tuple[Tensor, ...]
-    strides: tuple[int, ...]
+    strides: tuple[float, ...]
     valid: tuple[Tensor, ...]
     image_sizes: Tensor
 

@@ -1,22 +1,80 @@
-"""Backbones by name: images to feature maps at strides 4, 8, 16 and 32."""
+"""Backbones by name: the one place where a new one is entered."""
 
 from __future__ import annotations
 
-from detrelay.core.backbones.base import Backbone, BackboneNorm
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detrelay.core.backbones.base import Backbone, BackboneNorm, BackboneSettings
 from detrelay.core.backbones.resnet import RESNETS, ResNetBackbone
 from detrelay.core.backbones.swin import SWINS, SwinBackbone
+from detrelay.core.backbones.timm_models import TimmBackbone
+from detrelay.core.backbones.transformers_models import TransformersBackbone
+from detrelay.core.errors import unknown_name
+from detrelay.core.registry import find_part
 
 __all__ = [
     "BACKBONES",
     "RESNETS",
     "SWINS",
     "Backbone",
+    "BackboneSettings",
     "ResNetBackbone",
     "SwinBackbone",
     "build_backbone",
+    "find_backbone_class",
 ]
 
-BACKBONES = (*RESNETS, *SWINS)
+
+def _resnet(name: str, settings: BackboneSettings) -> Backbone:
+    _refuse_options(name, settings)
+    return ResNetBackbone(
+        name, settings.norm, settings.frozen_stages, settings.num_stages, settings.num_maps
+    )
+
+
+def _swin(name: str, settings: BackboneSettings) -> Backbone:
+    _refuse_options(name, settings)
+    return SwinBackbone(
+        name,
+        settings.frozen_stages,
+        settings.num_stages,
+        settings.num_maps,
+        settings.drop_path,
+    )
+
+
+def _refuse_options(name: str, settings: BackboneSettings) -> None:
+    if settings.options:
+        raise ValueError(f"backbone {name} has no options; found {dict(settings.options)}")
+
+
+# an entry that ends with a slash stands for all names that begin with it
+BACKBONES: dict[str, Callable[[str, BackboneSettings], Backbone]] = {
+    **dict.fromkeys(RESNETS, _resnet),
+    **dict.fromkeys(SWINS, _swin),
+    "transformers/": TransformersBackbone,
+    "timm/": TimmBackbone,
+}
+
+
+def find_backbone_class(name: str) -> Callable[[str, BackboneSettings], Backbone]:
+    """What builds the backbone of that name.
+
+    Args:
+        name: a key of `BACKBONES`; a name behind one that ends with a slash, as in
+            "transformers/convnext"; or `module:Class` for a `Backbone` of one's own.
+
+    Raises:
+        ValueError: there is no such backbone.
+    """
+    if ":" in name:
+        return find_part("backbone", name, {})
+    library, slash, model = name.partition("/")
+    key = library + slash if model else name
+    if key not in BACKBONES:
+        raise ValueError(unknown_name("backbone", name, BACKBONES))
+    return BACKBONES[key]
 
 
 def build_backbone(
@@ -26,17 +84,21 @@ def build_backbone(
     num_stages: int = 4,
     num_maps: int | None = None,
     drop_path: float = 0.0,
+    options: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """A backbone of `BACKBONES` with random weights.
+    """A backbone with random weights.
 
     Args:
-        name: which one.
-        norm: "frozen", "eval" or "train", see `DetectorConfig`.
+        name: see `find_backbone_class`.
+        norm: see `BackboneSettings`, as the others.
         frozen_stages: number of stages that are not trained, the stem with them.
         num_stages: how many stages there are; fewer than four leave the last ones out.
         num_maps: how many maps are returned, counted from the last stage; None for all.
         drop_path: see `SwinBackbone`; ResNets have none.
+        options: arguments of its own.
+
+    Raises:
+        ValueError: there is no such backbone, or it refuses its settings.
     """
-    if name in SWINS:
-        return SwinBackbone(name, frozen_stages, num_stages, num_maps, drop_path)
-    return ResNetBackbone(name, norm, frozen_stages, num_stages, num_maps)
+    settings = BackboneSettings(norm, frozen_stages, num_stages, num_maps, drop_path, options or {})
+    return find_backbone_class(name)(name, settings)

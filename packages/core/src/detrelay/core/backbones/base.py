@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 BackboneNorm = Literal["frozen", "eval", "train"]
 
 
+@dataclass(frozen=True)
+class BackboneSettings:
+    """What a backbone is built from, beside its name.
+
+    Attributes:
+        norm: "frozen", "eval" or "train", see `DetectorConfig`.
+        frozen_stages: number of stages that are not trained, the stem with them.
+        num_stages: how many stages there are; fewer than four leave the last ones out.
+        num_maps: how many maps are returned, counted from the last stage; None for all.
+        drop_path: see `DetectorConfig`.
+        options: arguments of its own, see `DetectorConfig`.
+    """
+
+    norm: BackboneNorm = "eval"
+    frozen_stages: int = 0
+    num_stages: int = 4
+    num_maps: int | None = None
+    drop_path: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Backbone(nn.Module):
-    """Images to feature maps, finest first; the first stage has stride 4, each next one twice that.
+    """Images to feature maps, finest first.
 
     Args:
         name: as in the config.
-        stage_channels: channels of each stage's map.
-        num_maps: how many maps are returned, counted from the last stage; None for all.
+        channels: channels of the returned maps.
+        strides: their strides, pixels.
 
     Attributes:
-        channels: channels of the returned maps.
-        strides: their strides in pixels.
+        divisor: what height and width of its images must be a multiple of; they are padded to it.
     """
 
-    def __init__(self, name: str, stage_channels: Sequence[int], num_maps: int | None) -> None:
+    divisor = 1
+
+    def __init__(self, name: str, channels: Sequence[int], strides: Sequence[float]) -> None:
         super().__init__()
         self.name = name
-        first = 0 if num_maps is None else len(stage_channels) - num_maps
-        self.channels = tuple(stage_channels[first:])
-        self.strides = tuple(4 << stage for stage in range(first, len(stage_channels)))
+        self.channels = tuple(channels)
+        self.strides = tuple(strides)
 
     def freeze(self) -> None:
         """Fix the parameters that the settings exclude from training; nothing by default.
@@ -39,3 +61,27 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of [B, 3, H, W]: one tensor [B, channels[i], H / strides[i], ...] a map."""
         raise NotImplementedError
+
+    def load_pretrained(self, source: str) -> None:
+        """Fill the backbone with the weights that `source` names; none by default.
+
+        Raises:
+            ValueError: there are none by that name.
+        """
+        raise ValueError(
+            f"{source}: {self.name} loads no pre-trained weights; set train.backbone_weights=none"
+        )
+
+
+def stage_maps(
+    stage_channels: Sequence[int], num_maps: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and strides of the last maps of stages that halve the resolution, from stride 4.
+
+    Args:
+        stage_channels: channels of each stage's map.
+        num_maps: how many maps are returned, counted from the last stage; None for all.
+    """
+    first = 0 if num_maps is None else len(stage_channels) - num_maps
+    strides = tuple(4 << stage for stage in range(first, len(stage_channels)))
+    return tuple(stage_channels[first:]), strides

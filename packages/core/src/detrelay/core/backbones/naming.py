@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from detrelay.core.backbones import BACKBONES, RESNETS, SWINS, build_backbone
+from detrelay.core.backbones import RESNETS, SWINS, build_backbone
 from detrelay.core.weights.key_table import KeyTable
 
 State = dict[str, Tensor]
@@ -315,7 +315,7 @@ def find_naming(state: Mapping[str, Tensor]) -> tuple[Naming, str]:
 
 
 def find_backbone(state: Mapping[str, Tensor]) -> str:
-    """The name in `BACKBONES` of weights under our names, told by their shapes.
+    """The name of weights under our names, told by their shapes.
 
     Raises:
         ValueError: none has these shapes.
@@ -328,7 +328,7 @@ def find_backbone(state: Mapping[str, Tensor]) -> str:
         shapes = {key: v.shape for key, v in backbone.state_dict().items() if not _may_differ(key)}
         if shapes == found:
             return name
-    raise ValueError(f"a backbone of other sizes than any of {', '.join(BACKBONES)}")
+    raise ValueError(f"a backbone of other sizes than any of {', '.join([*RESNETS, *SWINS])}")
 
 
 def _may_differ(name: str) -> bool:

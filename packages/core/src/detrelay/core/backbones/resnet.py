@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import deform_conv2d
 
-from detrelay.core.backbones.base import Backbone, BackboneNorm
+from detrelay.core.backbones.base import Backbone, BackboneNorm, stage_maps
 
 RESNETS = (
     "resnet18",
@@ -85,7 +85,8 @@ class ResNetBackbone(Backbone):
     ) -> None:
         network = _network(name)
         width = network.fc.in_features
-        super().__init__(name, [width >> (3 - stage) for stage in range(num_stages)], num_maps)
+        widths = [width >> (3 - stage) for stage in range(num_stages)]
+        super().__init__(name, *stage_maps(widths, num_maps))
         self.norm = norm
         self.frozen_stages = frozen_stages
         self.num_stages = num_stages

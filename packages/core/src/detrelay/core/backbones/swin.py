@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import SwinBackbone as SwinNetwork
 from transformers import SwinConfig
 
-from detrelay.core.backbones.base import Backbone
+from detrelay.core.backbones.base import Backbone, stage_maps
 
 
 class SwinSizes(NamedTuple):
@@ -69,7 +69,8 @@ class SwinBackbone(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         sizes = SWINS[name]
-        super().__init__(name, [sizes.width << stage for stage in range(num_stages)], num_maps)
+        widths = [sizes.width << stage for stage in range(num_stages)]
+        super().__init__(name, *stage_maps(widths, num_maps))
         first = num_stages - len(self.channels)
         config = _Config(
             embed_dim=sizes.width,

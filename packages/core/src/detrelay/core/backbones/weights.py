@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detrelay.core.backbones import Backbone, build_backbone
+from detrelay.core.backbones import Backbone, ResNetBackbone, SwinBackbone, build_backbone
 from detrelay.core.backbones.naming import find_naming, is_optional
 from detrelay.core.weights.files import read_weights
 
@@ -24,13 +24,16 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
         backbone: filled in place.
         source: "imagenet" (torchvision's weights, downloaded once and cached), "none" (left as it
             is), or a `.pth` / `.safetensors` file under one of the `NAMINGS`; it may be of a whole
-            detector.
+            detector. Backbones of other libraries read what their `load_pretrained` says.
 
     Raises:
         OSError: the download failed; says how to go on without a network.
         ValueError: the file is missing, unreadable, or of another network.
     """
     if source == "none":
+        return
+    if not isinstance(backbone, ResNetBackbone | SwinBackbone):
+        backbone.load_pretrained(source)
         return
     theirs = _imagenet_weights(backbone.name) if source == "imagenet" else _read_weights(source)
     try:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict, type_validator
 from transformers import PreTrainedConfig
 
-from detrelay.core.backbones import BACKBONES, SWINS
-from detrelay.core.errors import nearest, unknown_name
+from detrelay.core.backbones import RESNETS, SWINS, find_backbone_class
+from detrelay.core.errors import nearest
 
 # Keys that transformers itself writes into or reads from config.json without a typed field.
 _LIBRARY_KEYS = frozenset(
@@ -27,7 +27,6 @@ _LIBRARY_KEYS = frozenset(
         "per_layer_config",
     }
 )
-_LARGEST_SIZE = 100_000  # of queries, layers, channels; no machine holds more
 _COCO_CLASSES = 80
 
 
@@ -40,7 +39,10 @@ class DetectorConfig(PreTrainedConfig):
 
     Attributes:
         backbone_name: one of `BACKBONES`: ResNets, ResNeXt-101 with and without deformable
-            convolutions ("_dcn"), Swin transformers.
+            convolutions ("_dcn"), Swin transformers; "transformers/MODEL_TYPE" for any backbone of
+            transformers; "timm/NAME" for any network of timm; `module:Class` for one of your own.
+        backbone_options: fields of the config of a backbone of transformers, arguments of
+            `timm.create_model`, or what a backbone of your own reads; others have none.
         backbone_norm: "frozen" (statistics and affine fixed), "eval" (statistics fixed, affine
             trained) or "train" (ordinary batch norm, for training from random weights). Swin
             transformers have no batch norm.
@@ -60,6 +62,7 @@ class DetectorConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["loss_dict", "auxiliary_outputs"]  # noqa: RUF012 - as the base
 
     backbone_name: str = "resnet50"
+    backbone_options: dict[str, Any] | None = None
     backbone_norm: Literal["frozen", "eval", "train"] = "eval"
     backbone_frozen_stages: int = 1
     backbone_drop_path: float | int = 0.0
@@ -112,10 +115,10 @@ class DetectorConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse values that no model can be built from."""
-        if self.backbone_name not in BACKBONES:
-            raise ValueError(
-                f"backbone_name: {unknown_name('backbone', self.backbone_name, BACKBONES)}"
-            )
+        try:
+            find_backbone_class(self.backbone_name)
+        except ValueError as error:
+            raise ValueError(f"backbone_name: {error}") from error
         if self.backbone_drop_path and self.backbone_name not in SWINS:
             raise ValueError(
                 f"backbone_drop_path is for Swin transformers; {self.backbone_name} has none"
@@ -124,18 +127,15 @@ class DetectorConfig(PreTrainedConfig):
             raise ValueError(
                 f"backbone_drop_path must lie in [0, 1); found {self.backbone_drop_path}"
             )
-        if not 0 <= self.backbone_frozen_stages <= 4:
+        is_own = self.backbone_name in (*RESNETS, *SWINS)  # others are asked when they are built
+        if self.backbone_frozen_stages < 0 or (is_own and self.backbone_frozen_stages > 4):
             raise ValueError(
                 f"backbone_frozen_stages must lie in 0..4; found {self.backbone_frozen_stages}"
             )
 
 
 def require_positive(config: PreTrainedConfig, *names: str) -> None:
-    """Refuse a config in which one of the named integers is below 1, or beyond all memory."""
+    """Refuse a config in which one of the named integers is below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1; found {getattr(config, name)}")
-        if getattr(config, name) > _LARGEST_SIZE:
-            raise ValueError(
-                f"{name} must be at most {_LARGEST_SIZE}; found {getattr(config, name)}"
-            )

@@ -19,7 +19,7 @@ from detrelay.core.detector.checkpointing import set_checkpointing
 from detrelay.core.detector.checks import check_input, check_targets
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.loss import LossFunction, published_criterion
-from detrelay.core.detector.pyramid import build_pyramid
+from detrelay.core.detector.pyramid import build_pyramid, pad_to
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StageGroup, Targets
 
@@ -76,7 +76,7 @@ class DetectorForObjectDetection(PreTrainedModel):
     _criterion: LossFunction | None = None
 
     @property
-    def level_strides(self) -> tuple[int, ...]:
+    def level_strides(self) -> tuple[float, ...]:
         """Strides in pixels of the levels that the neck makes; the backbone's own by default."""
         return self.backbone.strides
 
@@ -111,6 +111,7 @@ class DetectorForObjectDetection(PreTrainedModel):
             num_stages,
             num_maps,
             config.backbone_drop_path,
+            config.backbone_options,
         )
 
     @classmethod
@@ -191,6 +192,7 @@ class DetectorForObjectDetection(PreTrainedModel):
         if pixel_mask is None:
             batch, _, height, width = pixel_values.shape
             pixel_mask = pixel_values.new_ones((batch, height, width), dtype=torch.bool)
+        pixel_values, pixel_mask = pad_to(self.backbone.divisor, pixel_values, pixel_mask)
         levels = self.neck(self.backbone(pixel_values.to(self.dtype)))
         pyramid = build_pyramid(levels, self.level_strides, pixel_mask)
         groups = self.head(pyramid, targets if self.training else None)

@@ -91,8 +91,23 @@ def _reset_convs(convs: nn.ModuleList) -> None:
         nn.init.zeros_(conv.get_parameter("bias"))
 
 
+def pad_to(divisor: int, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad images at the bottom and the right, so that both sides are multiples of a number.
+
+    Args:
+        divisor: the number; 1 leaves everything as it is.
+        pixel_values: [B, 3, H, W].
+        pixel_mask: [B, H, W].
+    """
+    if divisor == 1:
+        return pixel_values, pixel_mask
+    height, width = pixel_values.shape[-2:]
+    amount = (0, -width % divisor, 0, -height % divisor)
+    return F.pad(pixel_values, amount), F.pad(pixel_mask, amount)
+
+
 def build_pyramid(
-    levels: Sequence[Tensor], strides: Sequence[int], pixel_mask: Tensor
+    levels: Sequence[Tensor], strides: Sequence[float], pixel_mask: Tensor
 ) -> FeaturePyramid:
     """Join levels, their valid cells and the image sizes.
 

@@ -106,7 +106,7 @@ class DeformableForObjectDetection(DetectorForObjectDetection):
         self.neck = LevelMapper(self.backbone.channels, config.num_levels, config.d_model)
 
     @property
-    def level_strides(self) -> tuple[int, ...]:
+    def level_strides(self) -> tuple[float, ...]:
         """The strides of the backbone maps used, then twice the one before."""
         strides = list(self.backbone.strides)
         while len(strides) < self.config.num_levels:

@@ -1,0 +1,101 @@
+"""Any network of timm that gives feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from detrelay.core.backbones.base import BackboneSettings
+from detrelay.core.backbones.library import LibraryBackbone
+from detrelay.core.errors import one_line
+
+
+class TimmBackbone(LibraryBackbone):
+    """`timm/NAME`, such as timm/convnext_tiny; needs the package timm.
+
+    Its options are arguments of `timm.create_model`.
+    """
+
+    library = "timm"
+
+    def __init__(self, name: str, settings: BackboneSettings) -> None:
+        self.options = dict(settings.options)
+        super().__init__(name, settings)
+        self._is_drawn = not any(p.is_meta for p in self.network.parameters())
+        for module in self.network.modules():
+            # or transformers would call the rules of single modules, which spare no loaded weight
+            object.__setattr__(module, "_is_hf_initialized", True)
+
+    def _network(self, options: Mapping[str, Any], indices: Sequence[int] | None) -> nn.Module:
+        if indices is None:
+            indices = range(len(self._create(options).feature_info))
+        return self._create(options, features_only=True, out_indices=list(indices))
+
+    def _create(self, options: Mapping[str, Any], **more: Any) -> Any:
+        try:
+            # transformers of timm take images of any size only where they are told so
+            return _timm().create_model(self.model, dynamic_img_size=True, **options, **more)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            return _timm().create_model(self.model, **options, **more)
+
+    def _maps(self, network: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        maps = tuple(network(pixel_values))
+        if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"):
+            return tuple(level.movedim(-1, 1) for level in maps)
+        return maps
+
+    @property
+    def _indices(self) -> list[int]:
+        info: Any = self.network.feature_info
+        return list(info.out_indices)
+
+    def reset_parameters(self) -> None:
+        """Random weights as timm draws them; those that were loaded stay."""
+        if self._is_drawn:
+            return
+        fresh = dict(_tensors(self._network(self.options, self._indices)))
+        for name, value in _tensors(self.network):
+            init.copy_(value, fresh[name])
+
+    def load_pretrained(self, source: str) -> None:
+        """Take pre-trained weights.
+
+        Args:
+            source: "imagenet" (what timm has for this name, downloaded once) or a file of its.
+
+        Raises:
+            ValueError: there are none, or they are of another network.
+        """
+        overlay = {} if source == "imagenet" else {"file": str(Path(source))}
+        try:
+            theirs = self._create(
+                self.options,
+                features_only=True,
+                out_indices=self._indices,
+                pretrained=True,
+                pretrained_cfg_overlay=overlay,
+            )
+            self._take(theirs.state_dict())
+        except Exception as error:  # of many libraries below
+            raise ValueError(
+                f"{source}: not the weights of a {self.name}: {one_line(error)}"
+            ) from error
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ValueError("needs timm; pip install 'detrelay[timm]'") from error
+    return timm
