@@ -15,7 +15,7 @@ import tyro
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from detrelay.apps import console, evaluate, predict
+from detrelay.apps import console, evaluate, predict, report
 from detrelay.apps.build import build_datasets, build_parts
 from detrelay.apps.train import train
 from detrelay.core.data.shapes import ShapesDataset
@@ -423,6 +423,33 @@ def test_evaluate_refuses_a_model_of_other_categories(
     assert code == 2
     assert "are not among those that" in err
     assert "hexagon" in err
+
+
+def test_report_is_one_page_and_its_figures(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "report"
+    code, out, err = command(
+        report.report, report.Arguments, capsys,
+        *("--model", run / "last", "--data", coco_folder / "val.json", "--output", output),
+        *("--gallery", "1", "--backend", "hotcoco"),
+    )  # fmt: skip
+    assert code == 0, err
+    assert "AP by stage (maxDets 100): " in out
+    figures = json.loads((output / "figures.json").read_text())
+    measured = json.loads((run / "results.json").read_text())["stats"]
+    assert len(figures["stages"]) == 3
+    assert figures["stages"][-1]["stats"] == pytest.approx(measured, abs=1e-6)
+    assert [len(row) for row in figures["similarity"]] == [3, 3, 3]
+    assert figures["moved_labels"]["own"] == [figures["about"]["objects"]] * 3
+    page = (output / "report.html").read_text()
+    charts = sorted(path.stem for path in output.glob("*.png"))
+    assert charts == [
+        "boxes", "duplicates", "errors", "hardest_1", "instability", "moved_labels", "precision",
+        "similarity",
+    ]  # fmt: skip
+    assert page.count("data:image/png;base64,") == len(charts)
+    assert "http" not in page  # it needs nothing from elsewhere
 
 
 @pytest.mark.parametrize("annotations", [{}, {"annotations": []}])

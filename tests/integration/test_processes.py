@@ -6,6 +6,7 @@ In float64, so that the order of a sum does not hide behind rounding.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,7 +30,9 @@ from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.checkpoint import CheckpointError
 from detrelay.core.engine.inference import ImageResult, detect
 from detrelay.core.engine.logging import read_metrics
+from detrelay.core.engine.run_folder import locked
 from detrelay.core.engine.update import Updater
+from detrelay.core.errors import DataError
 from detrelay.core.evaluation.backends import BACKENDS
 from detrelay.core.evaluation.coco_ap import evaluate_coco
 from detrelay.core.evaluation.tables import Detections, GroundTruth
@@ -168,6 +171,62 @@ def stop_at_a_value_that_is_not_finite(output: Path) -> None:
 def test_one_process_without_finite_values_ends_all(tmp_path: Path) -> None:
     in_processes(stop_at_a_value_that_is_not_finite, tmp_path / "run", seconds=60)
     assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1]
+
+
+def fail_on_the_second(stage: str, output: Path, lines: Path) -> None:
+    """The second process meets an error of its own; each writes down how it ended."""
+    with pytest.MonkeyPatch.context() as patch:
+        if stage == "set-up":
+            original = build.build_datasets
+
+            def spoil_set_up(*arguments: Any) -> Any:
+                if PartialState().process_index == 1:
+                    raise DataError("a broken file")
+                return original(*arguments)
+
+            patch.setattr(build, "build_datasets", spoil_set_up)
+        else:
+            learn = Updater._learn
+            step = iter(range(10))
+
+            def spoil_step(self: Updater, batch: Any, counts: Any) -> Any:
+                if next(step) == 1 and self.accelerator.process_index == 1:
+                    raise DataError("a broken file")
+                return learn(self, batch, counts)
+
+            patch.setattr(Updater, "_learn", spoil_step)
+        try:
+            tiny_run(output, *SETTINGS, "train.batch_size=2")
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            (lines / str(PartialState().process_index)).write_text(told)
+    os._exit(0)  # as a command does, so that the other process notices
+
+
+@pytest.mark.parametrize("stage", ["set-up", "step"])
+def test_one_process_that_fails_is_one_line_on_every_process(stage: str, tmp_path: Path) -> None:
+    in_processes(fail_on_the_second, stage, tmp_path / "run", tmp_path, seconds=60)
+    assert (tmp_path / "1").read_text() == "DataError: a broken file"
+    other = (tmp_path / "0").read_text()
+    assert other.startswith("RunFault: another process of this run has ended and says why; ")
+    assert "resume with: detrelay train --resume --output" in other
+    assert "\n" not in other
+
+
+def refuse_a_folder_in_use(output: Path, lines: Path) -> None:
+    try:
+        tiny_run(output, *SETTINGS, "train.batch_size=2")
+    except ValueError as error:
+        (lines / str(PartialState().process_index)).write_text(str(error))
+
+
+def test_a_folder_in_use_is_refused_by_every_process(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        in_processes(refuse_a_folder_in_use, tmp_path / "run", tmp_path, seconds=60)
+    for process in range(2):
+        line = (tmp_path / str(process)).read_text()
+        assert "is in use by another training" in line
+        assert "\n" not in line
 
 
 def small_trainer(

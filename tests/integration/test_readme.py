@@ -112,7 +112,7 @@ def check_training(result: Result) -> None:
     (output,) = Path("runs").iterdir()
     record = json.loads((output / "training.json").read_text())
     head = record["recipe"]["head"]
-    assert output.name == f"{head.replace(':', '.')}-{record['assigner']}"
+    assert output.name.endswith(f"{head.replace(':', '.')}-{record['assigner']}")
     assert arguments.head in (None, head)
     assert arguments.assigner in (None, record["assigner"])
     for entry in [entry for group in arguments.set for entry in group]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import torch
 from detrelay.apps.train import Arguments, train
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.engine import run_folder
+from detrelay.core.engine.faults import RunFault
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.parts import Evaluation
 from detrelay.core.engine.run_folder import RunFolderError
@@ -267,6 +269,26 @@ def test_a_run_killed_before_its_first_checkpoint_begins_with_its_weights(
             tiny_run(tmp_path / "cut", "train.epochs=1", init=init)
     assert tiny_run(tmp_path / "cut", "train.epochs=1", resume=True) == 0
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_killed_loader_process_is_told_in_one_line(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+
+    def kill_a_loader() -> None:
+        loader = multiprocessing.active_children()[0]
+        assert loader.pid is not None
+        os.kill(loader.pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        act_before_step(patch, 4, kill_a_loader)
+        with pytest.raises(RunFault, match="a process that loads images was killed") as caught:
+            tiny_run(output, EPOCHS, AVERAGED, "data.num_workers=1")
+    assert f"resume with: detrelay train --resume --output {output}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert tiny_run(output, EPOCHS, AVERAGED, "data.num_workers=0", resume=True) == 0
+    assert_same_run(output, uninterrupted)
 
 
 def test_a_folder_in_use_is_refused_to_both_kinds_of_runs(

@@ -14,9 +14,11 @@ import pytest
 import tyro
 
 from detrelay.apps import cli, evaluate, predict, publish, replay
-from detrelay.apps.train import Arguments, check_output, resolve
+from detrelay.apps.console import read_arguments
+from detrelay.apps.train import Arguments, check_output, resolve, run_name
 from detrelay.core.engine.run_folder import RunFolderError
 from detrelay.core.errors import RecipeError
+from detrelay.core.recipes.recipe import Recipe, override
 
 APPS = Path(__file__).parents[2] / "apps"
 COMMANDS = sorted(path.stem for path in APPS.glob("*.py"))
@@ -77,7 +79,7 @@ def test_every_command_is_known() -> None:
         set(COMMANDS)
         == set(cli.COMMANDS)
         == {
-            *("train", "evaluate", "predict", "publish", "convert", "replay"),
+            *("train", "evaluate", "report", "predict", "publish", "convert", "replay"),
         }
     )
 
@@ -124,6 +126,27 @@ def test_set_takes_several_values_and_may_be_repeated() -> None:
     arguments = parsed("--set", "train.epochs=3", "train.seed=4", "--set", "train.epochs=5")
     recipe = resolve(arguments)
     assert (recipe.train.epochs, recipe.train.seed) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"), [(["--output", ""], "--output"), (["--seed", "1", "--init="], "--init")]
+)
+def test_an_empty_argument_is_refused(
+    words: list[str], option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a path it would be the working directory."""
+    monkeypatch.setattr("sys.argv", ["detrelay train", *words])
+    with pytest.raises(ValueError, match=f"an empty argument after {option}; name a value"):
+        read_arguments(Arguments)
+
+
+def test_the_default_folder_tells_recipes_and_seeds_apart() -> None:
+    recipe = Recipe()
+    assert run_name(None, recipe, "cross_stage") == "stageinteractor-cross_stage"
+    seeded = override(recipe, ["train.seed=3"])
+    assert run_name(None, seeded, "hungarian") == "stageinteractor-hungarian-seed3"
+    own = override(recipe, ["head=my_head:MyConfig"])
+    assert run_name("recipes/mine.toml", own, "hungarian") == "mine-my_head.MyConfig-hungarian"
 
 
 def test_nothing_named_means_drawn_shapes() -> None:

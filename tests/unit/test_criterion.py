@@ -230,3 +230,23 @@ def test_criterion_takes_an_assigner_that_unites_boxes() -> None:
     )
     assert len(output.assignments["decoder"][0].boxes) == 15
     assert torch.isfinite(output.total)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("class_weight", -1.0, "loss.class_weight must be a number from 0 on, found -1"),
+        ("giou_weight", math.nan, "found nan"),
+        ("l1_weight", math.inf, "found inf"),
+        ("gamma", -2.0, "loss.gamma must be"),
+        ("alpha", 1.5, "loss.alpha must be a share, 0 to 1, found 1.5"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(LossConfig(), **{name: value})
+
+
+def test_a_negative_weight_of_an_own_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"loss\.more: the weight of a:B must be from 0 on"):
+        LossConfig(more=("a:B:-1",)).terms()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 
 import detrelay.apps.dry_run as plans
 from detrelay.apps.build import build_criterion, build_model
+from detrelay.apps.train import Arguments, train
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.errors import DataError
@@ -51,12 +53,25 @@ def test_the_plan_is_printed_and_nothing_is_trained(
     assert "GiB at least" in out
 
 
-def test_without_data_the_rest_is_printed_before_the_error(
+def test_data_that_are_named_and_missing_end_it_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DataError, match=r"no annotation file .*train\.json"):
         tiny_run(tmp_path / "run", dry_run=True, data=(tmp_path,))
+    assert capsys.readouterr().out == ""
+
+
+def test_without_the_data_of_a_published_recipe_the_rest_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "published.toml"
+    paths = {key: str(tmp_path / f"{key}.json") for key in ("train_annotations", "val_annotations")}
+    data = replace(tiny_recipe().data, **paths)
+    recipe.write_text(replace(tiny_recipe(), data=data).to_toml())
+    with pytest.raises(DataError, match=r"no annotation file .*train_annotations\.json"):
+        train(Arguments(recipe=str(recipe), dry_run=True))
     out = capsys.readouterr().out
+    assert out.startswith("no data: no annotation file ")
     assert "steps: 2 epochs of unknown length" in out
     assert "activations" in out
 

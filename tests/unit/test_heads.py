@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from detrelay.assigners import build_assigners
@@ -15,7 +17,7 @@ from detrelay.core.criterion import Criterion, CriterionOutput
 from detrelay.core.detector.model import DetectorForObjectDetection, DetectorOutput
 from detrelay.core.detector.pyramid import build_pyramid
 from detrelay.core.structures import Targets
-from detrelay.heads import HEADS
+from detrelay.heads import HEADS, find_head
 from factories import SMALL_HEADS, make_targets, small_head_config
 
 # sides that no stride divides; the first image is smaller than the second
@@ -236,3 +238,36 @@ def test_class_scores_start_at_their_prior(case: str) -> None:
     with torch.no_grad():
         scores = model(pixels, mask).logits.sigmoid()
     assert 0.001 < scores.mean() < 0.06
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "../x:Y",
+            "head '../x:Y': expected package.module:Class, as Python imports it, not a path",
+        ),
+        ("a/b:Y", "not a path"),
+        (":", "expected package.module:Class"),
+        ("missing_module:Y", "No module named 'missing_module'"),
+        (
+            "broken_head:Y",
+            r"broken_head cannot be imported \(ZeroDivisionError: division by zero\)",
+        ),
+        ("os:path", "os has no DetectorConfig 'path'"),
+    ],
+)
+def test_what_is_no_head_is_refused(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_head.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(ValueError, match=message):
+        find_head(name)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_sizes_beyond_all_memory_are_refused(head: str) -> None:
+    with pytest.raises(StrictDataclassError, match="num_queries must be at most 100000; found"):
+        HEADS[head].config(num_queries=10**9)

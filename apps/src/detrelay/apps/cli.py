@@ -11,6 +11,7 @@ from detrelay.core.errors import unknown_name
 COMMANDS = {
     "train": "train a detector",
     "evaluate": "COCO figures of a saved model, or of detections on disk",
+    "report": "what happens between the stages of a saved model, as a page of charts",
     "predict": "detect objects in images, draw them, write them down",
     "convert": "turn a checkpoint of a released program into a model folder",
     "publish": "publish a saved model on the Hugging Face Hub",

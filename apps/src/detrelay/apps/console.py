@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import atexit
 import io
+import itertools
 import os
+import re
 import signal
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
 from detrelay.core.errors import one_line
+
+_Arguments = TypeVar("_Arguments")
 
 FAULT = 1
 USER_ERROR = 2
@@ -29,6 +33,22 @@ Debug = Annotated[
     tyro.conf.FlagCreatePairsOff[bool],
     tyro.conf.arg(help="Show the traceback of an error too."),
 ]
+
+
+def read_arguments(kind: type[_Arguments]) -> _Arguments:
+    """The command line as `kind`.
+
+    Raises:
+        ValueError: an argument is empty, as a shell variable without a value leaves it; as a path
+            it would mean the working directory.
+    """
+    for before, argument in itertools.pairwise(sys.argv):
+        if argument == "" or re.fullmatch(r"--[\w-]+=", argument):
+            option = before if argument == "" else argument.removesuffix("=")
+            raise ValueError(
+                f"an empty argument after {option}; name a value, or leave {option} out"
+            )
+    return tyro.cli(kind)
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-import tyro
-
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 from detrelay.apps.train import RECIPES
 from detrelay.core.recipes.recipe import load_recipe
 
@@ -144,7 +142,7 @@ def published_figures(head: str, config: DetectorConfig) -> dict[str, str]:
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: convert(tyro.cli(Arguments)))
+    run(lambda: convert(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":

@@ -53,22 +53,32 @@ class Memory:
     activations: int
 
 
-def dry_run(recipe: Recipe) -> int:
+def dry_run(recipe: Recipe, *, needs_data: bool) -> int:
     """Print the plan of a run and train nothing; the exit code.
 
+    Args:
+        recipe: of the run.
+        needs_data: the user has named the data; those of a published recipe may be elsewhere, and
+            the plan is then printed as far as it does not depend on them.
+
     Raises:
-        DataError: the data cannot be used; what does not depend on them is printed before.
+        DataError: the data cannot be used; nothing is printed before, or all that does not depend
+            on them if they are not needed.
     """
     accelerator = make_accelerator(recipe)
     say = accelerator.print
-    say(recipe.to_toml())
     samples: AnyDataset | None = None
     problem: DataError | None = None
     try:
         samples, val = build_datasets(recipe.data)
-        say(f"train: {samples.report.summary()}\nval:   {val.report.summary()}\n")
     except DataError as error:
+        if needs_data:
+            raise
         problem = error
+        say(f"no data: {error}\nWhat follows is what does not depend on them.\n")
+    say(recipe.to_toml())
+    if samples is not None:
+        say(f"train: {samples.report.summary()}\nval:   {val.report.summary()}\n")
     categories: Sequence[Category] = (
         [Category(index, f"class {index}") for index in range(_COCO_CLASSES)]
         if samples is None

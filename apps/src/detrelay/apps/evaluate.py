@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
     from detrelay.core.data.coco import CocoDataset
@@ -151,7 +151,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
             f"{arguments.data}: has no annotations, so nothing can be scored; --detections FILE "
             f"writes what the model finds"
         )
-    category_ids = known_categories(model, samples, arguments)
+    category_ids = known_categories(model, samples, data=arguments.data, source=arguments.model)
     accelerator = Accelerator()
     sampler = VisitSampler(len(samples), seed=0, shuffle=False)
     loader = make_loader(eval_data(samples, processor), sampler, _BATCH_SIZE)
@@ -166,7 +166,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
 
 
 def known_categories(
-    model: DetectorForObjectDetection, samples: CocoDataset, arguments: Arguments
+    model: DetectorForObjectDetection, samples: CocoDataset, *, data: Path, source: Path
 ) -> list[int]:
     """Original category ids by class index, if the model has learned those of the data.
 
@@ -177,8 +177,8 @@ def known_categories(
     present = {category.id: category.name for category in samples.categories}
     if not present.items() <= learned.items() or len(ids) != model.config.num_labels:
         raise ValueError(
-            f"{arguments.data}: its categories {present} are not among those that "
-            f"{arguments.model} has learned, {learned}"
+            f"{data}: its categories {present} are not among those that {source} has learned, "
+            f"{learned}"
         )
     return list(ids)
 
@@ -194,7 +194,7 @@ def rounded(values: Any) -> Any:
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: evaluate(tyro.cli(Arguments)))
+    run(lambda: evaluate(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":

@@ -154,21 +154,23 @@ def set_threads(threads: int | None, accelerator: Accelerator) -> None:
     elif (
         accelerator.device.type == "cpu"
         and accelerator.num_processes == 1
-        and not _threads_are_chosen(os.environ)
+        and not threads_are_chosen(os.environ, Path(f"/proc/{os.getppid()}"))
     ):
         torch.set_num_threads(usable_cores())
 
 
-def _threads_are_chosen(environment: Mapping[str, str]) -> bool:
+def threads_are_chosen(environment: Mapping[str, str], launcher: Path) -> bool:
     """Whether the user has set the number of threads.
 
-    `accelerate launch` sets 1 where its own environment and options name no number.
+    Args:
+        environment: of this process. `accelerate launch` sets one thread in it where its own
+            environment and options name no number.
+        launcher: what Linux tells of the process that started this one.
     """
     if _THREADS not in environment:
         return False
     if environment[_THREADS] != "1" or _PRECISION not in environment:
         return True
-    launcher = Path(f"/proc/{os.getppid()}")
     try:
         inherited = (launcher / "environ").read_bytes().split(b"\0")
         options = (launcher / "cmdline").read_bytes().replace(b"-", b"_")
@@ -184,7 +186,8 @@ def usable_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(cpu_quota())))
+    quota = cpu_quota()
+    return cores if math.isinf(quota) else max(1, min(cores, math.ceil(quota)))
 
 
 def cpu_quota(

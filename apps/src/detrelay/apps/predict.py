@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import tyro
-
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -153,7 +151,7 @@ def to_rows(
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: predict(tyro.cli(Arguments)))
+    run(lambda: predict(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":

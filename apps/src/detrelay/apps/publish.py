@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def rehearse(arguments: Arguments) -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: publish(tyro.cli(Arguments)))
+    run(lambda: publish(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":

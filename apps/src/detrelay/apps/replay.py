@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 
 _NOT_FINITE = 1
 
@@ -61,7 +61,7 @@ def replay(arguments: Arguments) -> int:
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: replay(tyro.cli(Arguments)))
+    run(lambda: replay(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":

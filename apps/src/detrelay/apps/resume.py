@@ -31,7 +31,12 @@ _CHANGE_NO_RESULT = (
     "train.trackers",
 )
 # the fingerprint of the data says whether they are the same
-_PATHS = ("data.train_annotations", "data.train_images", "data.val_annotations", "data.val_images")
+DATA_PATHS = (
+    "data.train_annotations",
+    "data.train_images",
+    "data.val_annotations",
+    "data.val_images",
+)
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -156,7 +161,7 @@ def _may_change(key: str, values: tuple[Any, Any], recipe: Recipe) -> bool:
     before, after = values
     if key == "train.epochs":
         return bool(recipe.train.schedule == "multi_step" and after > before)
-    if key in _PATHS:
+    if key in DATA_PATHS:
         # between drawn images and files, or where the images were beside the json, all may differ
         return key.endswith("images") or None not in values
     return key in _SHARE_OUT_A_STEP or key in _CHANGE_NO_RESULT

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 from detrelay.apps.launch import make_accelerator, set_threads, with_launch_settings
 from detrelay.apps.resume import (
+    DATA_PATHS,
     Changes,
     check_data,
     check_recipe,
@@ -66,7 +67,7 @@ class Arguments:
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
     """Folder with train.json and val.json, or the two COCO files; images beside them."""
     output: Path | None = None
-    """Folder of the run; runs/HEAD-ASSIGNER if not named."""
+    """Folder of the run; runs/[RECIPE-]HEAD-ASSIGNER[-seedN] if not named."""
     init: Path | None = None
     """Folder of a saved model, or its name on the Hub, whose weights to start from."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -161,13 +162,14 @@ def train(arguments: Arguments) -> int:
     if arguments.dry_run:
         from detrelay.apps.dry_run import dry_run
 
-        return dry_run(recipe)
+        names_data = not set_keys(arguments).isdisjoint(DATA_PATHS)
+        return dry_run(recipe, needs_data=bool(arguments.data) or names_data)
 
     from detrelay.apps.build import head_entry
     from detrelay.core.engine.faults import told_in_one_line
 
     assigner = recipe.assigner.name or head_entry(recipe.head).assigner
-    output = arguments.output or Path("runs") / f"{recipe.head.replace(':', '.')}-{assigner}"
+    output = arguments.output or Path("runs") / run_name(arguments.recipe, recipe, assigner)
     if arguments.resume and arguments.output is None:
         return train(replace(arguments, output=output))
     check_output(output, recipe, arguments)
@@ -231,6 +233,18 @@ def run_training(
         conclude(last, output)
         push(arguments, output / run_folder.BEST)
     return 0
+
+
+def run_name(recipe_name: str | None, recipe: Recipe, assigner: str) -> str:
+    """Name of a run's folder that tells it from others: recipe, head, assigner and seed.
+
+    What is not said is left out: the recipe if none is named, the seed if it is 0.
+    """
+    parts = [] if recipe_name is None else [Path(recipe_name).stem]
+    parts += [recipe.head.replace(":", "."), assigner]
+    if recipe.train.seed:
+        parts.append(f"seed{recipe.train.seed}")
+    return "-".join(parts)
 
 
 def set_keys(arguments: Arguments) -> set[str]:
@@ -446,7 +460,7 @@ def conclude(last: Evaluation, output: Path) -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: train(tyro.cli(Arguments)))
+    run(lambda: train(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -114,6 +115,14 @@ class LossConfig:
     giou_divisor: str | None = None
     more: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, float) and not 0 <= value < math.inf:
+                raise ValueError(f"loss.{entry.name} must be a number from 0 on, found {value:g}")
+        if self.alpha > 1:
+            raise ValueError(f"loss.alpha must be a share, 0 to 1, found {self.alpha:g}")
+
     def terms(self) -> tuple[LossTerm, ...]:
         """The terms of DETR-like training: class loss, L1, GIoU, and further ones.
 
@@ -158,6 +167,8 @@ class LossConfig:
 
     def _own_term(self, text: str) -> LossTerm:
         name, weight = split_weight(text)
+        if weight is not None and not 0 <= weight < math.inf:
+            raise ValueError(f"loss.more: the weight of {name} must be from 0 on, found {weight:g}")
         part = find_part("loss", name, {})
         term: LossTerm = make_part(
             "loss", name, part, {}, {} if weight is None else {"weight": weight}

@@ -43,12 +43,21 @@ def import_module(kind: str, name: str, module_name: str) -> Any:
     Raises:
         ValueError: it cannot be found; `kind` and `name` say for what it was wanted.
     """
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(
+            f"{kind} {name!r}: expected package.module:Class, as Python imports it, not a path"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"{kind} {name!r}: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        kind_of = type(error).__name__
+        raise ValueError(
+            f"{kind} {name!r}: {module_name} cannot be imported ({kind_of}: {one_line(error)})"
+        ) from error
 
 
 def make_part(

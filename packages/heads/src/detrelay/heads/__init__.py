@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import NamedTuple
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
@@ -13,6 +12,7 @@ from detrelay.core.data.pipeline import register_pipeline
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.errors import unknown_name
+from detrelay.core.registry import import_module
 from detrelay.heads.deformable.detr import (
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
@@ -68,7 +68,8 @@ def find_head(name: str) -> HeadEntry:
 
     Args:
         name: a key of `HEADS`, or `package.module:ConfigClass` of a head outside this package,
-            whose module also holds the model class of that config. It learns from the assigner
+            whose module also holds the model class of that config and may stand in the working
+            directory. It learns from the assigner
             that its model class names, the Hungarian one by default.
 
     Raises:
@@ -79,10 +80,7 @@ def find_head(name: str) -> HeadEntry:
         if name not in HEADS:
             raise ValueError(unknown_name("head", name, HEADS))
         return HEADS[name]
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"head {name!r}: {error}") from error
+    module = import_module("head", name, module_name)
     config = getattr(module, config_name, None)
     if not (isinstance(config, type) and issubclass(config, DetectorConfig)):
         raise ValueError(f"head {name!r}: {module_name} has no DetectorConfig {config_name!r}")

@@ -27,6 +27,7 @@ _LIBRARY_KEYS = frozenset(
         "per_layer_config",
     }
 )
+_LARGEST_SIZE = 100_000  # of queries, layers, channels; no machine holds more
 _COCO_CLASSES = 80
 
 
@@ -135,7 +136,11 @@ class DetectorConfig(PreTrainedConfig):
 
 
 def require_positive(config: PreTrainedConfig, *names: str) -> None:
-    """Refuse a config in which one of the named integers is below 1."""
+    """Refuse a config in which one of the named integers is below 1, or beyond all memory."""
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1; found {getattr(config, name)}")
+        if getattr(config, name) > _LARGEST_SIZE:
+            raise ValueError(
+                f"{name} must be at most {_LARGEST_SIZE}; found {getattr(config, name)}"
+            )

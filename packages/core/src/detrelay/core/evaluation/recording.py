@@ -1,0 +1,218 @@
+"""Run a detector over a data set and keep what every decoder stage says, in arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detrelay.core.criterion import Assigner
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.model import DetectorForObjectDetection, DetectorOutput
+from detrelay.core.evaluation.cascade import Cascade, Labels, StageSimilarity
+from detrelay.core.evaluation.tables import Detections
+from detrelay.core.structures import Assignment, StageGroup, StagePrediction, Targets
+
+# what computes class scores from a query's features, in every head of this project
+_CLASSIFIER = re.compile(r"(^|\.)classify(\.\d+)?$")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """What S stages said about all images.
+
+    Attributes:
+        image_ids: int64 [I], in the order of the cascade's images.
+        detections: S post-processed outputs, as if the decoder ended there.
+        cascade: boxes and labels of every stage.
+        similarity: of query features between stages; None where the head does not show them.
+    """
+
+    image_ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    detections: tuple[Detections, ...]
+    cascade: Cascade
+    similarity: StageSimilarity | None
+
+
+@torch.no_grad()
+def record_stages(
+    model: DetectorForObjectDetection,
+    batches: Iterable[Mapping[str, Any]],
+    processor: DetrelayImageProcessor,
+    category_ids: Sequence[int],
+    class_indices: Sequence[int],
+    own: Assigner,
+    learned: Assigner,
+    max_detections: int,
+    on_batch: Callable[[], object] | None = None,
+) -> Recording:
+    """Run the model over all batches.
+
+    Args:
+        model: on the device of the batches.
+        batches: `pixel_values`, `pixel_mask` and `labels` each.
+        processor: turns outputs into boxes in pixels of the original image.
+        category_ids: original category id by class index of the model.
+        class_indices: class index of the model by class index of the labels.
+        own: matches every stage for itself.
+        learned: the assigner whose labels are compared with the own ones.
+        max_detections: boxes per image and stage, best scores first.
+        on_batch: called after each batch.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    was_training = model.training
+    model.eval()
+    recorder = _Recorder(
+        processor, category_ids, torch.tensor(class_indices), (own, learned), max_detections
+    )
+    try:
+        with _captured(model) as (groups, features):
+            for batch in batches:
+                groups.clear()
+                features.clear()
+                model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
+                recorder.add(groups[0][0].stages, features, batch["labels"])
+                if on_batch is not None:
+                    on_batch()
+    finally:
+        model.train(was_training)
+    return recorder.finish()
+
+
+@contextmanager
+def _captured(
+    model: DetectorForObjectDetection,
+) -> Iterator[tuple[list[tuple[StageGroup, ...]], list[Tensor]]]:
+    """What the head returns, and what its classifiers are given, in the order of the calls."""
+    groups: list[tuple[StageGroup, ...]] = []
+    features: list[Tensor] = []
+    handles = [model.head.register_forward_hook(lambda _, __, output: groups.append(output))]
+    for name, module in model.head.named_modules():
+        if _CLASSIFIER.search(name) and not isinstance(module, nn.ModuleList):
+            handles.append(
+                module.register_forward_pre_hook(lambda _, given: features.append(given[0]))
+            )
+    try:
+        yield groups, features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Recorder:
+    def __init__(
+        self,
+        processor: DetrelayImageProcessor,
+        category_ids: Sequence[int],
+        class_indices: Tensor,
+        assigners: tuple[Assigner, Assigner],
+        max_detections: int,
+    ) -> None:
+        self.processor, self.category_ids = processor, category_ids
+        self.class_indices, self.assigners = class_indices, assigners
+        self.max_detections = max_detections
+        self.image_ids: list[int] = []
+        self.detections: list[list[Detections]] = []
+        self.boxes: list[Any] = []
+        self.objects: list[tuple[Any, Any, Any]] = []
+        self.labels: tuple[list[list[Labels]], ...] = ([], [])
+        self.count = 0  # objects so far
+        self.similarity: StageSimilarity | None = StageSimilarity()
+
+    def add(
+        self,
+        stages: Sequence[StagePrediction],
+        features: Sequence[Tensor],
+        labels: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Keep what the stages said about one batch."""
+        sizes = torch.stack([label["orig_size"] for label in labels])
+        ids = torch.cat([label["image_id"].reshape(-1) for label in labels]).tolist()
+        targets = Targets.from_labels(labels)
+        scale = sizes.flip(1).repeat(1, 2).cpu().double()  # [B, 4]: width, height twice
+        known = replace(
+            targets, labels=self.class_indices.to(targets.labels.device)[targets.labels]
+        )
+        self.detections.append([self._detect(stage, sizes, ids) for stage in stages])
+        slots = [stage.by_slot() for stage in stages]
+        boxes = torch.stack([stage.boxes.cpu().double() for stage in slots])
+        self.boxes.append(_corner_boxes(boxes * scale[:, None]).float().numpy())
+        image = targets.image.cpu()
+        wanted = _corner_boxes(targets.boxes.cpu().double() * scale[image])
+        self.objects.append(
+            ((image + len(self.image_ids)).numpy(), targets.labels.cpu().numpy(), wanted.numpy())
+        )
+        for kept, assigner in zip(self.labels, self.assigners, strict=True):
+            kept.append([self._labels(part) for part in assigner(slots, known)])
+        self._compare(features, len(stages), tuple(stages[0].logits.shape[:2]))
+        self.image_ids += ids
+        self.count += len(targets)
+
+    def _detect(
+        self, stage: StagePrediction, sizes: Tensor, image_ids: Sequence[int]
+    ) -> Detections:
+        output: Any = DetectorOutput(logits=stage.logits, pred_boxes=stage.boxes)
+        results = self.processor.post_process_object_detection(
+            output, 0.0, sizes, self.max_detections
+        )
+        on_cpu = [{key: value.cpu() for key, value in result.items()} for result in results]
+        return Detections.from_results(on_cpu, image_ids, self.category_ids)
+
+    def _labels(self, assignment: Assignment) -> Labels:
+        pairs = assignment.classes
+        return Labels(pairs.target.cpu().numpy() + self.count, pairs.query.cpu().numpy())
+
+    def _compare(self, features: Sequence[Tensor], stages: int, shape: tuple[int, ...]) -> None:
+        """Gather the features of the decoder's queries, if there are some for each stage."""
+        own = [values for values in features if tuple(values.shape[:2]) == shape][-stages:]
+        if len(own) < stages:
+            self.similarity = None
+        if self.similarity is not None:
+            self.similarity.add([values.flatten(0, 1).double().cpu().numpy() for values in own])
+
+    def finish(self) -> Recording:
+        """All batches together."""
+        if not self.boxes:
+            raise ValueError("there is no image to look at")
+        image, category, wanted = (
+            np.concatenate([part[column] for part in self.objects]) for column in range(3)
+        )
+        own, learned = (
+            tuple(
+                Labels(
+                    np.concatenate([part.object for part in parts]),
+                    np.concatenate([part.query for part in parts]),
+                )
+                for parts in zip(*kept, strict=True)
+            )
+            for kept in self.labels
+        )
+        return Recording(
+            image_ids=np.array(self.image_ids, dtype=np.int64),
+            detections=tuple(
+                Detections.concatenate(parts) for parts in zip(*self.detections, strict=True)
+            ),
+            cascade=Cascade(
+                image=image,
+                category=category,
+                wanted=wanted,
+                boxes=np.concatenate(self.boxes, axis=1),
+                own=own,
+                learned=learned,
+            ),
+            similarity=self.similarity,
+        )
+
+
+def _corner_boxes(boxes: Tensor) -> Tensor:
+    """Boxes cxcywh as xywh."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, size], dim=-1)
