@@ -1,4 +1,8 @@
-"""From a recipe, or a saved folder, to data, model and criterion."""
+"""From a recipe, or a saved folder, to data, model, criterion and trainer.
+
+What the command lines are made of, and what a notebook needs: `find_recipe`, `build_datasets`,
+`build_model`, `build_criterion`, `build_trainer`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,8 @@ from detrelay.core.data.transforms import (
     build_train_transform,
 )
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.engine.trainer import TrainingParts
+from detrelay.core.engine import run_folder
+from detrelay.core.engine.trainer import Trainer, TrainingParts
 from detrelay.core.errors import RecipeError, one_line, unknown_name
 from detrelay.core.hub.fetch import model_folder
 from detrelay.core.losses import LossConfig
@@ -45,6 +50,32 @@ AnyDataset = AnnotatedImages | ShapesDataset
 
 # The drawn images do not depend on the training seed, so runs with different seeds compare.
 _DRAWN_TRAIN_SEED, _DRAWN_VAL_SEED = 0, 1
+
+
+def find_recipe(
+    name: str | None = None,
+    *settings: str,
+    head: str | None = None,
+    assigner: str | None = None,
+    data: Sequence[str | Path] = (),
+) -> Recipe:
+    """A recipe as `detrelay train` resolves it.
+
+    Args:
+        name: a recipe of the package or a TOML file, as for `--recipe`; None for drawn shapes, or
+            for the defaults where `data` is named.
+        *settings: "dotted.key=value", as for `--set`.
+        head: as for `--head`.
+        assigner: as for `--assigner`.
+        data: folder, or two COCO files, as for `--data`.
+
+    Raises:
+        RecipeError: there is no such recipe, or a setting is refused.
+    """
+    from detrelay.apps.train import Arguments, resolve
+
+    paths = tuple(map(Path, data))
+    return resolve(Arguments(name, head=head, assigner=assigner, data=paths, set=(settings,)))
 
 
 def head_entry(name: str) -> HeadEntry:
@@ -100,6 +131,18 @@ def build_parts(
         init: folder of a saved model whose weights to start from.
         fresh: False where a checkpoint will fill the model, so nothing need be loaded now.
     """
+    model = build_model(recipe, train.categories, init, fresh=fresh)
+    return join_parts(recipe, train, val, model, build_criterion(recipe))
+
+
+def join_parts(
+    recipe: Recipe,
+    train: AnyDataset,
+    val: AnyDataset,
+    model: DetectorForObjectDetection,
+    criterion: Criterion,
+) -> TrainingParts:
+    """Model and criterion with the data, augmented and encoded as the recipe says."""
     data = recipe.data
     processor = DetrelayImageProcessor(
         size={"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size}
@@ -108,9 +151,9 @@ def build_parts(
         **{field.name: getattr(data, field.name) for field in fields(AugmentationConfig)}
     )
     return TrainingParts(
-        model=build_model(recipe, train.categories, init, fresh=fresh),
+        model=model,
         processor=processor,
-        criterion=build_criterion(recipe),
+        criterion=criterion,
         train_data=DetectionDataset(
             train,
             build_train_transform(augmentation),
@@ -137,9 +180,15 @@ def eval_data(samples: AnyDataset, processor: DetrelayImageProcessor) -> Detecti
 
 
 def build_model(
-    recipe: Recipe, categories: Sequence[Category], init: Path | None, *, fresh: bool
+    recipe: Recipe, categories: Sequence[Category], init: Path | None = None, *, fresh: bool = True
 ) -> DetectorForObjectDetection:
     """The recipe's model for these categories.
+
+    Args:
+        recipe: what to build.
+        categories: such as `build_datasets(recipe.data)[0].categories`.
+        init: folder of a saved model, or its name on the Hub, whose weights to start from.
+        fresh: False to leave the backbone's pre-trained weights and `init` aside.
 
     Raises:
         RecipeError: the head refuses its settings, or `init` holds another architecture.
@@ -214,6 +263,54 @@ def build_criterion(recipe: Recipe) -> Criterion:
     except TypeError as error:
         raise RecipeError(f"options of assigner {assigner}: {one_line(error)}") from error
     return Criterion(losses.terms(), assigners)
+
+
+def build_trainer(
+    recipe: Recipe,
+    train: AnyDataset,
+    val: AnyDataset,
+    model: DetectorForObjectDetection,
+    criterion: Criterion,
+    output: str | Path,
+    *,
+    accelerator: accelerate.Accelerator | None = None,
+) -> Trainer:
+    """A trainer whose `fit()` trains, evaluates, and keeps the best model in `output`.
+
+    Args:
+        recipe: schedule, augmentation and bookkeeping.
+        train: images to learn from.
+        val: images to evaluate on.
+        model: with the classes of the data.
+        criterion: the losses with their assigners.
+        output: folder of the run; must hold no other one.
+        accelerator: device, precision and processes; one with the recipe's precision if None.
+
+    Raises:
+        RunFolderError: the folder holds another run.
+    """
+    from detrelay.apps.drawing import Reporter
+    from detrelay.apps.resume import refuse_another_run
+
+    output = Path(output)
+    refuse_another_run(output)
+    if accelerator is None:
+        accelerator = accelerate.Accelerator(mixed_precision=recipe.train.mixed_precision)
+    facts = facts_of_run(recipe, None, "build_trainer")
+    facts["data"] = facts_of_data(train, val)
+    trainer = Trainer(
+        accelerator,
+        join_parts(recipe, train, val, model, criterion),
+        recipe.train,
+        num_workers=recipe.data.num_workers,
+        output=output,
+        record=facts,
+        on_evaluation=Reporter(output, val),
+    )
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        run_folder.write_record(output, facts)
+    return trainer
 
 
 def load_saved(
