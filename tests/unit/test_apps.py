@@ -50,7 +50,8 @@ def test_flags_of_the_other_commands_are_frozen() -> None:
         "folder", "repo_id", "private", "tag", "license", "head", "dry_run", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
-        "model", "input", "output", "threshold", "head", "debug",
+        "model", "output", "input", "data", "images", "threshold", "head", "max_pixels",
+        "allow_outside", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file", "debug"]
 

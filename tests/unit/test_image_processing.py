@@ -203,6 +203,16 @@ def test_target_sizes_may_be_a_tensor_or_none() -> None:
     torch.testing.assert_close(process(outputs(), 0.5)[0]["boxes"] * scale, by_list)
 
 
+def test_boxes_are_cut_to_the_image_unless_told_otherwise() -> None:
+    wide = Outputs(torch.tensor([[[3.0]]]), torch.tensor([[[0.9, 0.1, 0.4, 0.4]]]))
+    process = processor().post_process_object_detection
+    for sizes, scale in (([(100, 200)], (200.0, 100.0)), (None, (1.0, 1.0))):
+        whole = torch.tensor([0.7, -0.1, 1.1, 0.3]) * torch.tensor([*scale, *scale])
+        cut = torch.minimum(whole.clamp(min=0), torch.tensor([*scale, *scale]))
+        torch.testing.assert_close(process(wide, 0.5, sizes)[0]["boxes"][0], cut)
+        torch.testing.assert_close(process(wide, 0.5, sizes, clip=False)[0]["boxes"][0], whole)
+
+
 def test_low_precision_outputs_give_full_precision_boxes() -> None:
     low = Outputs(outputs().logits.bfloat16(), outputs().pred_boxes.bfloat16())
     (result,) = processor().post_process_object_detection(low, 0.5, [(1001, 2003)])

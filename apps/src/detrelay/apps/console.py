@@ -103,7 +103,7 @@ def _told(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, "error: interrupted"
     kind, text = _kind_and_text(error)
-    if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return FAULT, f"error: out of memory ({text}); use smaller batches, images or models"
     place = _own_place(error)
     ours = place is not None or type(error).__module__.startswith("detrelay.")
@@ -113,6 +113,11 @@ def _told(error: BaseException) -> tuple[int, str]:
     if place:
         return FAULT, f"{said}; raised in {place}; {_DEBUG} shows the traceback"
     return FAULT, f"{said}; this may be a fault of detrelay; run again with {_DEBUG}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was too little memory."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _kind_and_text(error: BaseException) -> tuple[str, str]:

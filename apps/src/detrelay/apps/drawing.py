@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,6 +16,8 @@ import torch
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from PIL import ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
 from torchvision.utils import draw_bounding_boxes
@@ -29,6 +33,9 @@ _PICTURE_IMAGES = 4
 _PICTURE_THRESHOLD = 0.3
 # Labels on smaller images would hide the objects.
 _LEAST_SHORT_SIDE = 320
+# Thin images would become huge ones.
+_LONGEST_ENLARGED_SIDE = 2000
+_FONT = "DejaVu Sans"
 _GOLDEN_RATIO = 0.618034
 
 
@@ -51,10 +58,14 @@ def draw_boxes(
         captions: n texts; the first ones are drawn on top.
 
     Returns:
-        uint8 [3, H', W'], enlarged where the image is small.
+        uint8 [3, H', W'], enlarged where the image is small. Captions that no font at hand can draw
+        are replaced by `class N`, which is said once.
     """
     height, width = image.shape[-2:]
-    scale = max(1.0, _LEAST_SHORT_SIDE / min(height, width))
+    wanted = min(
+        _LEAST_SHORT_SIDE / min(height, width), _LONGEST_ENLARGED_SIDE / max(height, width)
+    )
+    scale = max(1.0, wanted)
     if scale > 1:
         image = tv_functional.resize(image, [round(height * scale), round(width * scale)])
     if len(boxes_xyxy) == 0:
@@ -64,18 +75,74 @@ def draw_boxes(
     boxes = torch.minimum((boxes_xyxy.float() * scale).clamp(min=0), limit)
     unit = min(height, width)
     colors = [class_color(index) for index in reversed(classes)]
+    font, captions = drawable(classes, captions)
     return draw_bounding_boxes(
         image,
         boxes.flip(0),
         labels=list(reversed(captions)),
         colors=colors,
         width=max(2, unit // 240),
-        font=font_manager.findfont("DejaVu Sans"),
+        font=font,
         font_size=max(12, unit // 36),
         label_colors="white",
         label_background_colors=colors,
         fill_labels=True,
     )
+
+
+def drawable(classes: Sequence[int], captions: Sequence[str]) -> tuple[str, list[str]]:
+    """The file of a font, and captions that it can draw.
+
+    The usual font if it has all characters, else the first font of the machine that has. Where
+    none has, captions that the usual one cannot draw become `class N`.
+    """
+    needed = frozenset("".join(captions)) - {" "}
+    usual = font_manager.findfont(_FONT)
+    if needed <= _characters(usual):
+        return usual, list(captions)
+    if font := _font_with(needed):
+        return font, list(captions)
+    known = _characters(usual) | {" "}
+    shown = []
+    for index, caption in zip(classes, captions, strict=True):
+        if known.issuperset(caption):
+            shown.append(caption)
+        else:
+            # the score, which stands last, can be drawn in any case
+            score = caption.rpartition(" ")[2]
+            _say_not_drawn(index, caption.removesuffix(f" {score}"))
+            shown.append(f"class {index} {score}" if known.issuperset(score) else f"class {index}")
+    return usual, shown
+
+
+@cache
+def _characters(font: str) -> frozenset[str]:
+    """What a font can draw; nothing if its file cannot be read."""
+    try:
+        return frozenset(map(chr, FT2Font(font).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@cache
+def _font_with(needed: frozenset[str]) -> str | None:
+    """The first font of the machine that can draw all these characters."""
+    files = sorted(entry.fname for entry in font_manager.fontManager.ttflist)
+    return next((file for file in files if needed <= _characters(file) and _scales(file)), None)
+
+
+def _scales(font: str) -> bool:
+    """Whether a font can be drawn in any size; some hold pictures of one size."""
+    try:
+        ImageFont.truetype(font, 13)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _say_not_drawn(index: int, name: str) -> None:
+    print(f"no font here can draw {name!r}: it is drawn as class {index}", file=sys.stderr)
 
 
 class Reporter:

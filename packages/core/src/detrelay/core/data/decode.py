@@ -34,23 +34,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from detrelay.core.data.formats import FORMATS
+from detrelay.core.data.formats import MAX_PIXELS as MAX_PIXELS
 from detrelay.core.errors import DataError, one_line
-
-# Readable formats by Pillow's names, with the suffixes of their files.
-FORMATS = {
-    "AVIF": (".avif",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
-    "JPEG2000": (".j2k", ".jp2"),
-    "PNG": (".png",),
-    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-}
-SUFFIXES = tuple(sorted(suffix for group in FORMATS.values() for suffix in group))
-# Where Pillow itself refuses to go on.
-MAX_PIXELS = 178_956_970
 
 Source = str | os.PathLike[str] | bytes | io.BytesIO
 _Result = TypeVar("_Result")

@@ -189,11 +189,13 @@ class DetrelayImageProcessor(TorchvisionBackend):
         threshold: float = 0.5,
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         top_k: int = 100,
+        *,
+        clip: bool = True,
     ) -> list[dict[str, Tensor]]:
         """Turn scores and boxes into detections, best first.
 
         The `top_k` best of all query and class pairs are kept: a query may answer with several
-        classes, and nothing is suppressed. Boxes are not clipped to the image.
+        classes, and nothing is suppressed.
 
         Args:
             outputs: `logits` [B, Q, K] before the sigmoid, `pred_boxes` [B, Q, 4] cxcywh in
@@ -202,6 +204,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
             target_sizes: (height, width) of each image, pixels, [B, 2]; None leaves boxes in
                 [0, 1].
             top_k: most detections of an image.
+            clip: cut boxes to the image. Evaluation does without, as the released programs do.
 
         Returns:
             One mapping an image: `scores` float [n], `labels` int64 [n], `boxes` float [n, 4]
@@ -215,6 +218,8 @@ class DetrelayImageProcessor(TorchvisionBackend):
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.to(logits.dtype))
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise NonFiniteOutput("the model's scores or boxes are not finite")
+        if clip:
+            boxes = boxes.clamp(0, 1)
         if target_sizes is not None:
             sizes = torch.as_tensor(target_sizes, dtype=boxes.dtype, device=boxes.device)
             if sizes.shape != (len(logits), 2):

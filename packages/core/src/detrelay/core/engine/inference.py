@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.errors import NonFiniteOutput
 
 ImageResult = dict[str, Tensor]
 
@@ -36,7 +37,10 @@ def detect(
 
     Returns:
         Image ids, and for each `scores` [n], `labels` [n] and `boxes` [n, 4] xyxy in pixels, on
-        the CPU; the same on every process.
+        the CPU; the same on every process. Boxes are not cut to the image.
+
+    Raises:
+        NonFiniteOutput: a score or a box is NaN or infinite; names the images.
     """
     was_training = model.training
     model.eval()
@@ -46,8 +50,16 @@ def detect(
         for batch in loader:
             output = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
             sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
-            found = processor.post_process_object_detection(output, 0.0, sizes, max_detections)
             ids = torch.cat([label["image_id"] for label in batch["labels"]]).tolist()
+            try:
+                found = processor.post_process_object_detection(
+                    output, 0.0, sizes, max_detections, clip=False
+                )
+            except NonFiniteOutput as error:
+                raise NonFiniteOutput(
+                    f"{error}, in a batch of the image ids {ids}: training has diverged, or the "
+                    f"weights are damaged"
+                ) from None
             rows = [
                 (image_id, {key: value.cpu() for key, value in result.items()})
                 for image_id, result in zip(ids, found, strict=True)

@@ -1,0 +1,267 @@
+"""Images in and predictions out of `predict`, with a model that knows its answer beforehand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detrelay.apps import console, predict
+from detrelay.apps.predict import Arguments
+from detrelay.core.data.decode import read_image
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from factories_data import noise_image, write_coco
+from factories_images import image_files, refused_files, saved
+
+
+class Fixed(nn.Module):
+    """Finds one object that fills the left half of any image, and one that reaches out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.config = SimpleNamespace(class_names=["cat", "dog"], category_ids=[7, 3])
+        self.device = torch.device("cpu")
+        self.seen: list[Tensor] = []
+        self.before: Callable[[int], None] = lambda count: None
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> SimpleNamespace:
+        self.before(len(self.seen))
+        self.seen.append(pixel_values[0].to(torch.uint8))
+        logits = self.weight * torch.tensor([[[9.0, -9.0], [-9.0, 9.0]]])
+        boxes = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.9, 0.5, 0.4, 0.5]]])
+        return SimpleNamespace(logits=logits, pred_boxes=boxes)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Fixed:
+    fixed = Fixed()
+    processor = DetrelayImageProcessor(
+        do_resize=False, do_rescale=False, do_normalize=False, do_pad=False
+    )
+    monkeypatch.setattr("detrelay.apps.build.load_saved", lambda *_: (fixed, processor))
+    return fixed
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        noise_image(40, 30).save(folder / name)
+    return folder
+
+
+def run(*, output: Path, **options: Any) -> int:
+    """Exit code of the command; errors end it as in a shell."""
+    options = {key: str(value) if key == "input" else value for key, value in options.items()}
+    with pytest.raises(SystemExit) as stop:
+        console.run(lambda: predict.predict(Arguments(Path("m"), output, **options)))
+    return int(stop.value.code or 0)
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return json.loads((output / "predictions.json").read_text())
+
+
+def test_pixels_are_those_of_training(model: Fixed, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, file in image_files().items():
+        (folder / name).write_bytes(file.content)
+    assert run(input=folder, output=tmp_path / "out") == 0
+    names = sorted(image_files())
+    assert len(model.seen) == len(names)
+    for name, seen in zip(names, model.seen, strict=True):
+        assert torch.equal(seen, read_image(folder / name)), name
+        assert (tmp_path / "out" / f"{name}.png").is_file()
+
+
+def test_one_bad_image_does_not_end_the_others(
+    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = refused_files()
+    for name in ("half.png", "text.png", "float.tif", "postscript.png"):
+        (photos / name).write_bytes(bad[name][0])
+    (photos / "bomb.png").write_bytes(saved(Image.new("1", (15_000, 15_000)), "PNG"))
+    (photos / "folder.jpg").mkdir()
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "gone.png").symlink_to("nowhere")
+    output = tmp_path / "out"
+    assert run(input=photos, output=output) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 8
+    assert all(line.startswith("skipped ") for line in lines)
+    for name in ("half.png", "bomb.png", "folder.jpg", "pipe.jpg", "gone.png"):
+        assert sum(f"skipped {name}: " in line for line in lines) == 1
+    assert "6 objects in 3 images, 8 images skipped" in captured.out
+    assert {row["file_name"] for row in rows(output)} == {"a.png", "b.png", "c.png"}
+    assert {path.name for path in output.iterdir()} == {
+        "a.png.png", "b.png.png", "c.png.png", "predictions.json",
+    }  # fmt: skip
+
+
+def test_nothing_readable_gives_an_empty_list(model: Fixed, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    assert run(input=tmp_path / "a.png", output=tmp_path / "out") == 1
+    assert rows(tmp_path / "out") == []
+
+
+def test_rows_claim_no_image_id_and_stay_inside_the_image(
+    model: Fixed, photos: Path, tmp_path: Path
+) -> None:
+    assert run(input=photos / "a.png", output=tmp_path / "out") == 0
+    first, second = rows(tmp_path / "out")
+    assert first == {
+        "file_name": "a.png", "category_id": 7, "bbox": [0, 0, 20, 30],
+        "score": first["score"], "category": "cat",
+    }  # fmt: skip
+    assert second["category_id"] == 3
+    assert second["bbox"] == pytest.approx([28, 7.5, 12, 15], abs=1e-4)
+
+
+def test_what_was_found_is_kept_when_the_process_is_stopped(
+    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "predictions.json").write_text("[]")
+
+    def stop(count: int) -> None:
+        if count == 2:
+            raise KeyboardInterrupt
+
+    model.before = stop
+    assert run(input=photos, output=output) == 130
+    lines = (output / "predictions.partial.jsonl").read_text().splitlines()
+    names = [{row["file_name"] for row in json.loads(line)} for line in lines]
+    assert names == [{"a.png"}, {"b.png"}]
+    assert rows(output) == []
+    model.before = lambda count: None
+    assert run(input=photos, output=output) == 0
+    assert len(rows(output)) == 6
+    assert not (output / "predictions.partial.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["photos", "photos/*.png", "photos/a.png"])
+def test_drawings_do_not_go_among_the_inputs(
+    model: Fixed,
+    photos: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    noise_image(8, 8).save(photos / "a.png.png")
+    before = (photos / "a.png.png").read_bytes()
+    assert run(input=Path(name), output=Path("photos")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --output photos: holds the images of --input")
+    assert (photos / "a.png.png").read_bytes() == before
+    assert len(list(photos.iterdir())) == 4
+
+
+def test_drawings_are_not_fed_back(
+    model: Fixed, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for expected in ("", "left out: 3 images in the output folder\n"):
+        assert run(input=photos / "**" / "*.png", output=photos / "out") == 0
+        assert capsys.readouterr().err == expected
+    assert len(model.seen) == 6
+
+
+def test_files_that_are_left_out_are_said(
+    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("._a.png", "notes.txt", "more.txt", "clip.mp4", "README"):
+        (photos / name).write_text("no image")
+    for name in ("d.GIF", "e.jfif", "f.jpe", "g.avif"):
+        kind = {"d": "GIF", "g": "AVIF"}.get(name[0], "JPEG")
+        (photos / name).write_bytes(saved(noise_image(40, 30), kind))
+    (photos / "sub").mkdir()
+    assert run(input=photos, output=tmp_path / "out") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("left out: ")
+    for part in (
+        "1 files named ._* (AppleDouble)", "2 .txt files", "1 .mp4 files", "1 folders",
+        "1 files without a suffix",
+    ):  # fmt: skip
+        assert part in line
+    assert len(model.seen) == 7
+
+
+def test_no_image_or_equal_names_are_refused(
+    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("")
+    assert run(input=empty, output=tmp_path / "out") == 2
+    assert "no image there (looked for .avif .bmp" in capsys.readouterr().err
+    noise_image(8, 8).save(empty / "a.png")
+    assert run(input=tmp_path / "*" / "*.png", output=tmp_path / "out") == 2
+    assert "2 images would be drawn to" in capsys.readouterr().err
+    assert run(output=tmp_path / "out") == 2
+    assert "name either --input or --data" in capsys.readouterr().err
+
+
+def test_data_gives_its_own_ids_and_sizes(
+    model: Fixed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_coco(tmp_path)
+    (tmp_path / "images" / "c.png").unlink()
+    output = tmp_path / "out"
+    assert run(data=data, output=output) == 1
+    assert {(row["image_id"], row["file_name"]) for row in rows(output)} == {
+        (11, "a.png"), (5, "b.png"),
+    }  # fmt: skip
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("skipped c.png: cannot read image ")
+    noise_image(30, 40).save(tmp_path / "images" / "a.png")
+    assert run(data=data, output=output) == 1
+    assert "skipped a.png: image " in capsys.readouterr().err
+    assert {row["image_id"] for row in rows(output)} == {5}
+
+
+def test_data_may_not_lead_out_of_its_folder(
+    model: Fixed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "set"
+    inside.mkdir()
+    data = write_coco(inside)
+    content = json.loads(data.read_text())
+    content["images"][0]["file_name"] = "..\\..\\a.png"
+    data.write_text(json.dumps(content))
+    (inside / "images" / "a.png").rename(tmp_path / "a.png")
+    images = inside / "images"
+    assert run(data=data, images=images, output=tmp_path / "out") == 2
+    assert "1 of 3 file names of" in capsys.readouterr().err
+    assert run(data=data, images=images, output=tmp_path / "out", allow_outside=True) == 0
+    assert (tmp_path / "out" / "a.png.png").is_file()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_weights_end_in_one_line(
+    model: Fixed, photos: Path, tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nn.init.constant_(model.weight, value)
+    assert run(input=photos, output=tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: m: 1 of its weights hold NaN or infinite values, such as weight")
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_the_limit_of_pixels_is_a_setting(
+    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(input=photos, output=tmp_path / "out", max_pixels=1199) == 1
+    assert capsys.readouterr().err.count("more than the limit of 1199 (max_pixels)") == 3
