@@ -44,7 +44,7 @@ def test_flags_of_train_are_frozen() -> None:
 def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
         "data", "model", "head", "predictions", "images", "output", "details", "detections",
-        "max_detections", "class_agnostic", "backend", "debug",
+        "max_detections", "class_agnostic", "backend", "max_pixels", "allow_outside", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(publish.Arguments)] == [
         "folder", "repo_id", "private", "tag", "license", "head", "dry_run", "debug",

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detrelay.apps import console, predict
+from detrelay.apps import console, evaluate, predict
 from detrelay.apps.predict import Arguments
 from detrelay.core.data.decode import read_image
 from detrelay.core.data.image_processing import DetrelayImageProcessor
@@ -209,7 +209,7 @@ def test_no_image_or_equal_names_are_refused(
     assert "no image there (looked for .avif .bmp" in capsys.readouterr().err
     noise_image(8, 8).save(empty / "a.png")
     assert run(input=tmp_path / "*" / "*.png", output=tmp_path / "out") == 2
-    assert "2 images would be drawn to" in capsys.readouterr().err
+    assert "two images have the same file name (a.png, a.png)" in capsys.readouterr().err
     assert run(output=tmp_path / "out") == 2
     assert "name either --input or --data" in capsys.readouterr().err
 
@@ -247,6 +247,41 @@ def test_data_may_not_lead_out_of_its_folder(
     assert "1 of 3 file names of" in capsys.readouterr().err
     assert run(data=data, images=images, output=tmp_path / "out", allow_outside=True) == 0
     assert (tmp_path / "out" / "a.png.png").is_file()
+
+
+def test_evaluate_matches_predictions_by_file_name(
+    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["sub\\c.png", "./a.png", "b.png"]  # not in the order of their ids
+    boxes = [(7, [0, 0, 20, 30]), (3, [28, 7.5, 12, 15])]
+    truth = {
+        "images": [{"id": 5 + i, "file_name": n, "width": 40, "height": 30}
+                   for i, n in enumerate(names)],
+        "annotations": [{"id": 2 * i + j, "image_id": 5 + i, "category_id": label, "bbox": box}
+                        for i in range(3) for j, (label, box) in enumerate(boxes)],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+    }  # fmt: skip
+    data, figures = tmp_path / "truth.json", tmp_path / "figures.json"
+    data.write_text(json.dumps(truth))
+    assert run(input=photos, output=tmp_path / "out") == 0
+    written = tmp_path / "out" / "predictions.json"
+    arguments = evaluate.Arguments(data=data, predictions=written, output=figures)
+    assert evaluate.evaluate(arguments) == 0
+    assert json.loads(figures.read_text())["stats"]["AP"] == pytest.approx(1)
+    # ids that somebody numbered by the order of files
+    old = [
+        row | {"image_id": "abc".index(row["file_name"][0]) + 5} for row in rows(tmp_path / "out")
+    ]
+    written.write_text(json.dumps(old))
+    with pytest.raises(
+        ValueError, match=r"says image_id 5 and file_name 'a.png', which is image 6"
+    ):
+        evaluate.evaluate(arguments)
+    unknown = [{**row, "file_name": "z.png"} for row in old]
+    unknown[0].pop("image_id")
+    written.write_text(json.dumps(unknown))
+    with pytest.raises(ValueError, match=r"its file_name 'z.png' is that of no or of several"):
+        evaluate.evaluate(arguments)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

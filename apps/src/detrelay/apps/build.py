@@ -104,7 +104,11 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
             ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
         )
     train, val = (
-        coco.read(Path(file), None if images is None else Path(images))
+        coco.read(
+            Path(file),
+            None if images is None else Path(images),
+            allow_outside=data.allow_outside,
+        )
         for file, images in (
             (data.train_annotations, data.train_images),
             (data.val_annotations, data.val_images),
@@ -114,8 +118,10 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
     train = chosen_categories(train, data.categories, keep_unused=data.keep_unused_categories)
     val = chosen_categories(val, [category.name for category in train.categories])
     return (
-        AnnotatedImages(train, strict=data.strict, keep_empty=data.keep_empty),
-        AnnotatedImages(val, strict=data.strict),
+        AnnotatedImages(
+            train, strict=data.strict, keep_empty=data.keep_empty, max_pixels=data.max_pixels
+        ),
+        AnnotatedImages(val, strict=data.strict, max_pixels=data.max_pixels),
     )
 
 
@@ -145,7 +151,8 @@ def join_parts(
     """Model and criterion with the data, augmented and encoded as the recipe says."""
     data = recipe.data
     processor = DetrelayImageProcessor(
-        size={"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size}
+        size={"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size},
+        max_pixels=data.max_pixels,
     )
     augmentation = AugmentationConfig(
         **{field.name: getattr(data, field.name) for field in fields(AugmentationConfig)}

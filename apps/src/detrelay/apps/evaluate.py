@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import tyro
 
 from detrelay.apps.console import Debug, read_arguments, run
+from detrelay.core.data.formats import MAX_PIXELS
 
 if TYPE_CHECKING:
     from detrelay.core.data.coco import CocoDataset
@@ -53,6 +54,10 @@ class Arguments:
     """Only ask whether objects are found, not what they are taken for."""
     backend: BackendName = "pycocotools"
     """Who computes; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
+    max_pixels: int = MAX_PIXELS
+    """Largest number of pixels of an image; a larger one is refused."""
+    allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also read images whose file_name in --data leads out of the image folder."""
     debug: Debug = False
 
 
@@ -144,7 +149,13 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
     from detrelay.core.evaluation.tables import Detections
 
     assert arguments.model is not None
-    samples = CocoDataset(arguments.data, arguments.images, annotated=False)
+    samples = CocoDataset(
+        arguments.data,
+        arguments.images,
+        annotated=False,
+        max_pixels=arguments.max_pixels,
+        allow_outside=arguments.allow_outside,
+    )
     model, processor = load_saved(arguments.model, arguments.head)
     if not samples.ground_truth["annotations"] and arguments.detections is None:
         raise ValueError(

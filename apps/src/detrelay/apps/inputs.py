@@ -79,7 +79,7 @@ def listed_inputs(
     """
     from detrelay.core.data.readers import coco
 
-    listed = coco.read(data, images, allow_outside=allow_outside)
+    listed = coco.read(data, images, annotated=False, allow_outside=allow_outside)
     inputs = []
     for row, (image_id, size) in enumerate(
         zip(listed.image_ids.tolist(), listed.sizes.tolist(), strict=True)
@@ -113,9 +113,9 @@ def _images(paths: Iterable[Path], left_out: Counter[str]) -> list[Path]:
 def _refuse_equal_targets(source: str, inputs: list[Input]) -> None:
     counts = Counter(item.target for item in inputs)
     if len(counts) < len(inputs):
-        target, count = counts.most_common(1)[0]
-        names = [str(item.source) for item in inputs if item.target == target]
+        target, _ = counts.most_common(1)[0]
+        one, two, *_ = (item.file_name for item in inputs if item.target == target)
         raise ValueError(
-            f"{source}: {count} images would be drawn to {target} ({', '.join(names[:3])}); go "
-            f"folder by folder"
+            f"{source}: two images have the same file name ({one}, {two}), and would both be drawn "
+            f"to {target}; go folder by folder"
         )

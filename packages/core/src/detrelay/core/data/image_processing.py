@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import Tensor
@@ -76,6 +76,9 @@ class DetrelayImageProcessor(TorchvisionBackend):
     pad_size_divisor = 32
     max_pixels = MAX_PIXELS
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - never changed
+
+    def __init__(self, **kwargs: Unpack[DetrelayImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)  # type: ignore[misc]  # it takes what `valid_kwargs` names
 
     def _standardize_kwargs(  # type: ignore[override]  # all is handed on
         self, **kwargs: Any

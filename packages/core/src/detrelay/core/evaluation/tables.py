@@ -6,13 +6,14 @@ Nothing here needs torch, so that files can be scored where only numpy is instal
 from __future__ import annotations
 
 import json
+import posixpath
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from numbers import Real
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,18 +140,20 @@ def read_detections(path: Path, id_of_file: Mapping[str, int] | None = None) -> 
 
     Args:
         path: the json file.
-        id_of_file: image id by file name, for rows that have `file_name` instead of `image_id`.
+        id_of_file: from `ids_of_files`, for rows that have `file_name` instead of `image_id`; rows
+            that have both must agree with it.
 
     Raises:
-        DataError: the file cannot be read, or it is no list of detections.
+        DataError: the file cannot be read, it is no list of detections, or it was written for
+            other image ids.
     """
     columns = _Columns()
     expected = "expected a list of objects with image_id, category_id, bbox and score"
 
     def take(entry: dict[str, Any]) -> dict[str, Any] | None:
         # rows become columns while they are read; what lacks a key (a mask, say) stays as it is
-        if id_of_file is not None and "image_id" not in entry and "file_name" in entry:
-            entry["image_id"] = _id_of(len(columns), str(entry["file_name"]), id_of_file)
+        if id_of_file is not None and "file_name" in entry:
+            entry["image_id"] = _id_of(len(columns), entry, id_of_file)
         if any(key not in entry for key in _KEYS):
             return entry
         columns.add(len(columns), entry)
@@ -183,27 +186,49 @@ def read_detections(path: Path, id_of_file: Mapping[str, int] | None = None) -> 
 
 
 def ids_of_files(content: Mapping[str, Any]) -> dict[str, int]:
-    """Image id by `file_name`, and by its last part where only one image has that.
+    """Image id by `file_name`, and by its last part, each where only one image has it.
 
     Args:
         content: a COCO dict; images without `file_name` are left out.
     """
-    full = {entry["file_name"]: entry["id"] for entry in content["images"] if "file_name" in entry}
-    last = [PurePath(name).name for name in full]
-    counts = Counter(last)
-    short = {
-        name: image for name, image in zip(last, full.values(), strict=True) if counts[name] == 1
-    }
-    return short | full
+    named = [entry for entry in content["images"] if entry.get("file_name")]
+    result: dict[str, int] = {}
+    for shorten in (_last_part, _plain):
+        names = [shorten(entry["file_name"]) for entry in named]
+        counts = Counter(names)
+        result |= {
+            name: entry["id"] for name, entry in zip(names, named, strict=True) if counts[name] == 1
+        }
+    return result
 
 
-def _id_of(number: int, name: str, id_of_file: Mapping[str, int]) -> int:
-    if name not in id_of_file:
+def _plain(name: str) -> str:
+    """A file name with forward slashes and without `./`."""
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
+def _last_part(name: str) -> str:
+    return posixpath.basename(_plain(name))
+
+
+def _id_of(number: int, entry: Mapping[str, Any], id_of_file: Mapping[str, int]) -> Any:
+    """The image id of a row with a file name: its own, or that of the file."""
+    name = str(entry["file_name"])
+    named = id_of_file.get(_plain(name), id_of_file.get(_last_part(name)))
+    if "image_id" not in entry:
+        if named is None:
+            raise DataError(
+                f"detection {number} names no image_id, and its file_name {name!r} is that of no "
+                f"or of several images of the ground truth"
+            )
+        return named
+    if named is not None and named != entry["image_id"]:
         raise DataError(
-            f"detection {number} names no image_id, and its file_name {name!r} is that of no or of "
-            f"several images of the ground truth"
+            f"detection {number} says image_id {entry['image_id']!r} and file_name {name!r}, which "
+            f"is image {named} in the ground truth: its image ids are of another file; without "
+            f"image_id it would be matched by file_name"
         )
-    return id_of_file[name]
+    return entry["image_id"]
 
 
 class _Columns:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 from annotated_types import Interval
 
+from detrelay.core.data.formats import MAX_PIXELS
 from detrelay.core.errors import RecipeError, unknown_name
 from detrelay.core.recipes.files import parse_value, read_recipe, to_toml
 from detrelay.core.recipes.validation import STRICT, convert
@@ -78,6 +79,8 @@ class DataConfig:
         keep_empty: train on images without any annotation too, as DETR and its children do.
         on_bad_image: an image that cannot be read in training ends the run ("stop"), or is
             reported and replaced by the next one ("skip"). In evaluation it always ends it.
+        max_pixels: largest number of pixels of an image file; a larger one cannot be read.
+        allow_outside: also read images whose `file_name` leads out of the image folder.
         eval_short_side: short side in evaluation, pixels.
         eval_max_size: limit of the long side in evaluation, pixels.
     """
@@ -106,6 +109,8 @@ class DataConfig:
     aspect_group: Count = 1
     keep_empty: bool = True
     on_bad_image: OnBadImage = "stop"
+    max_pixels: Count = MAX_PIXELS
+    allow_outside: bool = False
     eval_short_side: Count = _COCO_SHORT_SIDE
     eval_max_size: Count = _COCO_LONG_SIDE
 

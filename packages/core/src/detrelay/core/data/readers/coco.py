@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 
 from detrelay.core.data.annotations import Annotations, Floats, Ints, doubtful_boxes
-from detrelay.core.data.decode import upright_size
 from detrelay.core.data.image_paths import image_folders
 from detrelay.core.data.images import ImageFiles
 from detrelay.core.data.sample import Category, shown, some
@@ -126,9 +125,11 @@ def read(
     sizes = np.array([(entry.height or 0, entry.width or 0) for entry in listed], dtype=np.int64)
     unknown = [None in (entry.height, entry.width) for entry in listed]
     if with_files:
-        for row in np.flatnonzero(unknown):
-            sizes[row] = upright_size(files.open(int(row)))
         if any(unknown):
+            from detrelay.core.data.decode import upright_size  # torch: scoring files does without
+
+            for row in np.flatnonzero(unknown):
+                sizes[row] = upright_size(files.open(int(row)))
             notes.append(f"the size of {sum(unknown)} images is taken from their files")
         _check_sizes(path, image_ids, sizes)
         if doubt := doubtful_boxes(columns.boxes, sizes[box_image][:, ::-1]):
