@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import files
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / ".github" / "workflows"
 PARTS = {
     "core": ROOT / "packages" / "core",
     "heads": ROOT / "packages" / "heads",
@@ -36,3 +40,25 @@ def test_types_and_assigners_need_torch_only() -> None:
     modules = set(done.stdout.split())
     assert "torch" in modules
     assert not modules & {"transformers", "torchvision", "accelerate", "pycocotools", "matplotlib"}
+
+
+def test_workflows_run_the_developers_commands_on_every_python() -> None:
+    test = yaml.safe_load((WORKFLOWS / "test.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = [c.rpartition(" :: ")[2] for c in project["classifiers"] if "Python :: 3." in c]
+    assert test["jobs"]["tests"]["strategy"]["matrix"]["python"] == told
+    assert project["requires-python"] == f">={told[0]}"
+    steps = [step.get("run") for job in test["jobs"].values() for step in job["steps"]]
+    for command in ("ruff check .", "mypy", "lint-imports", 'pytest -m "not slow"'):
+        assert f"uv run {command}" in steps
+    for path in ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"):
+        assert yaml.safe_load(path.read_text())
+
+
+def test_a_release_needs_no_secret() -> None:
+    """PyPI trusts the workflow by its identity."""
+    text = (WORKFLOWS / "release.yml").read_text()
+    release = yaml.safe_load(text)
+    assert release["jobs"]["publish"]["permissions"] == {"id-token": "write"}
+    assert release["permissions"] == {"contents": "read"}
+    assert "secrets." not in text
