@@ -125,6 +125,24 @@ class DetectorForObjectDetection(PreTrainedModel):
         cast(DetectorForObjectDetection, model).backbone.freeze()
         return loaded
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Publish the model as `detrelay publish` does: card, processor, one commit, release test.
+
+        Args:
+            repo_id: "user/model", or "model" for the owner of the token.
+            **options: `processor`, `training`, `private`, `token`, `tag`, `license`; see
+                `detrelay.core.hub.push.push_model`.
+
+        Returns:
+            The address of its page.
+
+        Raises:
+            HubError: with one line that says what is wrong and whether anything was published.
+        """
+        from detrelay.core.hub.push import push_model  # it imports this module
+
+        return push_model(self, repo_id, **options).url
+
     def load_backbone_weights(self, source: str) -> None:
         """Fill the backbone with pre-trained weights, see `load_backbone_weights`."""
         load_backbone_weights(self.backbone, source)

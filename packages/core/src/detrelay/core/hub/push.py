@@ -1,0 +1,92 @@
+"""Publish a model that is in memory, as the command publishes a folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor
+from transformers.utils.hub import cached_file
+
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.errors import one_line
+from detrelay.core.hub.calls import HubError
+from detrelay.core.hub.publish import Published, publish
+
+_RECORD = "training.json"
+
+
+def push_model(
+    model: DetectorForObjectDetection,
+    repo_id: str,
+    *,
+    processor: DetrelayImageProcessor | None = None,
+    training: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Published:
+    """Save a model with its processor and the facts of its training, and publish the folder.
+
+    Args:
+        model: any detector.
+        repo_id: "user/model", or "model" for the owner of the token.
+        processor: None for that of the folder, or of the model on the Hub, that it came from.
+        training: what is known of its training, for the card; None for the facts beside the weights
+            that were loaded, if the model still has just these weights, and else for where it
+            started from.
+        **options: `private`, `token`, `tag`, `license` and `endpoint` of `publish`.
+
+    Raises:
+        HubError: no processor is known, or see `publish`.
+    """
+    source = str(model.config.name_or_path or "")
+    processor = processor or _processor_of(source, repo_id)
+    training = _facts_of(model, source) if training is None else training
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / _RECORD).write_text(json.dumps(dict(training), indent=1) + "\n")
+        return publish(folder, repo_id, **options)
+
+
+def _processor_of(source: str, repo_id: str) -> DetrelayImageProcessor:
+    if not source:
+        raise HubError(
+            f"{repo_id}: the model was not loaded from a folder, so no image processor is known; "
+            f"pass processor=DetrelayImageProcessor(...)"
+        )
+    try:
+        found: DetrelayImageProcessor = AutoImageProcessor.from_pretrained(
+            source, trust_remote_code=False
+        )
+    except Exception as error:  # of many libraries below
+        raise HubError(
+            f"{repo_id}: no image processor stands beside the model in {source} "
+            f"({one_line(error)}); pass processor=DetrelayImageProcessor(...)"
+        ) from error
+    return found
+
+
+def _facts_of(model: DetectorForObjectDetection, source: str) -> dict[str, Any]:
+    """Facts about exactly these weights: measured figures are not those of weights that changed."""
+    if not source:
+        return {}
+    file = cached_file(source, _RECORD, _raise_exceptions_for_missing_entries=False)
+    if file is None or not _has_weights_of(model, source):
+        return {"init": source}
+    facts: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    return facts
+
+
+def _has_weights_of(model: DetectorForObjectDetection, source: str) -> bool:
+    saved = type(model).from_pretrained(source).state_dict()
+    own = model.state_dict()
+    return own.keys() == saved.keys() and all(
+        value.dtype == saved[key].dtype and torch.equal(value.cpu(), saved[key])
+        for key, value in own.items()
+    )
