@@ -10,6 +10,8 @@ from torch import Tensor
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
+from detrelay.heads.deformable.denoising import DenoisingQueries
+from detrelay.heads.deformable.passes import DECODER, DecoderState, QuerySet, attention_mask
 
 STRIDES = (4, 8, 16, 32)
 
@@ -122,3 +124,12 @@ def small_config(**changes: Any) -> StageInteractorConfig:
     config = small_head_config("stageinteractor", **changes)
     assert isinstance(config, StageInteractorConfig)
     return config
+
+
+def mask_beside(denoising: DenoisingQueries, num_queries: int) -> Tensor:
+    """The attention mask of denoising queries that stand before a decoder's own."""
+    batch = denoising.content.shape[0]
+    own = DecoderState(torch.zeros(batch, num_queries, 1), torch.zeros(batch, num_queries, 4))
+    mask = attention_mask([denoising.query_set(), QuerySet(DECODER, own)])
+    assert mask is not None
+    return mask

@@ -29,7 +29,9 @@ from detrelay.core.structures import Pairs, StageGroup, StagePrediction, Targets
 from detrelay.heads import DinoConfig, DinoForObjectDetection
 from detrelay.heads.deformable.denoising import Denoising, Noise
 from detrelay.heads.deformable.dino import DinoHead
-from detrelay.heads.deformable.layers import ProposalFeatures, box_code, inverse_sigmoid, token_grid
+from detrelay.heads.deformable.layers import box_code, inverse_sigmoid, token_grid
+from detrelay.heads.deformable.proposals import ProposalFeatures
+from factories import mask_beside
 
 FOLDER = Path(__file__).parent.parent / "assets" / "dino"
 LOSS = DinoForObjectDetection.loss_config
@@ -89,7 +91,9 @@ def test_training_equals_released_program(
     dn = made[0]
     logit = dn.references.logit()
     torch.testing.assert_close(logit, expected["dn.query_bbox_unsig"].double(), **BOXES)
-    assert torch.equal(dn.blocked.sum(1), expected["dn.attn_mask"].long())
+    assert torch.equal(
+        mask_beside(dn, decoder.stages[0].logits.shape[1]).sum(1), expected["dn.attn_mask"].long()
+    )
     torch.testing.assert_close(
         proposals.stages[0].boxes, expected["interm.boxes"].double(), **BOXES
     )
@@ -173,7 +177,8 @@ def test_denoising_queries_equal_released_program(
     expected = tensors[f"{prefix}query_bbox_unsig"].double()
     torch.testing.assert_close(logit, expected, atol=2e-5, rtol=0)
     mask = tensors[f"{prefix}attn_mask"].long()
-    found = queries.blocked if mask.dim() == 2 else queries.blocked.sum(1)
+    found = mask_beside(queries, 6)
+    found = found if mask.dim() == 2 else found.sum(1)
     assert torch.equal(found.long(), mask)
     assert torch.equal(queries.used, queries.content.any(-1))
 

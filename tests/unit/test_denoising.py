@@ -10,7 +10,8 @@ from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StageGroup, StagePrediction, Targets
 from detrelay.heads import DinoConfig, DnDetrConfig
 from detrelay.heads.deformable.denoising import Denoising, no_targets
-from detrelay.heads.deformable.dn_detr import _denoised
+from detrelay.heads.deformable.dn_detr import _silence
+from factories import mask_beside
 
 BOXES = torch.tensor([[0.4, 0.5, 0.1, 0.2], [0.6, 0.4, 0.2, 0.1], [0.5, 0.6, 0.1, 0.1]])
 # two objects in the first image, one in the second
@@ -37,11 +38,11 @@ def test_groups_hold_near_and_far_copies() -> None:
 
 
 def test_groups_see_themselves_and_the_decoder_but_not_each_other() -> None:
-    blocked = contrastive(denoising_groups=2)(TARGETS, 3).blocked
+    mask = mask_beside(contrastive(denoising_groups=2)(TARGETS, 3), 3)
     expected = torch.zeros(11, 11, dtype=torch.bool)
     expected[:4, 4:8] = expected[4:8, :4] = True
     expected[8:, :8] = True
-    assert torch.equal(blocked, expected)
+    assert torch.equal(mask, expected)
 
 
 def test_number_of_groups_follows_the_fullest_image() -> None:
@@ -56,8 +57,9 @@ def test_no_objects_make_no_queries(make: type) -> None:
     queries = denoising(no_targets(2, BOXES), 3)
     assert queries.content.shape == (2, 0, 32)
     assert queries.references.shape == (2, 0, 4)
-    assert queries.blocked.shape == (3, 3)
-    assert not queries.blocked.any()
+    mask = mask_beside(queries, 3)
+    assert mask.shape == (3, 3)
+    assert not mask.any()
     queries.content.sum().backward()
     assert denoising.labels.weight.grad is not None
 
@@ -109,13 +111,13 @@ def test_last_channel_tells_denoising_queries() -> None:
 def test_unused_queries_of_dn_detr_cost_nothing() -> None:
     torch.manual_seed(0)
     queries = plain(denoising_groups=1)(TARGETS, 3)
-    logits = torch.randn(2, 5, 5, requires_grad=True)
-    stage = StagePrediction(logits, torch.rand(2, 5, 4))
+    logits = torch.randn(2, 2, 5, requires_grad=True)
+    stage = StagePrediction(logits, torch.rand(2, 2, 4))
     losses = []
     for shift in (0.0, 7.0):
         moved = logits.clone()
         moved[1, 1] += shift  # the place that the second image leaves empty
-        noisy = _denoised(replace(stage, logits=moved), queries.used)
+        noisy = _silence(replace(stage, logits=moved), queries.used)
         group = StageGroup("denoising", (noisy,), known_pairs=queries.pairs)
         losses.append(Criterion(LossConfig().terms(), {})((group,), TARGETS).total)
     assert losses[0] == losses[1]

@@ -194,7 +194,9 @@ def test_head_does_not_depend_on_padding(case: str) -> None:
 
 def test_bfloat16_autocast(case: str) -> None:
     model = build(case).train()
-    pixels, mask = images(((32, 24), (20, 32)), (32, 32))  # small: bfloat16 is slow on many CPUs
+    # small, as bfloat16 is slow on many CPUs; but where a level has one cell, torch 2.15 leaves the
+    # gradient of a strided convolution's weights partly unset (docs/log.md)
+    pixels, mask = images(((64, 48), (40, 64)), (64, 64))
     targets = make_targets((3, 2))
     with torch.autocast("cpu", torch.bfloat16):
         output = model(pixels, mask, targets)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrelay.core.detector.config import require_positive
 from detrelay.core.structures import Pairs, Targets
-from detrelay.heads.deformable.layers import DeformableConfig, inverse_sigmoid
+from detrelay.heads.deformable.layers import inverse_sigmoid
+from detrelay.heads.deformable.passes import DECODER, DecoderState, PassesConfig, QuerySet
 
 _log = logging.getLogger(__name__)
 # so many denoising queries for each of the decoder's own are told
@@ -26,7 +27,7 @@ _MANY = 2
 
 
 @strict
-class DenoisingConfig(DeformableConfig):
+class DenoisingConfig(PassesConfig):
     """Configuration of the detectors that denoise while they train.
 
     Attributes:
@@ -93,16 +94,25 @@ class DenoisingQueries:
         content: [B, P, C], zero in unused queries.
         references: [B, P, 4], cxcywh in [0, 1]; 0.5 in unused queries.
         used: bool [B, P].
-        blocked: bool [P + Q, P + Q], True where the row's query must not see the column's: a group
-            sees itself and the decoder's own queries, which see none of them.
+        groups: how many groups of equal size the queries form.
         pairs: the queries that must find their target, and the target.
     """
 
     content: Tensor
     references: Tensor
     used: Tensor
-    blocked: Tensor
+    groups: int
     pairs: Pairs
+
+    def query_set(self) -> QuerySet:
+        """The queries as a decoder takes them: a group sees itself and the decoder's own."""
+        return QuerySet(
+            "denoising",
+            DecoderState(self.content, self.references, supervised=self.references),
+            known_pairs=self.pairs,
+            sees=(DECODER,),
+            parts=self.groups,
+        )
 
 
 class Denoising(nn.Module):
@@ -177,7 +187,7 @@ class Denoising(nn.Module):
             content=content,
             references=references,
             used=used,
-            blocked=_blocked(shape[1], groups, num_queries, image.device),
+            groups=groups,
             pairs=pairs.select(far == 0),
         )
 
@@ -217,15 +227,6 @@ class Denoising(nn.Module):
         else:
             boxes = boxes + step * torch.cat([half, boxes[:, 2:]], dim=1)
         return inverse_sigmoid(boxes, self.epsilon).sigmoid()
-
-
-def _blocked(denoising: int, groups: int, own: int, device: torch.device) -> Tensor:
-    """See `DenoisingQueries.blocked`."""
-    group = torch.arange(denoising, device=device) // max(denoising // groups, 1)
-    blocked = torch.zeros(denoising + own, denoising + own, dtype=torch.bool, device=device)
-    blocked[:denoising, :denoising] = group[:, None] != group
-    blocked[denoising:, :denoising] = True
-    return blocked
 
 
 def no_targets(batch_size: int, like: Tensor) -> Targets:

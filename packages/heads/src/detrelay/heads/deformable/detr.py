@@ -8,6 +8,7 @@ Reference:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -18,22 +19,28 @@ from transformers import initialization as init
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
 from detrelay.heads.deformable.layers import (
-    DecoderLayer,
-    DeformableConfig,
     DeformableEncoder,
     DeformableForObjectDetection,
     Mlp,
-    ProposalFeatures,
     TokenGrid,
     at_least_float32,
-    best_tokens,
     box_code,
     move_boxes,
     reset_box_head,
     reset_class_head,
-    take_tokens,
     xavier_linears,
 )
+from detrelay.heads.deformable.passes import (
+    DECODER,
+    HYBRID,
+    DecoderHead,
+    DecoderState,
+    Memory,
+    PassesConfig,
+    QuerySet,
+    decoder_layers,
+)
+from detrelay.heads.deformable.proposals import ProposalFeatures, best_tokens, take_tokens
 
 _GRID_TEMPERATURE = 10000.0
 _GRID_OFFSET = -0.5
@@ -44,7 +51,7 @@ _FIRST_STEP = (0.0, 0.0, -2.0, -2.0)
 
 
 @strict
-class DeformableDetrConfig(DeformableConfig):
+class DeformableDetrConfig(PassesConfig):
     """Configuration of Deformable DETR; the defaults are the published ResNet-50 base model.
 
     Attributes:
@@ -68,11 +75,11 @@ class DeformableDetrConfig(DeformableConfig):
             raise ValueError("two_stage needs box_refinement; set box_refinement to true")
 
 
-class DeformableDetrHead(nn.Module):
+class DeformableDetrHead(DecoderHead):
     """Encoder, queries and the decoder's stages."""
 
     def __init__(self, config: DeformableDetrConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         dim, classes = config.d_model, config.num_labels or 0
         self.num_queries = config.num_queries
         self.box_refinement = config.box_refinement
@@ -86,8 +93,11 @@ class DeformableDetrHead(nn.Module):
             self.query_norm = nn.LayerNorm(2 * dim)
         else:
             self.queries = nn.Embedding(config.num_queries, 2 * dim)
+            self.set_queries = nn.ModuleList(
+                nn.Embedding(count, 2 * dim) for count in config.hidden_sets.values()
+            )
             self.reference = nn.Linear(dim, 2)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = decoder_layers(config)
         heads = config.decoder_layers if config.box_refinement else 1
         self.classify = nn.ModuleList(nn.Linear(dim, classes) for _ in range(heads))
         self.refine = nn.ModuleList(Mlp(dim, dim, dim, 4) for _ in range(heads))
@@ -121,41 +131,65 @@ class DeformableDetrHead(nn.Module):
 
         Returns:
             Group "decoder", S stages of logits [B, Q, K] and boxes [B, Q, 4]; two-stage models add
-            "proposals", one class-agnostic stage in which every token is a query. Q is less than
-            configured where there are fewer tokens than queries.
+            "proposals", one class-agnostic stage in which every token is a query; in training those
+            of the other passes. Q is less than configured where there are fewer tokens than
+            queries.
         """
         memory = self.encoder(pyramid)
-        groups: tuple[StageGroup, ...] = ()
-        if self.two_stage:
-            position, queries, references, proposals = self._propose(*memory)
-            groups = (StageGroup("proposals", (proposals,), class_agnostic=True),)
-        else:
-            batch = len(pyramid.image_sizes)
-            position, queries = self.queries.weight.expand(batch, -1, -1).chunk(2, dim=-1)
-            references = at_least_float32(self.reference(position)).sigmoid()
-        stages = []
-        for index, layer in enumerate(self.layers):
-            queries = layer(queries, position, references, memory)
-            head = index if self.box_refinement else 0
-            boxes = move_boxes(self.refine[head](queries), references, _EPSILON)
-            stages.append(StagePrediction(self.classify[head](queries), boxes))
-            if self.box_refinement:
-                references = boxes.detach()
-        return (StageGroup("decoder", tuple(stages)), *groups)
+        if not self.two_stage:
+            return self.decode(self._learned(len(pyramid.image_sizes)), memory)
+        sets, proposals = self._propose(*memory)
+        own, *others = self.decode(sets, memory)
+        return (own, StageGroup("proposals", (proposals,), class_agnostic=True), *others)
 
-    def _propose(
-        self, tokens: Tensor, grid: TokenGrid
-    ) -> tuple[Tensor, Tensor, Tensor, StagePrediction]:
-        """Positions and contents [B, Q, C] and boxes [B, Q, 4] of the best proposals; and all."""
+    def _learned(self, batch: int) -> list[QuerySet]:
+        """The decoder's own queries and, in training, the hidden sets."""
+        hidden = zip(self.hidden_sets, self.set_queries, strict=True) if self.training else ()
+        sets = []
+        for name, queries in ((DECODER, self.queries), *hidden):
+            rows = queries.get_parameter("weight").expand(batch, -1, -1)
+            position, content = rows.chunk(2, dim=-1)
+            references = at_least_float32(self.reference(position)).sigmoid()
+            sets.append(QuerySet(name, DecoderState(content, references, position)))
+        return sets
+
+    def _propose(self, tokens: Tensor, grid: TokenGrid) -> tuple[list[QuerySet], StagePrediction]:
+        """Query sets that start from the best proposals; and all proposals.
+
+        The hybrid set starts from the next best, every query group from the same as the decoder.
+        """
         features, anchors, proposes = self.proposal_features(tokens, grid)
         logits = self.classify_proposals(features)
         boxes = anchors + self.refine_proposals(features).to(anchors.dtype)
+        hidden = self.hidden_sets if self.training else {}
+        count = self.num_queries
         # class 0 stands for "object"
-        best = best_tokens(logits[..., 0], proposes, self.num_queries)
+        best = best_tokens(logits[..., 0], proposes, count + hidden.get(HYBRID, 0))
         references = take_tokens(boxes, best).detach().sigmoid()
         code = box_code(references, tokens.shape[-1]).to(tokens.dtype)
         position, content = self.query_norm(self.query_proj(code)).chunk(2, dim=-1)
-        return position, content, references, StagePrediction(logits, boxes.sigmoid())
+        start = DecoderState(content, references, position)
+        own, rest = start.rows(slice(count)), start.rows(slice(count, None))
+        sets = [QuerySet(name, rest if name == HYBRID else own) for name in (DECODER, *hidden)]
+        # where there is no anchor, nothing may be matched to it
+        matched = anchors.sigmoid().masked_fill(~proposes[..., None], 0)
+        return sets, StagePrediction(logits, boxes.sigmoid(), matched)
+
+    def place(self, state: DecoderState, memory: Memory) -> Tensor:
+        """The same code in every stage."""
+        assert state.position is not None
+        return state.position
+
+    def predict(
+        self, index: int, queries: Tensor, state: DecoderState
+    ) -> tuple[StagePrediction, DecoderState]:
+        """Scores and boxes; with refinement the next stage starts from these boxes."""
+        head = index if self.box_refinement else 0
+        boxes = move_boxes(self.refine[head](queries), state.references, _EPSILON)
+        references = state.references if state.references.shape[-1] == 4 else None
+        prediction = StagePrediction(self.classify[head](queries), boxes, references)
+        start = boxes.detach() if self.box_refinement else state.references
+        return prediction, replace(state, queries=queries, references=start)
 
 
 class DeformableDetrForObjectDetection(DeformableForObjectDetection):

@@ -8,36 +8,37 @@ Reference:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
-from detrelay.heads.deformable.denoising import (
-    Denoising,
-    DenoisingConfig,
-    DenoisingQueries,
-    no_targets,
-)
+from detrelay.heads.deformable.denoising import Denoising, DenoisingConfig, no_targets
 from detrelay.heads.deformable.layers import (
-    DecoderLayer,
     DeformableEncoder,
     DeformableForObjectDetection,
     Mlp,
-    ProposalFeatures,
     TokenGrid,
-    best_tokens,
     box_code,
     move_boxes,
     reset_box_head,
     reset_class_head,
-    take_tokens,
     xavier_linears,
 )
+from detrelay.heads.deformable.passes import (
+    DECODER,
+    HYBRID,
+    DecoderHead,
+    DecoderState,
+    Memory,
+    QuerySet,
+    decoder_layers,
+)
+from detrelay.heads.deformable.proposals import ProposalFeatures, best_tokens, take_tokens
 
 _GRID_TEMPERATURE = 20.0
 _GRID_OFFSET = 0.0
@@ -65,24 +66,27 @@ class DinoConfig(DenoisingConfig):
     dropout: float | int = 0.0
 
 
-class DinoHead(nn.Module):
+class DinoHead(DecoderHead):
     """Encoder, proposals, denoising queries and the decoder's stages."""
 
     def __init__(self, config: DinoConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         dim, classes = config.d_model, config.num_labels or 0
         self.encoder = DeformableEncoder(config, _GRID_TEMPERATURE, _GRID_OFFSET)
         self.proposal_features = ProposalFeatures(dim)
         self.classify_proposals = nn.Linear(dim, classes)
         self.refine_proposals = Mlp(dim, dim, dim, 4)
         self.content = nn.Embedding(config.num_queries, dim)
+        self.set_content = nn.ModuleList(
+            nn.Embedding(count, dim) for count in config.hidden_sets.values()
+        )
         self.denoising = (
             None
             if config.denoising_groups == 0
             else Denoising(config, label_dim=dim, contrastive=True, epsilon=_EPSILON)
         )
         self.reference_code = Mlp(2 * dim, dim, dim)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = decoder_layers(config)
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Linear(dim, classes)
         self.refine = Mlp(dim, dim, dim, 4)
@@ -90,7 +94,8 @@ class DinoHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Class scores start at their prior, boxes at their references."""
-        nn.init.xavier_uniform_(self.content.weight)
+        for content in (self.content, *self.set_content):
+            nn.init.xavier_uniform_(content.get_parameter("weight"))
         for layer in self.reference_code.layers:
             assert isinstance(layer, nn.Linear)
             xavier_linears(layer)
@@ -113,64 +118,70 @@ class DinoHead(nn.Module):
         Returns:
             Groups "decoder", S stages of logits [B, Q, K] and boxes [B, Q, 4]; "proposals", one
             stage with the Q proposals that the queries start from; in training "denoising", S
-            stages [B, P, ...], where P is 0 if the batch has no objects. Q is less than configured
-            where there are fewer tokens than queries.
+            stages [B, P, ...], where P is 0 if the batch has no objects, and those of the other
+            passes. Q is less than configured where there are fewer tokens than queries.
         """
         memory = self.encoder(pyramid)
-        proposals = self._propose(*memory)
-        references = proposals.boxes.detach()
-        count = references.shape[1]
-        queries = self.content.weight[:count].expand(len(references), -1, -1)
-        denoising: DenoisingQueries | None = None
+        proposals, hidden = self._propose(*memory)
+        sets = [QuerySet(DECODER, self._start(proposals.boxes, self.content)), *hidden]
         if self.denoising is not None and self.training:
             if targets is None:
-                targets = no_targets(len(references), references)
-            denoising = self.denoising(targets, count)
-            queries = torch.cat([denoising.content.to(queries.dtype), queries], dim=1)
-            references = torch.cat([denoising.references.to(references.dtype), references], dim=1)
-        stages = self._decode(
-            queries, references, memory, None if denoising is None else denoising.blocked
-        )
-        own = tuple(StagePrediction(s.logits[:, -count:], s.boxes[:, -count:]) for s in stages)
-        groups = (StageGroup("decoder", own), StageGroup("proposals", (proposals,)))
-        if denoising is None:
-            return groups
-        noisy = tuple(StagePrediction(s.logits[:, :-count], s.boxes[:, :-count]) for s in stages)
-        return (*groups, StageGroup("denoising", noisy, known_pairs=denoising.pairs))
+                targets = no_targets(len(proposals.boxes), proposals.boxes)
+            sets.insert(0, self.denoising(targets, len(sets[0])).query_set())
+        own, *others = self.decode(sets, memory)
+        return (own, StageGroup("proposals", (proposals,), slots=DECODER), *others)
 
-    def _propose(self, tokens: Tensor, grid: TokenGrid) -> StagePrediction:
-        """The best proposals, best first: query k starts from the k-th."""
+    def _propose(self, tokens: Tensor, grid: TokenGrid) -> tuple[StagePrediction, list[QuerySet]]:
+        """The best proposals, best first: query k starts from the k-th; and the hidden sets.
+
+        The hybrid set starts from the next best, every query group from the same as the decoder.
+        """
         features, anchors, proposes = self.proposal_features(tokens, grid)
         logits = self.classify_proposals(features)
-        best = best_tokens(logits.amax(-1), proposes, self.content.num_embeddings)
+        count = self.content.num_embeddings
+        hybrid = self.hidden_sets.get(HYBRID, 0) if self.training else 0
+        best = best_tokens(logits.amax(-1), proposes, count + hybrid)
+        anchors = take_tokens(anchors, best)
         steps = self.refine_proposals(take_tokens(features, best))
-        boxes = take_tokens(anchors, best) + steps.to(anchors.dtype)
-        return StagePrediction(take_tokens(logits, best), boxes.sigmoid())
+        boxes = (anchors + steps.to(anchors.dtype)).sigmoid()
+        proposals = StagePrediction(
+            take_tokens(logits, best)[:, :count], boxes[:, :count], anchors[:, :count].sigmoid()
+        )
+        sets = []
+        if self.training:
+            for name, content in zip(self.hidden_sets, self.set_content, strict=True):
+                rows = boxes[:, count:] if name == HYBRID else boxes[:, :count]
+                sets.append(QuerySet(name, self._start(rows, content)))
+        return proposals, sets
 
-    def _decode(
-        self,
-        queries: Tensor,
-        references: Tensor,
-        memory: tuple[Tensor, TokenGrid],
-        blocked: Tensor | None,
-    ) -> list[StagePrediction]:
-        stages: list[StagePrediction] = []
+    def _start(self, boxes: Tensor, content: nn.Module) -> DecoderState:
+        """Queries that start from the first rows of their content at these boxes [B, Q, 4]."""
+        references = boxes.detach()
+        rows = content.get_parameter("weight")[: references.shape[1]]
         # the same boxes with the gradient of the stage before: a stage's loss looks forward twice
-        supervised = references
-        for index, layer in enumerate(self.layers):
-            # y before x; as seen from the finest padded level, like the released code
-            seen = memory[1].in_levels(references)[:, :, 0, [1, 0, 2, 3]]
-            code = box_code(seen, queries.shape[-1])
-            position = self.reference_code(code.to(queries.dtype))
-            queries = layer(queries, position, references, memory, blocked)
-            hidden = self.norm(queries)
-            boxes = move_boxes(self.refine(hidden), supervised, _EPSILON)
-            stages.append(StagePrediction(self.classify(hidden), boxes))
-            if index < len(self.layers) - 1:
-                # what the next stage starts from comes from the queries before their norm
-                supervised = move_boxes(self.refine(queries), references, _EPSILON)
-                references = supervised.detach()
-        return stages
+        return DecoderState(rows.expand(len(references), -1, -1), references, supervised=references)
+
+    def place(self, state: DecoderState, memory: Memory) -> Tensor:
+        """Code of the boxes, y before x; as seen from the finest padded level, as released."""
+        seen = memory[1].in_levels(state.references)[:, :, 0, [1, 0, 2, 3]]
+        code = box_code(seen, state.queries.shape[-1])
+        return self.reference_code(code.to(state.queries.dtype))
+
+    def predict(
+        self, index: int, queries: Tensor, state: DecoderState
+    ) -> tuple[StagePrediction, DecoderState]:
+        """Scores and boxes of normed queries; the next stage starts from those before the norm."""
+        assert state.supervised is not None
+        hidden = self.norm(queries)
+        prediction = StagePrediction(
+            self.classify(hidden),
+            move_boxes(self.refine(hidden), state.supervised, _EPSILON),
+            state.references,
+        )
+        if index == len(self.layers) - 1:
+            return prediction, replace(state, queries=queries)
+        supervised = move_boxes(self.refine(queries), state.references, _EPSILON)
+        return prediction, DecoderState(queries, supervised.detach(), supervised=supervised)
 
 
 class DinoForObjectDetection(DeformableForObjectDetection):

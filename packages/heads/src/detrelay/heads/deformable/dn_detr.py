@@ -11,21 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
-from detrelay.heads.deformable.denoising import (
-    Denoising,
-    DenoisingConfig,
-    DenoisingQueries,
-    no_targets,
-)
+from detrelay.heads.deformable.denoising import Denoising, DenoisingConfig, no_targets
 from detrelay.heads.deformable.layers import (
-    DecoderLayer,
     DeformableEncoder,
     DeformableForObjectDetection,
     Mlp,
@@ -35,6 +28,14 @@ from detrelay.heads.deformable.layers import (
     reset_box_head,
     reset_class_head,
     xavier_linears,
+)
+from detrelay.heads.deformable.passes import (
+    DECODER,
+    DecoderHead,
+    DecoderState,
+    Memory,
+    QuerySet,
+    decoder_layers,
 )
 
 _GRID_TEMPERATURE = 10000.0
@@ -60,23 +61,26 @@ class DnDetrConfig(DenoisingConfig):
     box_noise_scale: float | int = 0.4
 
 
-class DnDetrHead(nn.Module):
+class DnDetrHead(DecoderHead):
     """Encoder, anchors, denoising queries and the decoder's stages."""
 
     def __init__(self, config: DnDetrConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         dim, classes = config.d_model, config.num_labels or 0
+        hidden = config.hidden_sets.values()
         self.encoder = DeformableEncoder(config, _GRID_TEMPERATURE, _GRID_OFFSET)
         self.anchors = nn.Embedding(config.num_queries, 4)
         # the last channel tells denoising queries (1) from the others (0)
         self.content = nn.Embedding(config.num_queries, dim - 1)
+        self.set_anchors = nn.ModuleList(nn.Embedding(count, 4) for count in hidden)
+        self.set_content = nn.ModuleList(nn.Embedding(count, dim - 1) for count in hidden)
         self.denoising = (
             None
             if config.denoising_groups == 0
             else Denoising(config, label_dim=dim - 1, contrastive=False, epsilon=_EPSILON)
         )
         self.reference_code = Mlp(2 * dim, dim, dim)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = decoder_layers(config)
         self.classify = nn.ModuleList(nn.Linear(dim, classes) for _ in self.layers)
         self.refine = nn.ModuleList(Mlp(dim, dim, dim, 4) for _ in self.layers)
         self.reset_parameters()
@@ -102,45 +106,53 @@ class DnDetrHead(nn.Module):
 
         Returns:
             Group "decoder", S stages of logits [B, Q, K] and boxes [B, Q, 4]; in training
-            "denoising", S stages [B, P, ...], where P is 0 if the batch has no objects.
+            "denoising", S stages [B, P, ...], where P is 0 if the batch has no objects, and those
+            of the other passes.
         """
         memory = self.encoder(pyramid)
-        batch, count = len(pyramid.image_sizes), self.content.num_embeddings
-        queries = F.pad(self.content.weight, (0, 1)).expand(batch, -1, -1)
-        references = at_least_float32(self.anchors.weight).sigmoid().expand(batch, -1, -1)
-        denoising: DenoisingQueries | None = None
-        if self.denoising is not None and self.training:
-            if targets is None:
-                targets = no_targets(batch, references)
-            denoising = self.denoising(targets, count)
-            queries = torch.cat([denoising.content.to(queries.dtype), queries], dim=1)
-            references = torch.cat([denoising.references.to(references.dtype), references], dim=1)
-        stages = []
-        for layer, classify, refine in zip(self.layers, self.classify, self.refine, strict=True):
-            code = box_code(references, queries.shape[-1]).to(queries.dtype)
-            queries = layer(
-                queries,
-                self.reference_code(code),
-                references,
-                memory,
-                None if denoising is None else denoising.blocked,
-            )
-            boxes = move_boxes(refine(queries), references, _EPSILON)
-            stages.append(StagePrediction(classify(queries), boxes))
-            references = boxes.detach()
-        own = tuple(StagePrediction(s.logits[:, -count:], s.boxes[:, -count:]) for s in stages)
-        groups = (StageGroup("decoder", own),)
-        if denoising is None:
-            return groups
-        noisy = tuple(_denoised(stage, denoising.used) for stage in stages)
-        return (*groups, StageGroup("denoising", noisy, known_pairs=denoising.pairs))
+        batch = len(pyramid.image_sizes)
+        sets = [QuerySet(DECODER, self._start(self.anchors, self.content, batch))]
+        if not self.training:
+            return self.decode(sets, memory)
+        parts = zip(self.hidden_sets, self.set_anchors, self.set_content, strict=True)
+        sets += [
+            QuerySet(name, self._start(anchors, content, batch)) for name, anchors, content in parts
+        ]
+        if self.denoising is None:
+            return self.decode(sets, memory)
+        if targets is None:
+            targets = no_targets(batch, sets[0].start.references)
+        denoising = self.denoising(targets, len(sets[0]))
+        groups = self.decode([denoising.query_set(), *sets], memory)
+        return tuple(
+            replace(group, stages=tuple(_silence(stage, denoising.used) for stage in group.stages))
+            if group.name == "denoising"
+            else group
+            for group in groups
+        )
+
+    def _start(self, anchors: nn.Module, content: nn.Module, batch: int) -> DecoderState:
+        queries = F.pad(content.get_parameter("weight"), (0, 1)).expand(batch, -1, -1)
+        references = at_least_float32(anchors.get_parameter("weight")).sigmoid()
+        return DecoderState(queries, references.expand(batch, -1, -1))
+
+    def place(self, state: DecoderState, memory: Memory) -> Tensor:
+        """Code of the boxes."""
+        code = box_code(state.references, state.queries.shape[-1])
+        return self.reference_code(code.to(state.queries.dtype))
+
+    def predict(
+        self, index: int, queries: Tensor, state: DecoderState
+    ) -> tuple[StagePrediction, DecoderState]:
+        """Scores and boxes; the next stage starts from these boxes."""
+        boxes = move_boxes(self.refine[index](queries), state.references, _EPSILON)
+        prediction = StagePrediction(self.classify[index](queries), boxes, state.references)
+        return prediction, DecoderState(queries, boxes.detach())
 
 
-def _denoised(stage: StagePrediction, used: Tensor) -> StagePrediction:
-    """The denoising queries of a stage; unused ones say "nothing" and so cost nothing."""
-    count = used.shape[1]
-    logits = stage.logits[:, :count].masked_fill(~used[..., None], _CERTAINLY_NOT)
-    return replace(stage, logits=logits, boxes=stage.boxes[:, :count])
+def _silence(stage: StagePrediction, used: Tensor) -> StagePrediction:
+    """Let unused denoising queries say "nothing", which costs nothing."""
+    return replace(stage, logits=stage.logits.masked_fill(~used[..., None], _CERTAINLY_NOT))
 
 
 class DnDetrForObjectDetection(DeformableForObjectDetection):

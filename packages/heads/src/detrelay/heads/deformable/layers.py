@@ -29,10 +29,6 @@ from detrelay.core.structures import FeaturePyramid
 # prior probability 0.01 of an object in a class at initialisation (Lin et al., ICCV 2017)
 _CLASS_PRIOR_BIAS = -4.59511985013459
 _BOX_TEMPERATURE = 10000.0
-# side of the anchors on the finest level, in units of the image; doubles from level to level
-_ANCHOR_SIDE = 0.05
-# anchors with a number outside propose nothing
-_ANCHOR_RANGE = (0.01, 0.99)
 
 
 @strict
@@ -327,8 +323,8 @@ class DecoderLayer(nn.Module):
         position: Tensor,
         references: Tensor,
         memory: tuple[Tensor, TokenGrid],
-        blocked: Tensor | None = None,
-    ) -> Tensor:
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Refine the queries once.
 
         Args:
@@ -336,74 +332,59 @@ class DecoderLayer(nn.Module):
             position: [B, Q, C], added to queries and keys.
             references: [B, Q, 2] points or [B, Q, 4] boxes in [0, 1] of the unpadded image.
             memory: what the encoder returned.
-            blocked: bool [Q, Q], True where the row's query must not see the column's.
+            attn_mask: bool [Q, Q], True where the row's query must not see the column's.
 
         Returns:
-            [B, Q, C].
+            The refined queries [B, Q, C], and those of a second branch, if the layer has one.
         """
-        tokens, grid = memory
+        queries = self.attend(queries, position, attn_mask)
+        return self.ffn(self.read(queries, position, references, memory)), None
+
+    def attend(self, queries: Tensor, position: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Self-attention: [B, Q, C] -> [B, Q, C]."""
         placed = queries + position
         # torch spells the formula out only where the weights are asked for
         eager = self.config._attn_implementation == "eager"
-        heard, _ = self.self_attention(
-            placed, placed, queries, attn_mask=blocked, need_weights=eager
+        attended, _ = self.self_attention(
+            placed, placed, queries, attn_mask=attn_mask, need_weights=eager
         )
-        queries = self.self_attention_norm(queries + self.dropout(heard))
-        seen = self.cross_attention(
+        return self.self_attention_norm(queries + self.dropout(attended))
+
+    def read(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: tuple[Tensor, TokenGrid],
+    ) -> Tensor:
+        """Cross-attention: [B, Q, C] -> [B, Q, C]."""
+        tokens, grid = memory
+        read = self.cross_attention(
             queries + position, grid.in_levels(references), tokens, grid.shapes, grid.valid
         )
-        return self.ffn(self.cross_attention_norm(queries + self.dropout(seen)))
+        return self.cross_attention_norm(queries + self.dropout(read))
 
 
-class ProposalFeatures(nn.Module):
-    """Encoder tokens to what proposals are made from: a feature and an anchor each."""
+class ReadFirstDecoderLayer(DecoderLayer):
+    """Queries read, branch off for one-to-many predictions, and only then talk to each other.
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Xavier-uniform weights."""
-        xavier_linears(self.project)
-
-    def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
-        """Prepare the proposals of a batch.
-
-        Args:
-            tokens: [B, S, C].
-            grid: where they lie.
-
-        Returns:
-            Features [B, S, C]; anchors [B, S, 4], logits of boxes, infinite where there is none;
-            and where there is one, bool [B, S]. Tokens without an anchor share one feature.
-        """
-        sides = [
-            grid.centers.new_full((height * width, 2), _ANCHOR_SIDE * 2**level)
-            for level, (height, width) in enumerate(grid.shapes)
-        ]
-        boxes = torch.cat([grid.centers, torch.cat(sides).expand_as(grid.centers)], dim=-1)
-        low, high = _ANCHOR_RANGE
-        proposes = grid.valid & ((boxes > low) & (boxes < high)).all(-1)
-        # filled first: the logit of a centre beyond 1 would be NaN
-        anchors = boxes.masked_fill(~proposes[..., None], 0.5).logit()
-        anchors = anchors.masked_fill(~proposes[..., None], torch.inf)
-        features = self.norm(self.project(tokens.masked_fill(~proposes[..., None], 0)))
-        return features, anchors, proposes
-
-
-def best_tokens(scores: Tensor, proposes: Tensor, count: int) -> Tensor:
-    """Indices [B, min(count, S)] of the tokens with the highest scores [B, S], best first.
-
-    Tokens that propose nothing come last. The released code lets them compete: then the result of
-    an image would depend on how much it is padded, where they score well (trained models give them
-    the lowest scores).
+    Reference:
+        Zhao et al. (MS-DETR), CVPR 2024.
     """
-    ranked = scores.masked_fill(~proposes, torch.finfo(scores.dtype).min)
-    return ranked.topk(min(count, scores.shape[1]), dim=1).indices
 
+    def __init__(self, config: DeformableConfig) -> None:
+        super().__init__(config)
+        self.branch_ffn = FeedForward(config.d_model, config.ffn_dim, config.dropout)
 
-def take_tokens(values: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, k, C] of `values` [B, S, C] that `index` [B, k] names."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: tuple[Tensor, TokenGrid],
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `DecoderLayer.forward`; the branch is left out in evaluation."""
+        queries = self.read(queries, position, references, memory)
+        branch = self.branch_ffn(queries) if self.training else None
+        return self.ffn(self.attend(queries, position, attn_mask)), branch
