@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -12,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from detrelay.core.data.transforms import AugmentationConfig
 from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.recipe import (
-    DataConfig,
     Recipe,
     TrainConfig,
     differences,
@@ -275,12 +272,6 @@ def test_differences_name_dotted_keys() -> None:
         "train.epochs": (12, 13),
         "assigner.options.keep_own": (None, True),
     }
-
-
-def test_augmentation_has_the_same_defaults_in_both_places() -> None:
-    ours = {field.name: field.default for field in dataclasses.fields(DataConfig)}
-    for field in dataclasses.fields(AugmentationConfig):
-        assert ours[field.name] == field.default, field.name
 
 
 def test_recipes_can_be_read_without_torch() -> None:

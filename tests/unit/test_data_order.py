@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
-    AugmentationConfig,
     DetectionDataset,
     build_train_transform,
 )
 from detrelay.core.engine.loaders import make_loader
+from detrelay.core.recipes.recipe import DataConfig
 
 BATCH = 2
 
@@ -23,7 +23,7 @@ BATCH = 2
 def batches(num_workers: int, *, skip: int = 0) -> list[Mapping[str, Any]]:
     """Batches of the second epoch, read as the trainer reads them."""
     samples = ShapesDataset(11, image_size=48)
-    augmentation = AugmentationConfig(short_sides=(32, 40), max_size=64, mosaic=0.3)
+    augmentation = DataConfig(short_sides=(32, 40), max_size=64, mosaic=0.3)
     data = DetectionDataset(
         samples,
         build_train_transform(augmentation),

@@ -32,7 +32,6 @@ from detrelay.core.data.label_map import chosen_categories, with_categories
 from detrelay.core.data.readers import coco
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
-    AugmentationConfig,
     DetectionDataset,
     build_eval_transform,
     build_train_transform,
@@ -154,20 +153,17 @@ def join_parts(
         size={"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size},
         max_pixels=data.max_pixels,
     )
-    augmentation = AugmentationConfig(
-        **{field.name: getattr(data, field.name) for field in fields(AugmentationConfig)}
-    )
     return TrainingParts(
         model=model,
         processor=processor,
         criterion=criterion,
         train_data=DetectionDataset(
             train,
-            build_train_transform(augmentation),
+            build_train_transform(data),
             processor,
             seed=recipe.train.seed,
-            mosaic=augmentation.mosaic,
-            mosaic_tile=augmentation.mosaic_tile,
+            mosaic=data.mosaic,
+            mosaic_tile=data.mosaic_tile,
             skip_broken=data.on_bad_image == "skip",
             wide=(train.sizes[:, 1] >= train.sizes[:, 0]).tolist(),
             aspect_group=data.aspect_group,

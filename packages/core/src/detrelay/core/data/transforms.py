@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as tv_functional
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.collate import EncodedSample
 from detrelay.core.errors import DataError
+from detrelay.core.recipes.recipe import DataConfig
 
 Transform = Callable[[Sample], Sample]
 
@@ -30,70 +31,6 @@ _ORDER, _IMAGE = 0, 1
 # where no image of a mosaic lies
 _GREY = 114
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class AugmentationConfig:
-    """What training does to an image before the model sees it.
-
-    Attributes:
-        flip_probability: chance of a mirror image, left to right.
-        short_sides: short sides to resize to, pixels; one is drawn for each image.
-        max_size: the long side stays within this, pixels.
-        crop: with chance 1/2 resize to one of `crop_short_sides` and cut a random window before
-            the last resize, as DETR does.
-        crop_short_sides: short sides before cutting, pixels.
-        crop_range: smallest and largest side of the window, pixels; the image bounds both.
-        jitter_size: 0, or large-scale jitter instead of the resizes and crops above: the image is
-            fitted into a square of this side in pixels, scaled by a number from `jitter_range`,
-            and a random window of at most that square is kept (Ghiasi et al., CVPR 2021, who pad
-            to the square; here batches are padded to their largest image as ever).
-        jitter_range: smallest and largest scale of the large-scale jitter.
-        mosaic: chance that an image becomes one of four on a canvas, see `make_mosaic`, before
-            anything else; 0 is never.
-        color_jitter: largest relative change of brightness, contrast and saturation; 0 is none.
-    """
-
-    flip_probability: float = 0.5
-    short_sides: tuple[int, ...] = (800,)
-    max_size: int = 1333
-    crop: bool = False
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    crop_range: tuple[int, int] = (384, 600)
-    jitter_size: int = 0
-    jitter_range: tuple[float, float] = (0.1, 2.0)
-    mosaic: float = 0.0
-    color_jitter: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("flip_probability", "mosaic", "color_jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
-        for name in ("short_sides", "crop_short_sides"):
-            sides = getattr(self, name)
-            if not sides or min(sides) < 1:
-                raise ValueError(f"{name} must hold sizes of at least 1 pixel, found {sides}")
-        if self.max_size < max(self.short_sides):
-            raise ValueError(
-                f"max_size must be at least the largest of short_sides {self.short_sides}, found "
-                f"{self.max_size}"
-            )
-        if not 1 <= self.crop_range[0] <= self.crop_range[1]:
-            raise ValueError(
-                f"crop_range must be (smallest, largest) of at least 1 pixel, found "
-                f"{self.crop_range}"
-            )
-        if self.jitter_size < 0:
-            raise ValueError(f"jitter_size must be 0 or a side in pixels, found {self.jitter_size}")
-        if not 0 < self.jitter_range[0] <= self.jitter_range[1]:
-            raise ValueError(
-                f"jitter_range must be (smallest, largest) above 0, found {self.jitter_range}"
-            )
-
-    @property
-    def mosaic_tile(self) -> int:
-        """The side that each image of a mosaic is fitted into, pixels."""
-        return self.jitter_size or max(self.short_sides)
 
 
 def resized_shape(
@@ -119,8 +56,13 @@ def resized_shape(
 # macOS and Windows, must be able to pickle them.
 
 
-def build_train_transform(config: AugmentationConfig) -> Transform:
-    """Flip, then resize or crop and resize (or jitter the scale), then change colours."""
+def build_train_transform(config: DataConfig) -> Transform:
+    """Flip, then resize or crop and resize (or jitter the scale), then change colours.
+
+    Raises:
+        RecipeError: settings that are out of range or wrong together.
+    """
+    config.check()
     change = config.color_jitter
     colors = v2.ColorJitter(brightness=change, contrast=change, saturation=change)
     return partial(_augment, config=config, colors=colors)
@@ -131,7 +73,7 @@ def build_eval_transform(short_side: int, max_size: int) -> Transform:
     return partial(_resize, short_side=short_side, max_size=max_size)
 
 
-def _augment(sample: Sample, config: AugmentationConfig, colors: v2.ColorJitter) -> Sample:
+def _augment(sample: Sample, config: DataConfig, colors: v2.ColorJitter) -> Sample:
     if torch.rand(()) < config.flip_probability:
         sample = _on_both(tv_functional.horizontal_flip, sample)
     if config.jitter_size:

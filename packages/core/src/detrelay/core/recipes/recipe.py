@@ -85,6 +85,8 @@ class DataConfig:
         eval_max_size: limit of the long side in evaluation, pixels.
     """
 
+    __pydantic_config__: ClassVar = STRICT
+
     train_annotations: str | None = None
     train_images: str | None = None
     val_annotations: str | None = None
@@ -113,6 +115,21 @@ class DataConfig:
     allow_outside: bool = False
     eval_short_side: Count = _COCO_SHORT_SIDE
     eval_max_size: Count = _COCO_LONG_SIDE
+
+    @property
+    def mosaic_tile(self) -> int:
+        """The side that each image of a mosaic is fitted into, pixels."""
+        return self.jitter_size or max(self.short_sides)
+
+    def check(self) -> None:
+        """Refuse settings that did not come from a recipe, which checks its own.
+
+        Raises:
+            RecipeError: a value is of a wrong type or out of range, or values are wrong together.
+        """
+        source = "settings of the data"
+        convert(DataConfig, asdict(self), source)
+        _check_sizes(self, source)
 
 
 @dataclass(frozen=True)
@@ -331,6 +348,12 @@ def _check_relations(recipe: Recipe, source: str) -> None:
         raise RecipeError(
             f"{source}: data.train_annotations and data.val_annotations must be named together"
         )
+    _check_sizes(data, source)
+    if list(milestones) != sorted(set(milestones)):
+        raise RecipeError(f"{source}: train.milestones must increase, found {list(milestones)}")
+
+
+def _check_sizes(data: DataConfig, source: str) -> None:
     if not data.short_sides:
         raise RecipeError(f"{source}: data.short_sides must hold at least one value")
     if data.crop and not data.crop_short_sides:
@@ -345,8 +368,6 @@ def _check_relations(recipe: Recipe, source: str) -> None:
             raise RecipeError(f"{source}: data.{key} must be [least, greatest]")
     if data.crop and data.jitter_size:
         raise RecipeError(f"{source}: data.crop and data.jitter_size exclude each other")
-    if list(milestones) != sorted(set(milestones)):
-        raise RecipeError(f"{source}: train.milestones must increase, found {list(milestones)}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
