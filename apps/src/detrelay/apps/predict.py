@@ -102,6 +102,12 @@ def _inputs(arguments: Arguments) -> list[Input]:
             allow_outside=arguments.allow_outside,
         )
     assert arguments.input is not None
+    for option, value in (
+        ("--images", arguments.images),
+        ("--allow-outside", arguments.allow_outside),
+    ):
+        if value:
+            raise ValueError(f"{option} is about the file names in --data; --input needs none")
     inputs, left_out = find_inputs(arguments.input, arguments.output)
     if left_out:
         print(f"left out: {left_out}", file=sys.stderr)

@@ -18,12 +18,14 @@ files are opened: a pipe or a device would never end.
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
 import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +42,8 @@ from detrelay.core.errors import DataError, one_line
 
 Source = str | os.PathLike[str] | bytes | io.BytesIO
 _Result = TypeVar("_Result")
+# Pillow's modules whose name is another one than that of their format
+_READERS = {"JPEG2000": "Jpeg2K", "WEBP": "WebP"}
 _BITS_PER_SAMPLE = 258  # tag of a TIFF
 _ORIENTATION = 274  # tag of EXIF
 _DARK = 4096
@@ -216,8 +220,10 @@ _MEND = "A small file can claim any size; if this one is to be trusted, set max_
 
 @cache
 def _readable() -> tuple[str, ...]:
-    """The formats that this Pillow can read."""
-    Image.init()
+    """The formats that this Pillow can read; its other readers are not even imported."""
+    for name in FORMATS:
+        with suppress(ImportError):  # older ones have no AVIF
+            importlib.import_module(f"PIL.{_READERS.get(name, name.capitalize())}ImagePlugin")
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detrelay.core.errors import DataError, one_line
+from detrelay.core.plain_file import refuse_endless
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -160,6 +161,7 @@ def read_detections(path: Path, id_of_file: Mapping[str, int] | None = None) -> 
         return None
 
     try:
+        refuse_endless(path)
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=take)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None

@@ -23,6 +23,7 @@ from detrelay.core.data.image_paths import image_folders
 from detrelay.core.data.images import ImageFiles
 from detrelay.core.data.sample import Category, shown, some
 from detrelay.core.errors import DataError, one_line
+from detrelay.core.plain_file import refuse_endless
 
 _IMAGE_KEYS = ("id", "file_name")
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox")
@@ -156,6 +157,7 @@ def _parse(
     path: Path, with_files: bool, annotated: bool
 ) -> tuple[list[_Image], list[_Class], _Columns]:
     try:
+        refuse_endless(path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"no annotation file {path}; expected a COCO detection json") from None

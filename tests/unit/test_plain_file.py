@@ -1,0 +1,30 @@
+"""Pipes and devices where a file is expected: refused, not waited for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from detrelay.core.data.readers import coco
+from detrelay.core.errors import DataError
+from detrelay.core.evaluation.tables import read_detections
+from detrelay.core.recipes.recipe import RecipeError, load_recipe
+from detrelay.core.weights.files import read_weights
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+@pytest.mark.parametrize("read", [coco.read, read_detections, load_recipe, read_weights])
+def test_pipes_and_devices_are_refused_by_every_reader(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe.toml"
+    os.mkfifo(pipe)
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    for path in (pipe, tmp_path / "zero.toml"):
+        with pytest.raises((DataError, RecipeError, ValueError)) as error:
+            read(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
