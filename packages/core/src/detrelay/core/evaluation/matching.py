@@ -46,7 +46,7 @@ class Matches:
         weights = np.ones(images) if weights is None else weights
         wanted = weights @ self.objects
         result = np.full((len(self.thresholds), categories), -1.0)
-        for category, rows in enumerate(self._by_score()):
+        for category, rows in enumerate(self.by_score()):
             if wanted[category] > 0:
                 weight = weights[self.found.image[rows]]
                 result[:, category] = [
@@ -59,7 +59,7 @@ class Matches:
                 ]
         return result
 
-    def _by_score(self) -> list[Ints]:
+    def by_score(self) -> list[Ints]:
         """Rows of each category by falling score; equal scores keep the order of images."""
         order = np.lexsort((-self.found.scores, self.found.category))
         borders = np.searchsorted(self.found.category[order], np.arange(self.objects.shape[1] + 1))

@@ -1,0 +1,235 @@
+"""Means, intervals and differences of runs, and the tables that show them.
+
+A run is one point of two samples: of the images and of the seeds. A setting's AP is the mean over
+its seeds. Its squared standard error is the variance over seeds divided by their number, plus the
+variance of that mean when the images are drawn again with replacement. A difference to the baseline
+is taken run by run, of equal seeds and over the same drawn images. Intervals are Student's t with
+the degrees of freedom of Welch and Satterthwaite. What seeds do to single images counts twice, so
+intervals are rather too wide than too narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from detrelay.core.evaluation.tables import Floats
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunScores:
+    """What is known of one finished run.
+
+    Attributes:
+        seed: its seed.
+        ap: AP on all images, a fraction.
+        ap50: AP at IoU 0.5.
+        resampled: float64 [R], AP over the drawn images; the same draws for every run.
+        minutes: what it took; None where nobody measured.
+    """
+
+    seed: int
+    ap: float
+    ap50: float
+    resampled: Floats
+    minutes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95 % interval.
+
+    Attributes:
+        mean: over seeds.
+        low: lower end.
+        high: upper end.
+        images_only: there is one seed, so that nothing is known of seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    images_only: bool
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting of a comparison.
+
+    Attributes:
+        name: the setting.
+        seeds: seeds of its finished runs.
+        missing: what is not there, in words; empty where all runs are finished.
+        ap: mean AP; None where runs are missing.
+        ap50: mean AP50; None where runs are missing.
+        difference: AP minus that of the baseline; None for the baseline and where runs of either
+            are missing.
+        minutes: mean minutes of a run; None where they are not known.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    missing: str
+    ap: Interval | None
+    ap50: float | None
+    difference: Interval | None
+    minutes: float | None
+
+
+def interval(by_seed: Floats, resampled: Floats) -> Interval:
+    """The interval of a mean over seeds.
+
+    Args:
+        by_seed: [n], a figure of each seed on all images.
+        resampled: [n, R], the same over drawn images.
+    """
+    count, mean = len(by_seed), float(by_seed.mean())
+    of_images = float(resampled.mean(axis=0).var(ddof=1))
+    of_seeds = float(by_seed.var(ddof=1)) / count if count > 1 else 0.0
+    variance = of_images + of_seeds
+    freedom = np.inf if of_seeds == 0 else (count - 1) * (variance / of_seeds) ** 2
+    reach = float(student.ppf(0.5 + _CONFIDENCE / 2, freedom)) * float(np.sqrt(variance))
+    return Interval(mean, mean - reach, mean + reach, images_only=count == 1)
+
+
+def compare(
+    settings: Mapping[str, Sequence[RunScores]],
+    baseline: str,
+    missing: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Compare settings with a baseline, paired by seed and by image.
+
+    Args:
+        settings: finished runs by setting.
+        baseline: a key of `settings`.
+        missing: what is not there, in words, by setting; such a setting gets no mean.
+
+    Raises:
+        ValueError: the baseline is unknown, or a setting with all its runs has other seeds than the
+            baseline, so that they are no pairs.
+    """
+    missing = missing or {}
+    if baseline not in settings:
+        raise ValueError(f"no setting {baseline!r}; there are {', '.join(settings)}")
+    order = [baseline, *(name for name in settings if name != baseline)]
+    base = _by_seed(settings[baseline])
+    rows = []
+    for name in order:
+        runs = _by_seed(settings[name])
+        gap = missing.get(name, "" if runs else "no run is finished")
+        seeds = tuple(run.seed for run in runs)
+        if gap:
+            rows.append(Row(name, seeds, gap, None, None, None, None))
+            continue
+        difference = None
+        if name != baseline and not missing.get(baseline):
+            base_seeds = tuple(run.seed for run in base)
+            if seeds != base_seeds:
+                raise ValueError(
+                    f"setting {name} has the seeds {_listed(seeds)}, the baseline {baseline} has "
+                    f"{_listed(base_seeds)}: differences need the same; run those that are missing"
+                )
+            difference = interval(
+                np.array([run.ap - other.ap for run, other in zip(runs, base, strict=True)]),
+                np.stack(
+                    [run.resampled - other.resampled for run, other in zip(runs, base, strict=True)]
+                ),
+            )
+        minutes = [run.minutes for run in runs if run.minutes is not None]
+        rows.append(
+            Row(
+                name=name,
+                seeds=seeds,
+                missing="",
+                ap=interval(
+                    np.array([run.ap for run in runs]), np.stack([run.resampled for run in runs])
+                ),
+                ap50=float(np.mean([run.ap50 for run in runs])),
+                difference=difference,
+                minutes=float(np.mean(minutes)) if len(minutes) == len(runs) else None,
+            )
+        )
+    return rows
+
+
+def _by_seed(runs: Sequence[RunScores]) -> list[RunScores]:
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) or "none"
+
+
+def markdown(rows: Sequence[Row], max_detections: int) -> str:
+    """The comparison as a Markdown table, percent."""
+    lines = [
+        f"| setting | seeds | AP (maxDets {min(100, max_detections)}) | AP50 (maxDets "
+        f"{max_detections}) | difference to {rows[0].name} | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(_cells(row, plus_minus='±', dash='-'))} |" for row in rows]
+    return "\n".join([*lines, "", _caption(rows)])
+
+
+def latex(rows: Sequence[Row], max_detections: int) -> str:
+    """The comparison as a LaTeX table (booktabs), percent."""
+    head = (
+        rf"setting & seeds & AP$_{{{min(100, max_detections)}}}$ & "
+        rf"AP50$_{{{max_detections}}}$ & difference & minutes \\"
+    )
+    body = [
+        " & ".join(_escaped(cell) for cell in _cells(row, plus_minus=r"$\pm$", dash="--")) + r" \\"
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            r"\begin{tabular}{lrrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+            r"\end{tabular}", f"% {_caption(rows)}",
+        ]
+    )  # fmt: skip
+
+
+def _cells(row: Row, *, plus_minus: str, dash: str) -> list[str]:
+    """Text of one row."""
+    if row.ap is None or row.ap50 is None:
+        return [row.name, _listed(row.seeds), row.missing, dash, dash, dash]
+    reach = 100 * (row.ap.high - row.ap.mean)
+    mark = "*" if row.ap.images_only else ""
+    difference = dash
+    if row.difference is not None:
+        low, high = 100 * row.difference.low, 100 * row.difference.high
+        clear = "" if row.difference.excludes_zero else ", not clear"
+        difference = f"{100 * row.difference.mean:+.1f} [{low:+.1f}, {high:+.1f}]{mark}{clear}"
+    return [
+        row.name,
+        _listed(row.seeds),
+        f"{100 * row.ap.mean:.1f} {plus_minus} {reach:.1f}{mark}",
+        f"{100 * row.ap50:.1f}",
+        difference,
+        dash if row.minutes is None else f"{row.minutes:.1f}",
+    ]
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&")
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    text = (
+        "95 % intervals over seeds and resampled images; differences paired by seed and image; "
+        '"not clear": the interval holds 0.'
+    )
+    shown = [entry for row in rows for entry in (row.ap, row.difference) if entry is not None]
+    if any(entry.images_only for entry in shown):
+        text += " *: one seed, so the interval is over images only."
+    return text
