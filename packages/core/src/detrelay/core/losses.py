@@ -18,6 +18,10 @@ from detrelay.core.loss_terms import class_targets as class_targets
 from detrelay.core.registry import find_part, make_part
 from detrelay.core.structures import Assignment, StagePrediction, Targets
 
+# Bias with which class scores of heads start: an object of a class has probability 0.01 (Lin et
+# al., ICCV 2017, section 4.1), so that the many empty queries do not drown the first steps.
+CLASS_PRIOR_BIAS = -4.59511985013459
+
 
 @dataclass(frozen=True, slots=True)
 class L1BoxLoss:

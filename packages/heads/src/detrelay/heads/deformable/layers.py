@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from detrelay.core.detector.config import DetectorConfig, require_positive
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.detector.pyramid import LevelMapper
+from detrelay.core.losses import CLASS_PRIOR_BIAS
 from detrelay.core.ops.deformable_attention import DeformableAttention
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
 from detrelay.core.ops.token_sampling import Shapes, flatten_levels
 from detrelay.core.structures import FeaturePyramid
 
-# prior probability 0.01 of an object in a class at initialisation (Lin et al., ICCV 2017)
-_CLASS_PRIOR_BIAS = -4.59511985013459
 _BOX_TEMPERATURE = 10000.0
 
 
@@ -152,7 +151,7 @@ class Mlp(nn.Module):
 
 def reset_class_head(head: nn.Module) -> None:
     """Let the class scores start at their prior."""
-    nn.init.constant_(head.get_parameter("bias"), _CLASS_PRIOR_BIAS)
+    nn.init.constant_(head.get_parameter("bias"), CLASS_PRIOR_BIAS)
 
 
 def reset_box_head(head: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.detector.pyramid import ChannelMapper
-from detrelay.core.losses import LossConfig
+from detrelay.core.losses import CLASS_PRIOR_BIAS, LossConfig
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
 from detrelay.heads.stageinteractor.attention import OverlapBiasedAttention
@@ -28,8 +28,6 @@ from detrelay.heads.stageinteractor.sampling import PointGenerator
 
 # log2 of pixels; of the released sampler, where new points have z = 0
 _FINEST_SCALE = 3.0
-# prior probability of an object in a class at initialisation (Lin et al., ICCV 2017)
-_CLASS_PRIOR_BIAS = -4.59511985013459
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class StageInteractorStage(nn.Module):
         hidden = (self.ffn_in, self.ffn_out, self.classify.hidden, self.refine.hidden)
         for module in (*hidden, self.classify.out):
             nn.init.xavier_uniform_(module.weight)
-        nn.init.constant_(self.classify.out.bias, _CLASS_PRIOR_BIAS)
+        nn.init.constant_(self.classify.out.bias, CLASS_PRIOR_BIAS)
         nn.init.zeros_(self.refine.out.weight)
         nn.init.zeros_(self.refine.out.bias)
 
