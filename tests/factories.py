@@ -11,7 +11,8 @@ from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
 from detrelay.heads.deformable.denoising import DenoisingQueries
-from detrelay.heads.deformable.passes import DECODER, DecoderState, QuerySet, attention_mask
+from detrelay.heads.deformable.passes import DecoderState, QuerySet, attention_mask
+from detrelay.heads.query_sets import DECODER
 
 STRIDES = (4, 8, 16, 32)
 

@@ -16,7 +16,7 @@ from detrelay.heads import HEADS
 from factories import SMALL_HEADS, make_targets, small_head_config
 from tiny_run import shrink_backbone
 
-HEAD_CASES = (
+DEFORMABLE_CASES = (
     "deformable_detr",
     "deformable_detr_two_stage",
     "dn_detr",
@@ -43,6 +43,12 @@ PASSES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, int]]]] = {
         | {"no_self_attention": (STAGES, QUERIES), "recollected": (3, QUERIES)},
     ),
 }
+CASES = [
+    *((case, kind) for case in DEFORMABLE_CASES for kind in PASSES),
+    *(("stageinteractor", kind) for kind in ("hybrid", "groups", "recollected")),
+]
+# queries that skip a stage have no filters of it
+WITHOUT_REUSE = {"max_reused_filters": 0, "reuse_spatial_filters": False}
 SHARED_SLOTS = {"no_self_attention", "recollected", "one_to_many"}
 
 
@@ -55,8 +61,10 @@ def small_backbone() -> Iterator[None]:
 
 def build(case: str, **changes: Any) -> DetectorForObjectDetection:
     """A model in float64 whose weights depend on their names alone."""
-    head = SMALL_HEADS[case][0]
-    model = HEADS[head].model(small_head_config(case, backbone_norm="eval", **changes)).double()
+    if case == "stageinteractor":
+        changes = {"num_stages": STAGES, **WITHOUT_REUSE, **changes}
+    config = small_head_config(case, backbone_norm="eval", **changes)
+    model = HEADS[SMALL_HEADS[case][0]].model(config).double()
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(sum(name.encode()))
         noise = 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -78,8 +86,7 @@ def train_groups(model: DetectorForObjectDetection) -> dict[str, StageGroup]:
     return {group.name: group for group in groups}
 
 
-@pytest.mark.parametrize("kind", PASSES)
-@pytest.mark.parametrize("case", HEAD_CASES)
+@pytest.mark.parametrize(("case", "kind"), CASES)
 def test_a_pass_adds_its_groups_and_leaves_the_others_as_they_are(case: str, kind: str) -> None:
     settings, added = PASSES[kind]
     model, plain = build(case, **settings), build(case)
@@ -97,8 +104,7 @@ def test_a_pass_adds_its_groups_and_leaves_the_others_as_they_are(case: str, kin
             torch.testing.assert_close(stage.boxes, expected.boxes, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("kind", PASSES)
-@pytest.mark.parametrize("case", HEAD_CASES)
+@pytest.mark.parametrize(("case", "kind"), CASES)
 def test_every_parameter_learns_and_evaluation_runs_the_decoder_alone(case: str, kind: str) -> None:
     model = build(case, **PASSES[kind][0])
     total = sum(
@@ -115,8 +121,9 @@ def test_every_parameter_learns_and_evaluation_runs_the_decoder_alone(case: str,
     ]
     assert not silent
     sizes = []
-    for layer in model.head.layers:
-        layer.register_forward_hook(lambda _m, args, _o: sizes.append(args[0].shape[1]))
+    for name, module in model.head.named_modules():
+        if name.endswith("self_attention") or (name.endswith(".attention") and "stages" in name):
+            module.register_forward_hook(lambda _m, args, _o: sizes.append(args[0].shape[1]))
     with torch.no_grad():
         model.eval()(pixel_values=pixels())
     assert sizes == [QUERIES] * STAGES
@@ -193,3 +200,8 @@ def test_the_branch_reads_before_queries_talk_to_each_other() -> None:
 def test_passes_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(StrictDataclassError, match=message):
         small_head_config("dino", **settings)
+
+
+def test_filters_of_a_stage_that_was_skipped_cannot_be_reused() -> None:
+    with pytest.raises(StrictDataclassError, match="set max_reused_filters to 0"):
+        small_head_config("stageinteractor", recollect_queries=True)

@@ -19,7 +19,8 @@ from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrelay.core.detector.config import require_positive
 from detrelay.core.structures import Pairs, Targets
 from detrelay.heads.deformable.layers import inverse_sigmoid
-from detrelay.heads.deformable.passes import DECODER, DecoderState, PassesConfig, QuerySet
+from detrelay.heads.deformable.passes import DecoderState, PassesConfig, QuerySet
+from detrelay.heads.query_sets import DECODER
 
 _log = logging.getLogger(__name__)
 # so many denoising queries for each of the decoder's own are told

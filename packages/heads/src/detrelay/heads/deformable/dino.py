@@ -30,8 +30,6 @@ from detrelay.heads.deformable.layers import (
     xavier_linears,
 )
 from detrelay.heads.deformable.passes import (
-    DECODER,
-    HYBRID,
     DecoderHead,
     DecoderState,
     Memory,
@@ -39,6 +37,7 @@ from detrelay.heads.deformable.passes import (
     decoder_layers,
 )
 from detrelay.heads.deformable.proposals import ProposalFeatures, best_tokens, take_tokens
+from detrelay.heads.query_sets import DECODER, HYBRID
 
 _GRID_TEMPERATURE = 20.0
 _GRID_OFFSET = 0.0

@@ -30,13 +30,13 @@ from detrelay.heads.deformable.layers import (
     xavier_linears,
 )
 from detrelay.heads.deformable.passes import (
-    DECODER,
     DecoderHead,
     DecoderState,
     Memory,
     QuerySet,
     decoder_layers,
 )
+from detrelay.heads.query_sets import DECODER
 
 _GRID_TEMPERATURE = 10000.0
 _GRID_OFFSET = -0.5

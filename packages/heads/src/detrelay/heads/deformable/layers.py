@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from detrelay.core.detector.config import DetectorConfig, require_positive
+from detrelay.core.detector.config import require_positive
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.detector.pyramid import LevelMapper
 from detrelay.core.losses import CLASS_PRIOR_BIAS
@@ -26,17 +26,17 @@ from detrelay.core.ops.deformable_attention import DeformableAttention
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
 from detrelay.core.ops.token_sampling import Shapes, flatten_levels
 from detrelay.core.structures import FeaturePyramid
+from detrelay.heads.query_sets import QuerySetsConfig
 
 _BOX_TEMPERATURE = 10000.0
 
 
 @strict
-class DeformableConfig(DetectorConfig):
+class DeformableConfig(QuerySetsConfig):
     """Configuration that detectors with a deformable encoder and decoder share.
 
     Attributes:
         backbone_norm: as in `DetectorConfig`; the published models fix all of it.
-        num_queries: Q.
         d_model: C, width of queries and feature maps.
         num_attention_heads: heads of self-attention and of deformable attention.
         num_points: points that a head reads on each level.

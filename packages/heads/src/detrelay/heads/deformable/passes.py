@@ -22,8 +22,9 @@ from detrelay.heads.deformable.layers import (
     ReadFirstDecoderLayer,
     TokenGrid,
 )
+from detrelay.heads.query_sets import DECODER, RECOLLECTED
 
-DECODER, HYBRID = "decoder", "hybrid"
+ALONE, BRANCH = "no_self_attention", "one_to_many"
 Memory = tuple[Tensor, TokenGrid]
 
 
@@ -32,38 +33,24 @@ class PassesConfig(DeformableConfig):
     """Configuration of the passes that a decoder can train with beside its own.
 
     Attributes:
-        hybrid_queries: queries of a second set, stage group "hybrid", that see only each other; 0
-            for none. H-DETR matches them to repeated targets.
-        query_groups: sets of `num_queries` queries that see only their own set; the first is the
-            decoder's, the others are the stage groups "group/1", "group/2", ... (Group DETR).
         without_self_attention: a second run of the same queries and layers without self-attention,
             stage group "no_self_attention" (DAC-DETR).
-        recollect_queries: every stage also refines queries that skipped the stage before it, stage
-            group "recollected" (SQR).
         one_to_many_branch: layers read the image before queries talk to each other, and predict
             from what they have read too, stage group "one_to_many" (MS-DETR). It changes the
             layers, so weights trained without it do not fit.
 
     Reference:
-        Jia et al. (H-DETR), CVPR 2023; Chen et al. (Group DETR), ICCV 2023; Hu et al. (DAC-DETR),
-        NeurIPS 2023; Chen et al. (SQR), CVPR 2023; Zhao et al. (MS-DETR), CVPR 2024.
+        Hu et al. (DAC-DETR), NeurIPS 2023; Zhao et al. (MS-DETR), CVPR 2024.
     """
 
     model_type = "detrelay_passes"
 
-    hybrid_queries: int = 0
-    query_groups: int = 1
     without_self_attention: bool = False
-    recollect_queries: bool = False
     one_to_many_branch: bool = False
 
     def validate_architecture(self) -> None:
         """Refuse passes that do not go together."""
         super().validate_architecture()
-        if self.hybrid_queries < 0:
-            raise ValueError(f"hybrid_queries must be >= 0; found {self.hybrid_queries}")
-        if self.query_groups < 1:
-            raise ValueError(f"query_groups must be at least 1; found {self.query_groups}")
         if self.without_self_attention and self.one_to_many_branch:
             raise ValueError(
                 "without_self_attention runs layers that begin with self-attention, which those of "
@@ -71,22 +58,11 @@ class PassesConfig(DeformableConfig):
             )
 
     @property
-    def hidden_sets(self) -> dict[str, int]:
-        """Number of queries of every set beside the decoder's own, by stage group."""
-        hybrid = {HYBRID: self.hybrid_queries} if self.hybrid_queries else {}
-        groups = {f"group/{index}": self.num_queries for index in range(1, self.query_groups)}
-        return {**hybrid, **groups}
-
-    @property
     def pass_groups(self) -> tuple[GroupFacts, ...]:
-        """The stage groups that these passes add in training."""
-        runs = {
-            "no_self_attention": self.without_self_attention,
-            "recollected": self.recollect_queries,
-            "one_to_many": self.one_to_many_branch,
-        }
-        own = [GroupFacts(name) for name in self.hidden_sets]
-        return (*own, *(GroupFacts(name, slots=DECODER) for name, on in runs.items() if on))
+        """The stage groups that training has beside the decoder's and the head's own others."""
+        runs = {ALONE: self.without_self_attention, BRANCH: self.one_to_many_branch}
+        added = (GroupFacts(name, slots=DECODER) for name, on in runs.items() if on)
+        return (*super().pass_groups, *added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +225,14 @@ class DecoderHead(nn.Module):
             own = rows[DECODER]
             if tapped:
                 branch = tuple(_of_rows(stage, own) for stage in tapped)
-                groups.append(StageGroup("one_to_many", branch, slots=DECODER))
+                groups.append(StageGroup(BRANCH, branch, slots=DECODER))
             own_states = [each.rows(own) for each in states]
             if self.without_self_attention:
                 alone = self._without_self_attention(own_states[0], memory)
-                groups.append(StageGroup("no_self_attention", alone, slots=DECODER))
+                groups.append(StageGroup(ALONE, alone, slots=DECODER))
             if self.recollect_queries:
                 again = self._recollect(own_states, memory)
-                groups.append(StageGroup("recollected", again, slots=DECODER))
+                groups.append(StageGroup(RECOLLECTED, again, slots=DECODER))
         return tuple(groups)
 
     def _without_self_attention(

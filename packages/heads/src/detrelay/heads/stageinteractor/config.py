@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from detrelay.core.detector.config import DetectorConfig, require_positive
+from detrelay.core.detector.config import require_positive
+from detrelay.heads.query_sets import QuerySetsConfig
 
 Adapter = Literal["full", "channel", "none"]
 # what makes the decoder compute what AdaMixer's does
@@ -67,7 +68,7 @@ class MixingShape:
 
 
 @strict
-class StageInteractorConfig(DetectorConfig):
+class StageInteractorConfig(QuerySetsConfig):
     """Configuration of StageInteractor; the defaults are the published ResNet-50 1x model.
 
     Attributes:
@@ -144,6 +145,11 @@ class StageInteractorConfig(DetectorConfig):
             )
         if self.max_reused_filters is not None and self.max_reused_filters < 0:
             raise ValueError(f"max_reused_filters must be >= 0; found {self.max_reused_filters}")
+        if self.recollect_queries and (self.max_reused_filters != 0 or self.reuse_spatial_filters):
+            raise ValueError(
+                "recollect_queries: a query that skipped a stage has no filters of it to reuse; "
+                "set max_reused_filters to 0 and reuse_spatial_filters to false"
+            )
 
     def mixing_shape(self, stage: int) -> MixingShape:
         """Sizes of one stage's mixing; the bank of stage s holds the filters of stages 1..s-1."""

@@ -8,6 +8,7 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from detrelay.core.detector.pyramid import ChannelMapper
 from detrelay.core.losses import CLASS_PRIOR_BIAS, LossConfig
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
+from detrelay.heads.query_sets import DECODER, RECOLLECTED
 from detrelay.heads.stageinteractor.attention import OverlapBiasedAttention
 from detrelay.heads.stageinteractor.config import StageInteractorConfig
 from detrelay.heads.stageinteractor.geometry import position_code, sizes_of
@@ -167,7 +169,12 @@ class StageInteractorHead(nn.Module):
     def __init__(self, config: StageInteractorConfig) -> None:
         super().__init__()
         self.num_groups = config.num_groups
+        self.hidden_sets = tuple(config.hidden_sets)
+        self.recollect_queries = config.recollect_queries
         self.content = nn.Embedding(config.num_queries, config.d_model)
+        self.set_content = nn.ModuleList(
+            nn.Embedding(count, config.d_model) for count in config.hidden_sets.values()
+        )
         self.stages = nn.ModuleList(
             StageInteractorStage(config, stage) for stage in range(config.num_stages)
         )
@@ -182,16 +189,52 @@ class StageInteractorHead(nn.Module):
             targets: not used; the same call serves heads that denoise.
 
         Returns:
-            One group, "decoder", with S stages of logits [B, Q, K] and boxes [B, Q, 4].
+            Group "decoder", S stages of logits [B, Q, K] and boxes [B, Q, 4]; in training those of
+            the other query sets.
         """
         maps = channels_last_maps(pyramid.levels, self.num_groups)
         scene = self._scene(pyramid)
-        state = self._start(pyramid, scene)
+        own, states = self._run(self.content, maps, scene)
+        groups = [StageGroup(DECODER, own)]
+        if self.training:
+            for name, content in zip(self.hidden_sets, self.set_content, strict=True):
+                groups.append(StageGroup(name, self._run(content, maps, scene)[0]))
+            if self.recollect_queries:
+                again = self._recollect(states, maps, scene)
+                groups.append(StageGroup(RECOLLECTED, again, slots=DECODER))
+        return tuple(groups)
+
+    def _run(
+        self, content: nn.Module, maps: tuple[Tensor, ...], scene: _Scene
+    ) -> tuple[tuple[StagePrediction, ...], list[StageState]]:
+        """Refine one query set; its predictions, and its states before the first stage and after.
+
+        Sets run one after the other: so they do not see each other, nor meet in the filter bank.
+        """
+        states = [self._start(content.get_parameter("weight"), scene)]
         predictions = []
         for stage in self.stages:
-            prediction, state = stage(state, maps, scene)
+            prediction, state = stage(states[-1], maps, scene)
             predictions.append(prediction)
-        return (StageGroup("decoder", tuple(predictions)),)
+            states.append(state)
+        return tuple(predictions), states
+
+    def _recollect(
+        self, states: Sequence[StageState], maps: tuple[Tensor, ...], scene: _Scene
+    ) -> tuple[StagePrediction, ...]:
+        """Queries that skipped a stage, refined by all later ones: 1, 2, 4, 7, 12 more sets.
+
+        Reference:
+            Chen et al. (SQR), CVPR 2023.
+        """
+        predictions: list[StagePrediction] = []
+        refined: list[StageState] = []  # the recollected sets after the stage before
+        skipping: list[StageState] = []  # those after the stage before that one
+        for before, stage in zip(states, list(self.stages)[1:], strict=False):
+            results = [stage(state, maps, scene) for state in (*refined, before, *skipping)]
+            predictions += [prediction for prediction, _ in results]
+            skipping, refined = refined, [state for _, state in results]
+        return tuple(predictions)
 
     def _scene(self, pyramid: FeaturePyramid) -> _Scene:
         dtype = torch.promote_types(pyramid.levels[0].dtype, torch.float32)
@@ -202,18 +245,17 @@ class StageInteractorHead(nn.Module):
         ]
         return _Scene(whwh[:, None], whwh.new_tensor(level_sizes))
 
-    def _start(self, pyramid: FeaturePyramid, scene: _Scene) -> StageState:
-        """Every query starts with its own content and the whole unpadded image as its box."""
+    def _start(self, content: Tensor, scene: _Scene) -> StageState:
+        """Every query starts with its content [Q, C] and the whole unpadded image as its box."""
         whwh = scene.image_whwh
-        count = self.content.num_embeddings
-        content = F.layer_norm(self.content.weight, (self.content.embedding_dim,))
+        content = F.layer_norm(content, content.shape[-1:])
         width, height = whwh[..., 0:1], whwh[..., 1:2]
         scale = 0.5 * (width * height).log2()
         boxes = torch.cat([0.5 * whwh[..., :2], scale, (height / width).log2()], dim=-1)
         batch = whwh.shape[0]
         return StageState(
             queries=content.expand(batch, -1, -1),
-            boxes=boxes.expand(-1, count, -1),
+            boxes=boxes.expand(-1, len(content), -1),
             bank=FilterBank(),
         )
 

@@ -1,0 +1,59 @@
+"""Query sets that a decoder trains beside its own: configuration that all heads share."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+
+from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.structures import GroupFacts
+
+DECODER, HYBRID, RECOLLECTED = "decoder", "hybrid", "recollected"
+
+
+@strict
+class QuerySetsConfig(DetectorConfig):
+    """Configuration of query sets that exist in training only.
+
+    Attributes:
+        num_queries: Q, the decoder's own queries.
+        hybrid_queries: queries of a second set, stage group "hybrid", that see only each other; 0
+            for none. H-DETR matches them to repeated targets.
+        query_groups: sets of `num_queries` queries that see only their own set; the first is the
+            decoder's, the others are the stage groups "group/1", "group/2", ... (Group DETR).
+        recollect_queries: every stage also refines queries that skipped the stage before it, stage
+            group "recollected" (SQR).
+
+    Reference:
+        Jia et al. (H-DETR), CVPR 2023; Chen et al. (Group DETR), ICCV 2023; Chen et al. (SQR), CVPR
+        2023.
+    """
+
+    model_type = "detrelay_query_sets"
+
+    num_queries: int = 100
+    hybrid_queries: int = 0
+    query_groups: int = 1
+    recollect_queries: bool = False
+
+    def validate_architecture(self) -> None:
+        """Refuse numbers of queries that cannot be."""
+        super().validate_architecture()
+        if self.hybrid_queries < 0:
+            raise ValueError(f"hybrid_queries must be >= 0; found {self.hybrid_queries}")
+        if self.query_groups < 1:
+            raise ValueError(f"query_groups must be at least 1; found {self.query_groups}")
+
+    @property
+    def hidden_sets(self) -> dict[str, int]:
+        """Number of queries of every set beside the decoder's own, by stage group."""
+        hybrid = {HYBRID: self.hybrid_queries} if self.hybrid_queries else {}
+        groups = {f"group/{index}": self.num_queries for index in range(1, self.query_groups)}
+        return {**hybrid, **groups}
+
+    @property
+    def pass_groups(self) -> tuple[GroupFacts, ...]:
+        """The stage groups that training has beside the decoder's and the head's own others."""
+        own = tuple(GroupFacts(name) for name in self.hidden_sets)
+        if not self.recollect_queries:
+            return own
+        return (*own, GroupFacts(RECOLLECTED, slots=DECODER))
