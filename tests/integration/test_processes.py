@@ -208,7 +208,7 @@ def test_one_process_that_fails_is_one_line_on_every_process(stage: str, tmp_pat
     in_processes(fail_on_the_second, stage, tmp_path / "run", tmp_path, seconds=60)
     assert (tmp_path / "1").read_text() == "DataError: a broken file"
     other = (tmp_path / "0").read_text()
-    assert other.startswith("RunFault: another process of this run has ended and says why; ")
+    assert other.startswith("RunFault: another process of this run has ended (its own message ")
     assert "resume with: detrelay train --resume --output" in other
     assert "\n" not in other
 

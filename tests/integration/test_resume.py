@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from detrelay.apps.train import Arguments, train
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.engine import run_folder
+from detrelay.core.engine import atomic_folder, run_folder
+from detrelay.core.engine.checkpoint import find_damage
 from detrelay.core.engine.faults import RunFault
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.engine.parts import Evaluation
-from detrelay.core.engine.run_folder import RunFolderError
+from detrelay.core.engine.run_folder import RunFolderError, checkpoints
 from detrelay.core.engine.trainer import Trainer
 from tiny_run import (
     final_weights,
@@ -314,45 +316,94 @@ KILLED = (
 )
 
 
+KILLS, KILLS_AT_THE_END = 80, 20
+
+
 @pytest.mark.slow
-def test_thirty_kills_at_random_moments(tmp_path: Path) -> None:
+def test_a_hundred_kills_at_random_moments(tmp_path: Path) -> None:
     """SIGKILL leaves no time for anything; weights, average and log must not show it.
 
-    Half of the kills come while something is being saved, the others a few steps later.
+    A quarter of the first kills come while a run starts, while something is saved, while an old
+    checkpoint is removed, and some steps later; the last ones while a finished run ends again.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert tiny_run(whole, *KILLED) == 0
     generator = random.Random(0)
     half_written = 0
-    for count in range(30):
-        process = begin(killed, resume=count > 0)
-        if count % 2:
+    for count in range(KILLS):
+        kind = ("start", "save", "prune", "step")[count % 4]
+        process = begin(killed, die_while_pruning=kind == "prune")
+        if kind == "start":
+            time.sleep(generator.random() * START_SECONDS)
+        elif kind == "save":
             wait_while(process, lambda: not being_saved(killed))
             time.sleep(generator.random() * 0.02)
-        else:
+        elif kind == "step":
             goal = newest_step(killed) + generator.randint(1, 3)
             wait_while(process, lambda goal=goal: newest_step(killed) < goal)
             time.sleep(generator.random() * 0.03)
-        os.kill(process, signal.SIGKILL)
-        assert os.WIFSIGNALED(os.waitpid(process, 0)[1]), "the run ended before its kill"
+        assert kill(process, wait=kind == "prune"), "the run ended before its kill"
         half_written += being_saved(killed)
+        assert_all_can_be_reached(killed)
     assert half_written > 5  # or the test tests less than it says
+    assert os.waitpid(begin(killed), 0)[1] == 0
+    ends = 0
+    while ends < KILLS_AT_THE_END:
+        process = begin(killed)
+        time.sleep(generator.random() * START_SECONDS)
+        ends += kill(process)
+        assert_all_can_be_reached(killed)
     assert tiny_run(killed, *KILLED, resume=True) == 0
     assert_same_run(killed, whole)
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-def begin(output: Path, *, resume: bool) -> int:
+START_SECONDS = 1.5  # longer than setting up, evaluating and ending take together
+
+
+def begin(output: Path, *, die_while_pruning: bool = False) -> int:
     """A training process; its number."""
-    resume = resume and (output / "training.json").exists()
+    resume = (output / "training.json").exists()
     process = os.fork()
     if process == 0:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
+        if die_while_pruning:
+            atomic_folder._delete = die_after_one_file
         try:
             os._exit(tiny_run(output, *KILLED, resume=resume))
         finally:
             os._exit(9)  # never back into pytest
     return process
+
+
+def die_after_one_file(path: Path) -> None:
+    if path.name.startswith(".step_") and path.name.endswith(".gone") and path.is_dir():
+        next(file for file in path.rglob("*") if file.is_file()).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def kill(process: int, *, wait: bool = False) -> bool:
+    """Whether a process was there to be killed, or killed itself."""
+    if not wait:
+        os.kill(process, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def assert_all_can_be_reached(output: Path) -> None:
+    found = checkpoints(output / "checkpoints")
+    assert [find_damage(checkpoint) for checkpoint in found] == [None] * len(found)
+    if found:
+        run_folder.read_record(output)
+    for name in ("best", "last"):
+        models = [path for path in (output / name, output / f".{name}.old") if path.exists()]
+        if models:
+            assert run_folder.measured(models[0]) is not None
+            assert load_file(models[0] / "model.safetensors")
 
 
 def wait_while(process: int, condition: Callable[[], bool]) -> None:

@@ -47,8 +47,8 @@ def told_in_one_line(accelerator: Accelerator, resume: str) -> Iterator[None]:
         is_lost = isinstance(error, torch.distributed.DistError) or _LOST.search(reason)
         if accelerator.num_processes > 1 and is_lost:
             raise RunFault(
-                f"another process of this run has ended and says why; process "
-                f"{accelerator.process_index} cannot go on without it "
+                f"another process of this run has ended (its own message says why, unless it was "
+                f"killed); process {accelerator.process_index} cannot continue without it "
                 f"({reason[:_LONGEST_REASON]}); resume with: {resume}"
             ) from error
         raise
