@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.engine import run_folder
 from detrelay.core.errors import one_line
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import (
@@ -29,7 +30,7 @@ from detrelay.core.hub.card import (
 )
 from detrelay.core.hub.shim import SHIM, write_shim
 
-_NEEDED = ("config.json", "preprocessor_config.json", "training.json")
+_NEEDED = ("config.json", "preprocessor_config.json", run_folder.RECORD)
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # what else a model folder may hold, beside pictures for its card and the shards of its index
 _OTHERS = frozenset({"README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", SHIM, SPEED})
@@ -88,7 +89,7 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str | Non
     card = target / CARD
     try:
         if not card.is_file():
-            speed = median_speed(source.resolve().parent / "metrics.jsonl")
+            speed = median_speed(source.resolve().parent / run_folder.METRICS)
             license = license or default_license(training)
             facts = CardFacts(model, training, target, speed, license)
             card.write_text(build_card(repo_id, facts), encoding="utf-8")
@@ -165,9 +166,9 @@ def _check_files(folder: Path) -> Mapping[str, Any]:
     """The content of training.json, if all files are there and fit to be published."""
     for name in _NEEDED:
         if not (folder / name).is_file():
-            inside = folder / "best"
+            inside = folder / run_folder.BEST
             hint = f"; did you mean {inside}?" if (inside / name).is_file() else ""
-            if not hint and name == "training.json":
+            if not hint and name == run_folder.RECORD:
                 hint = " (facts of the training as a JSON object; {} if nothing is known)"
             raise HubError(
                 f"{folder}: no published model can be made of it, it has no {name}{hint}"
@@ -185,9 +186,11 @@ def _check_files(folder: Path) -> Mapping[str, Any]:
                 f"{folder / name}: pickles are not published, nor is anything else that a model "
                 f"does not need; move it away"
             )
-    training = contents["training.json"]
+    training = contents[run_folder.RECORD]
     if not isinstance(training, dict):
-        raise HubError(f"{folder / 'training.json'}: expected an object with facts of the training")
+        raise HubError(
+            f"{folder / run_folder.RECORD}: expected an object with facts of the training"
+        )
     return training
 
 
@@ -236,7 +239,7 @@ def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
     """The predictions after the epoch whose weights these are, if the run has drawn them."""
     measured = training.get("measured")
     epoch = measured.get("epoch") if isinstance(measured, dict) else None
-    picture = run / "pictures" / f"epoch_{epoch}.png"
+    picture = run / run_folder.PICTURES / f"epoch_{epoch}.png"
     if type(epoch) is not int or picture.is_symlink() or not picture.is_file():
         return
     if not (target / PICTURE).exists():

@@ -26,6 +26,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
     validate_repo_id,
 )
 
+from detrelay.core.engine import run_folder
 from detrelay.core.hub.calls import (
     CALL_ERRORS,
     TRIES,
@@ -47,7 +48,7 @@ _Answer = TypeVar("_Answer")
 _HUB_FILE = ".gitattributes"
 _NO_CONTENT = frozenset({_HUB_FILE, ".gitignore", "LICENSE", "README.md"})
 # what a model of this project is known by
-_MARKS = frozenset({"training.json", SHIM})
+_MARKS = frozenset({run_folder.RECORD, SHIM})
 # names that the Hub understands already
 _REFERENCES = frozenset({"main", "HEAD"})
 # boxes and scores of the same weights may differ by the order of additions
