@@ -40,6 +40,7 @@ from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.trainer import Trainer, TrainingParts
 from detrelay.core.errors import RecipeError, one_line, unknown_name
+from detrelay.core.evaluation.evaluators import Evaluator, build_evaluator
 from detrelay.core.hub.fetch import model_folder
 from detrelay.core.losses import LossConfig
 from detrelay.core.recipes.recipe import DataConfig, Recipe
@@ -171,7 +172,15 @@ def join_parts(
         val_data=eval_data(val, processor),
         ground_truth=val.ground_truth,
         category_ids=[category.id for category in train.categories],
+        evaluator=_evaluator(recipe),
     )
+
+
+def _evaluator(recipe: Recipe) -> Evaluator:
+    try:
+        return build_evaluator(recipe.train.evaluator, recipe.train.evaluator_options)
+    except ValueError as error:
+        raise RecipeError(f"train.evaluator: {error}") from error
 
 
 def eval_data(samples: AnyDataset, processor: DetrelayImageProcessor) -> DetectionDataset:

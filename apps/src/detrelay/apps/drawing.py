@@ -192,6 +192,9 @@ def draw_comparison(
     _save(figure, target)
 
 
+_NOT_FIGURES = frozenset({"kind", "step", "epoch", "time"})
+
+
 def draw_curves(metrics: Path, target: Path) -> None:
     """Losses of the last decoder stage, the total, and AP over the steps."""
     lines = read_metrics(metrics)
@@ -206,12 +209,14 @@ def draw_curves(metrics: Path, target: Path) -> None:
             losses.plot(x, [line["losses"].get(key) for line in steps], label=key, linewidth=1)
         losses.set_yscale("log")
         losses.legend(fontsize=8)
-    for key in ("AP", "AP50", "AP75"):
+    # the first figures of the evaluator
+    names = [name for name in evaluations[-1] if name not in _NOT_FIGURES][:3] if evaluations else []
+    for key in names:
         x = [line["step"] for line in evaluations]
         precision.plot(x, [100 * line[key] for line in evaluations], marker="o", ms=3, label=key)
     precision.set_ylim(0, 100)
     precision.legend(fontsize=8)
-    for axis, title in ((losses, "losses"), (precision, "AP on the held-out images, percent")):
+    for axis, title in ((losses, "losses"), (precision, "held-out images, percent")):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

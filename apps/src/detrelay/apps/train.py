@@ -454,7 +454,8 @@ def conclude(last: Evaluation, output: Path) -> None:
             f"training, the final weights are in {output / run_folder.LAST}"
         )
         return
-    figures = f"(epoch {best['epoch']}, AP {best['stats']['AP']:.4f})"
+    name, value = next(iter(best["stats"].items()))
+    figures = f"(epoch {best['epoch']}, {name} {value:.4f})"
     print(f"best model: {output / run_folder.BEST} {figures}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from detrelay.core.criterion import Criterion
@@ -11,6 +11,7 @@ from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.inference import ImageResult
 from detrelay.core.evaluation.coco_ap import CocoResult
+from detrelay.core.evaluation.evaluators import CocoEvaluator, Evaluator
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TrainingParts:
         val_data: images to evaluate on.
         ground_truth: COCO dict of the images to evaluate on.
         category_ids: original category id of each class index.
+        evaluator: measures the model.
     """
 
     model: DetectorForObjectDetection
@@ -34,6 +36,7 @@ class TrainingParts:
     val_data: DetectionDataset
     ground_truth: dict[str, Any]
     category_ids: list[int]
+    evaluator: Evaluator = field(default_factory=CocoEvaluator)
 
 
 @dataclass(frozen=True)

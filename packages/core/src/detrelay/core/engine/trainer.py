@@ -42,7 +42,7 @@ from detrelay.core.engine.parts import Evaluation, TrainingParts
 from detrelay.core.engine.scaling import with_scaled_rate
 from detrelay.core.engine.stopping import StopSignals, TrainingInterrupted
 from detrelay.core.engine.update import Update, Updater, assignment_counts
-from detrelay.core.evaluation.coco_ap import CocoResult, evaluate_coco
+from detrelay.core.evaluation.coco_ap import CocoResult
 from detrelay.core.evaluation.tables import Detections
 from detrelay.core.recipes.recipe import TrainConfig
 
@@ -358,19 +358,20 @@ class Trainer:
         scores = self._score(image_ids, results)
         done = self.position.epoch + 1
         evaluation = Evaluation(done, self.position.step, scores, image_ids, results)
-        ap = scores.stats["AP"]
-        is_best = self.position.best_step < 0 or ap > self.position.best_ap
+        main = scores.main[1]
+        is_best = self.position.best_step < 0 or main > self.position.best_ap
         if is_best:
             step = self.position.step
-            self.position = replace(self.position, best_ap=ap, best_step=step, stale=0)
+            self.position = replace(self.position, best_ap=main, best_step=step, stale=0)
         else:
             self.position = replace(self.position, stale=self.position.stale + 1)
         if is_best:
             self._save_model(run_folder.BEST, evaluation)
+        first_two = [*scores.stats.items()][:2]
         if self.accelerator.is_main_process:
             self.metrics.write("evaluation", self.position.step, {"epoch": done, **scores.stats})
             progress.message(
-                f"epoch {done}: AP {ap:.4f}  AP50 {scores.stats['AP50']:.4f}"
+                f"epoch {done}: {'  '.join(f'{k} {v:.4f}' for k, v in first_two)}"
                 f"{'  (best so far)' if is_best else ''}"
                 f"{'  (no better one for long: stopping early)' if self._is_stale() else ''}"
             )
@@ -379,12 +380,12 @@ class Trainer:
         return evaluation
 
     def _score(self, image_ids: list[int], results: list[ImageResult]) -> CocoResult:
-        """The COCO figures, computed by the main process for all."""
+        """The figures of the evaluator, computed by the main process for all."""
         scores: list[CocoResult | None] = [None]
         if self.accelerator.is_main_process:
             found = Detections.from_results(results, image_ids, self.parts.category_ids)
             limit = self.settings.max_detections
-            scores = [evaluate_coco(self.parts.ground_truth, found, max_detections=limit)]
+            scores = [self.parts.evaluator(self.parts.ground_truth, found, max_detections=limit)]
         broadcast_object_list(scores)
         assert scores[0] is not None
         return scores[0]

@@ -31,6 +31,11 @@ class CocoResult:
     per_category: dict[str, float]
     max_detections: int
 
+    @property
+    def main(self) -> tuple[str, float]:
+        """Name and value of the first figure, by which models are compared."""
+        return next(iter(self.stats.items()))
+
     def limit(self, name: str) -> int:
         """The maxDets of a figure: most detections of a category in an image that it looks at."""
         if name == "AP":

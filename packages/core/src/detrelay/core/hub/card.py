@@ -156,9 +156,9 @@ def _summary(facts: CardFacts) -> str:
     head = config.model_type.removeprefix("detrelay_")
     figures = ""
     if facts.stats:
-        figures = (
-            f" AP {100 * facts.stats['AP']:.1f} on {_plain(_dataset(facts) or 'unnamed data')}."
-        )
+        name, value = next(iter(facts.stats.items()))
+        data = _plain(_dataset(facts) or "unnamed data")
+        figures = f" {_plain(name)} {100 * value:.1f} on {data}."
     origin = ""
     if facts.converted:
         origin = (

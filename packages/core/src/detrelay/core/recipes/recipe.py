@@ -178,6 +178,9 @@ class TrainConfig:
         log_every: steps between lines of the log.
         trackers: "tensorboard", "trackio" or "wandb", which get what the log gets.
         max_detections: boxes per image that count in evaluation; 100 in COCO.
+        evaluator: what measures the model: "coco", or module:Class for one of your own, whose first
+            figure decides which model is the best.
+        evaluator_options: arguments of the evaluator, such as `backend` of "coco".
         seed: of weights, order and augmentation.
     """
 
@@ -211,6 +214,8 @@ class TrainConfig:
     log_every: Count = 50
     trackers: tuple[str, ...] = ()
     max_detections: Count = 100
+    evaluator: str = "coco"
+    evaluator_options: dict[str, Any] = field(default_factory=dict)
     seed: Annotated[int, Interval(ge=0, le=2**31 - 1)] = 0
 
 
