@@ -210,7 +210,9 @@ def draw_curves(metrics: Path, target: Path) -> None:
         losses.set_yscale("log")
         losses.legend(fontsize=8)
     # the first figures of the evaluator
-    names = [name for name in evaluations[-1] if name not in _NOT_FIGURES][:3] if evaluations else []
+    names = (
+        [name for name in evaluations[-1] if name not in _NOT_FIGURES][:3] if evaluations else []
+    )
     for key in names:
         x = [line["step"] for line in evaluations]
         precision.plot(x, [100 * line[key] for line in evaluations], marker="o", ms=3, label=key)
