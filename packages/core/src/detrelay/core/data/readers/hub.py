@@ -1,0 +1,292 @@
+"""Data sets in the layout of the Hugging Face Hub, read by `datasets`.
+
+A data set has an image column and a column `objects`: a table or a list with boxes and categories.
+Boxes are x, y, width, height in pixels, as the Hub's guide has it; `hub_xyxy` reads corners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.decode import upright_size
+from detrelay.core.data.readers.table import Table, finish, split_name, to_number
+from detrelay.core.data.sample import Category, shown, some
+from detrelay.core.errors import DataError, one_line
+
+_IMAGE = ("image", "img", "picture")
+_OBJECTS = ("objects", "annotations", "faces", "object")
+_BOX = ("bbox", "bboxes", "boxes", "box")
+_LABEL = ("category", "categories", "label", "labels", "category_id", "class", "class_label")
+_CROWD = ("iscrowd", "is_crowd")
+
+
+class HubImages:
+    """Images in a column of a data set, which `datasets` maps from disk into shared memory.
+
+    Args:
+        data: the data set; its image column is not decoded.
+        column: name of the image column.
+        names: a name for each image.
+        source: what was read, for messages.
+    """
+
+    def __init__(self, data: Any, column: str, names: Sequence[str], source: str) -> None:
+        self._data = data
+        self._column = column
+        self._names = np.array(names, dtype=np.dtypes.StringDType())
+        self._source = source
+
+    def name(self, index: int) -> str:
+        """The file name of image `index` before it went into the data set, or a number."""
+        return str(self._names[index])
+
+    def open(self, index: int) -> Path | BytesIO:
+        """The encoded bytes of image `index`, or its file."""
+        return _file_of(self._data[index][self._column], f"{self._source} row {index}")
+
+    def missing(self) -> list[str]:
+        """None: a data set holds its images."""
+        return []
+
+    def place(self) -> str:
+        """Where the images are."""
+        return self._source
+
+
+def recognises(place: Path) -> bool:
+    """Whether a place is a parquet file or a folder that `datasets` reads as images with boxes."""
+    if place.is_file():
+        return place.suffix == ".parquet" or place.name == "metadata.jsonl"
+    return (
+        any(place.glob("*/metadata.jsonl"))
+        or (place / "metadata.jsonl").is_file()
+        or any(place.glob("*.parquet"))
+        or any(place.glob("data/*.parquet"))
+        or (place / "dataset_dict.json").is_file()
+    )
+
+
+def read(
+    place: Path | str, images: Path | None = None, *, corners: bool = False
+) -> dict[str, Annotations]:
+    """The splits of a data set.
+
+    Args:
+        place: a parquet file, a folder, or (as text) a name on the Hub.
+        images: must be None: the images are part of the data set.
+        corners: boxes are x1, y1, x2, y2.
+
+    Raises:
+        DataError: the data set cannot be loaded or used.
+    """
+    if images is not None:
+        raise DataError(f"{place}: its images are in the data set; leave out the image folder")
+    loaded = _load(place)
+    columns = {split: _columns(data, f"{place} ({split})") for split, data in loaded.items()}
+    first = next(iter(columns.values()))
+    names = _class_names(first[2])
+    tables = {}
+    stores = {}
+    ids: dict[str, list[Any]] = {}
+    for split, data in loaded.items():
+        image, objects, _ = columns[split]
+        source = f"{place} ({split})"
+        tables[split] = Table(Path(str(place)), Path())
+        rows = _Rows(tables[split], source, names, corners)
+        for row in data:
+            rows.add(row, image, row[objects])
+        stores[split] = HubImages(data, image, rows.names, source)
+        ids[split] = rows.ids
+    categories = None if names is None else [Category(i, name) for i, name in enumerate(names)]
+    if names is None and all(
+        label.isdigit() for table in tables.values() for label in table.labels
+    ):
+        numbers = sorted({int(label) for table in tables.values() for label in table.labels})
+        categories = [Category(number, str(number)) for number in numbers]
+    return {
+        split: _with_images(found, stores[split], ids)
+        for split, found in finish(tables, categories).items()
+    }
+
+
+read_corners = partial(read, corners=True)
+
+
+def _with_images(
+    found: Annotations, images: HubImages, ids: Mapping[str, Sequence[Any]]
+) -> Annotations:
+    """The same with the images of the data set, and its ids if they are unique over all splits."""
+    from dataclasses import replace
+
+    given = [number for split in ids.values() for number in split]
+    own = all(type(number) is int for number in given) and len(set(given)) == len(given)
+    first = int(found.image_ids[0]) - 1 if len(found) else 0
+    chosen = given[first : first + len(found)] if own else found.image_ids.tolist()
+    return replace(found, images=images, image_ids=np.array(chosen, dtype=np.int64))
+
+
+def _load(place: Path | str) -> dict[str, Any]:
+    """The splits as `datasets` gives them, images not decoded, in the order train, val, test."""
+    import datasets
+
+    datasets.utils.logging.disable_progress_bar()
+    try:
+        if isinstance(place, str):
+            found = datasets.load_dataset(place)
+        elif place.is_file():
+            kind = "parquet" if place.suffix == ".parquet" else "imagefolder"
+            files = (
+                {"data_files": str(place)} if kind == "parquet" else {"data_dir": str(place.parent)}
+            )
+            found = datasets.load_dataset(kind, **files)
+        elif (place / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(str(place))
+        else:
+            found = datasets.load_dataset(str(place))
+    except (
+        Exception
+    ) as error:  # datasets hands on errors of Arrow, fsspec, huggingface_hub and json
+        raise DataError(f"cannot load {place} by datasets: {one_line(error)}") from error
+    splits: dict[str, Any] = {}
+    for name, data in found.items():
+        splits.setdefault(split_name(name) or name, data)
+    order = {name: row for row, name in enumerate(("train", "val", "test"))}
+    return dict(sorted(splits.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _columns(data: Any, source: str) -> tuple[str, str, Any]:
+    """Names of the image and object columns, and the feature of the categories."""
+    import datasets
+
+    names = list(data.features)
+    image = next((name for name in names if isinstance(data.features[name], datasets.Image)), None)
+    image = image or next((name for name in _IMAGE if name in names), None)
+    objects = next((name for name in _OBJECTS if name in names), None)
+    if image is None or objects is None:
+        lacking = "image" if image is None else "objects"
+        raise DataError(
+            f"{source}: no column {lacking!r}; its columns are {', '.join(names)}; rename them "
+            f"(datasets: rename_column), objects holding bbox and category"
+        )
+    if isinstance(data.features[image], datasets.Image):
+        data_image = datasets.Image(decode=False)
+        data.set_format(None)
+        data._info.features[image] = data_image
+    return image, objects, data.features[objects]
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel, wherever lists hide it."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return _class_names(inner)
+    if isinstance(feature, list) and feature:
+        return _class_names(feature[0])
+    if isinstance(feature, dict):
+        for key in _LABEL:
+            if key in feature and (names := _class_names(feature[key])) is not None:
+                return names
+    return None
+
+
+def _file_of(value: object, where: str) -> Path | BytesIO:
+    if isinstance(value, dict):
+        if value.get("bytes"):
+            return BytesIO(value["bytes"])
+        if isinstance(value.get("path"), str):
+            return Path(value["path"])
+    raise DataError(f"{where}: expected an image, found {shown(value)}")
+
+
+class _Rows:
+    """Puts the rows of a split into a table."""
+
+    def __init__(
+        self, table: Table, source: str, names: Sequence[str] | None, corners: bool
+    ) -> None:
+        self.table = table
+        self.source = source
+        self.class_names = names
+        self.corners = corners
+        self.names: list[str] = []
+        self.ids: list[Any] = []
+
+    def add(self, row: Mapping[str, Any], image: str, objects: object) -> None:
+        number = len(self.names)
+        where = f"{self.source} row {number}"
+        file = _file_of(row[image], where)
+        size = (row.get("height"), row.get("width"))
+        if not all(type(side) is int and side > 0 for side in size):
+            size = upright_size(file, name=where)
+        path = row[image].get("path") if isinstance(row[image], dict) else None
+        self.names.append(Path(path).name if path else f"{number}.jpg")
+        self.ids.append(row.get("image_id", row.get("id")))
+        position, *_ = self.table.image(Path(str(number)), size)  # type: ignore[arg-type]
+        for box, label, crowd in self._objects(objects, where):
+            if not isinstance(box, list | tuple) or len(box) != 4:
+                raise DataError(f"{where}: a bbox must be four numbers, found {shown(box)}")
+            x, y, right, low = (to_number(value, where) for value in box)
+            if not self.corners:
+                right, low = x + right, y + low
+            self.table.box(position, self._label(label, where), (x, y), (right, low))
+            if crowd:
+                self.table.crowd()
+
+    def _objects(self, objects: object, where: str) -> list[tuple[Any, Any, Any]]:
+        """Box, category and crowd flag of each object, from a table or a list of objects."""
+        if objects is None:
+            self.table.note("rows whose objects are null, taken as images without objects")
+            return []
+        if isinstance(objects, list):
+            if not all(isinstance(entry, dict) for entry in objects):
+                raise DataError(
+                    f"{where}: objects must be a list of tables, found {shown(objects)}"
+                )
+            return [
+                (_pick(entry, _BOX, where), _pick(entry, _LABEL, where), _pick(entry, _CROWD))
+                for entry in objects
+            ]
+        if not isinstance(objects, dict):
+            raise DataError(f"{where}: objects must be a table or a list, found {shown(objects)}")
+        boxes = _pick(objects, _BOX, where) or []
+        labels = _pick(objects, _LABEL, where) or []
+        crowds = _pick(objects, _CROWD) or [0] * len(boxes)
+        if not len(boxes) == len(labels) == len(crowds):
+            raise DataError(f"{where}: {len(boxes)} boxes, but {len(labels)} categories")
+        return list(zip(boxes, labels, crowds, strict=True))
+
+    def _label(self, label: object, where: str) -> str:
+        if isinstance(label, str):
+            return label
+        if type(label) is int and self.class_names is None:
+            if label < 0:
+                raise DataError(f"{where}: category {label} is below 0")
+            return str(label)
+        if type(label) is int and self.class_names and 0 <= label < len(self.class_names):
+            return self.class_names[label]
+        raise DataError(
+            f"{where}: a category must be a name or a number"
+            + (f" below {len(self.class_names)}" if self.class_names else "")
+            + f", found {shown(label)}"
+        )
+
+
+def _pick(entry: Mapping[str, Any], names: Sequence[str], where: str = "") -> Any:
+    """The value under the first of several names; needed where `where` is given."""
+    for name in names:
+        if name in entry:
+            return entry[name]
+    if where:
+        raise DataError(f"{where}: objects have no {names[0]!r}, only {some(list(entry), 8)}")
+    return None
