@@ -226,7 +226,7 @@ def test_init_for_other_categories_renews_the_class_scores_only(
         (["train.no_decay=['nrom']"], {}, "train.no_decay: 'nrom' is part of no parameter"),
         (["train.backbone_weights=none.pth"], {}, "none.pth: no such file"),
         ([], {"init": Path("nowhere")}, "nowhere: no saved model"),
-        ([], {"data": (Path("nowhere"),)}, r"no annotation file nowhere/train.json"),
+        ([], {"data": (Path("nowhere"),)}, r"no annotation file or folder nowhere"),
     ],
 )
 def test_train_refuses_in_one_line_and_begins_nothing(

@@ -158,9 +158,38 @@ def test_nothing_named_means_drawn_shapes() -> None:
 
 def test_data_without_recipe_means_the_published_defaults() -> None:
     recipe = resolve(parsed("--data", "cells"))
-    assert recipe.data.train_annotations == "cells/train.json"
-    assert recipe.data.val_annotations == "cells/val.json"
+    assert (recipe.data.train_annotations, recipe.data.val_annotations) == ("cells", None)
     assert (recipe.model, recipe.train.backbone_weights) == ({}, "imagenet")
+
+
+def test_a_folder_with_both_json_files_means_these(tmp_path: Path) -> None:
+    for name in ("train.json", "val.json"):
+        (tmp_path / name).touch()
+    data = resolve(parsed("--data", str(tmp_path))).data
+    assert (data.train_annotations, data.val_annotations) == (
+        str(tmp_path / "train.json"),
+        str(tmp_path / "val.json"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (["train=voc:a", "val=b"], ("voc:a", "b")),
+        (["val=b", "train=a"], ("a", "b")),
+        (["train=a"], ("a", None)),
+        (["hub:user/cells"], ("hub:user/cells", None)),
+    ],
+)
+def test_data_names_places(places: list[str], expected: tuple[str, str | None]) -> None:
+    data = resolve(parsed("--data", *places)).data
+    assert (data.train_annotations, data.val_annotations) == expected
+
+
+@pytest.mark.parametrize("places", [["val=b"], ["train=a", "b"], ["a", "b", "c"]])
+def test_data_that_is_not_clear_is_refused(places: list[str]) -> None:
+    with pytest.raises(RecipeError, match="--data: expected"):
+        resolve(parsed("--data", *places))
 
 
 def test_data_as_a_pair_replaces_the_files_of_the_recipe() -> None:
@@ -184,8 +213,7 @@ def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
-        (["--data", "a", "b", "c"], "--data: expected a folder with train.json and val.json"),
-        (["--data", "only.json"], "or two COCO json files"),
+        (["--data", "a", "b", "c"], "--data: expected a place, or one to train on and one"),
         (["--head", "dino", "--recipe", "shapes"], "holds model settings of head stageinteractor"),
         (["--seed", "-1"], "train.seed must be between 0 and"),
         (["--set", "train.epoch=3"], "did you mean train.epochs?"),

@@ -94,7 +94,7 @@ def test_files_that_belong_together_may_be_named_one_after_the_other() -> None:
             '[data]\non_bad_image = "go"',
             "data.on_bad_image must be 'stop' or 'skip', found str 'go'",
         ),
-        ('[data]\ntrain_annotations = "a"', "must be named together"),
+        ('[data]\nval_annotations = "a"', "val_annotations needs data.train_annotations"),
         ("[train\nepochs = 1", "not a TOML file"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_bad_base_is_refused_by_name(base: str, text: str, message: str, tmp_p
         ("train.epochs.x=3", "unknown key train.epochs.x"),
         ("train.epochs", "--set train.epochs: expected key=value"),
         ("train.epochs=many", "train.epochs must be of type integer, found str 'many'"),
-        ("data.train_annotations=a.json", "--set: data.train_annotations and data.val_annotat"),
+        ("data.val_annotations=a.json", "--set: data.val_annotations needs data.train_annotat"),
         ("model=3", "model must be of type table, found int 3"),
     ],
 )

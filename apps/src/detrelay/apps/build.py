@@ -28,8 +28,8 @@ from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import AnnotatedImages, Category
 from detrelay.core.data.fingerprint import fingerprint
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.data.label_map import chosen_categories, with_categories
-from detrelay.core.data.readers import coco
+from detrelay.core.data.label_map import chosen_categories
+from detrelay.core.data.places import train_and_val
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import (
     DetectionDataset,
@@ -98,23 +98,21 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
     Raises:
         DataError: the data cannot be used, or a category to evaluate on is not trained on.
     """
-    if data.train_annotations is None or data.val_annotations is None:
+    if data.train_annotations is None:
         return (
             ShapesDataset(data.num_train, image_size=data.image_size, seed=_DRAWN_TRAIN_SEED),
             ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
         )
-    train, val = (
-        coco.read(
-            Path(file),
-            None if images is None else Path(images),
-            allow_outside=data.allow_outside,
-        )
-        for file, images in (
-            (data.train_annotations, data.train_images),
-            (data.val_annotations, data.val_images),
-        )
+    folders = [
+        None if images is None else Path(images) for images in (data.train_images, data.val_images)
+    ]
+    train, val = train_and_val(
+        (data.train_annotations, folders[0]),
+        (data.val_annotations, folders[1]),
+        share=data.val_share,
+        seed=data.val_seed,
+        allow_outside=data.allow_outside,
     )
-    val = with_categories(val, train)
     train = chosen_categories(train, data.categories, keep_unused=data.keep_unused_categories)
     val = chosen_categories(val, [category.name for category in train.categories])
     return (

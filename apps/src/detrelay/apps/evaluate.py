@@ -19,7 +19,7 @@ from detrelay.apps.console import Debug, read_arguments, run
 from detrelay.core.data.formats import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from detrelay.core.data.coco import CocoDataset
+    from detrelay.core.data.coco import AnnotatedImages
     from detrelay.core.detector.model import DetectorForObjectDetection
     from detrelay.core.evaluation.tables import Detections
 
@@ -33,7 +33,7 @@ class Arguments:
     """Evaluate a saved model, or score a COCO results list."""
 
     data: Path
-    """COCO json with the truth."""
+    """Data with the truth: a COCO json, or a place in any known format. Its split `val` counts."""
     model: Path | None = None
     """Folder of a saved model, or its name on the Hub."""
     head: str | None = None
@@ -142,20 +142,13 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
     from accelerate import Accelerator
 
     from detrelay.apps.build import eval_data, load_saved
-    from detrelay.core.data.coco import CocoDataset
     from detrelay.core.data.transforms import VisitSampler
     from detrelay.core.engine.inference import detect
     from detrelay.core.engine.loaders import make_loader
     from detrelay.core.evaluation.tables import Detections
 
     assert arguments.model is not None
-    samples = CocoDataset(
-        arguments.data,
-        arguments.images,
-        annotated=False,
-        max_pixels=arguments.max_pixels,
-        allow_outside=arguments.allow_outside,
-    )
+    samples = images_of(arguments)
     model, processor = load_saved(arguments.model, arguments.head)
     if not samples.ground_truth["annotations"] and arguments.detections is None:
         raise ValueError(
@@ -176,8 +169,21 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
     return samples.ground_truth, detections.select(np.isin(detections.category_ids, present))
 
 
+def images_of(arguments: Arguments) -> AnnotatedImages:
+    """The images to evaluate on; a COCO file may have no annotations."""
+    from detrelay.core.data.coco import AnnotatedImages, CocoDataset
+    from detrelay.core.data.places import evaluation_split
+
+    data, images = arguments.data, arguments.images
+    limit, outside = arguments.max_pixels, arguments.allow_outside
+    if data.is_file() and data.suffix == ".json":
+        return CocoDataset(data, images, annotated=False, max_pixels=limit, allow_outside=outside)
+    found = evaluation_split(str(data), images, allow_outside=outside)
+    return AnnotatedImages(found, max_pixels=limit)
+
+
 def known_categories(
-    model: DetectorForObjectDetection, samples: CocoDataset, *, data: Path, source: Path
+    model: DetectorForObjectDetection, samples: AnnotatedImages, *, data: Path, source: Path
 ) -> list[int]:
     """Original category ids by class index, if the model has learned those of the data.
 

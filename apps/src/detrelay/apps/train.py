@@ -64,8 +64,8 @@ class Arguments:
     """Decoder head, such as dino; module:ConfigClass for one of your own."""
     assigner: str | None = None
     """Training targets: cross_stage or hungarian."""
-    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
-    """Folder with train.json and val.json, or the two COCO files; images beside them."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PLACE|train=PLACE val=PLACE")] = ()
+    """Folder or file of annotated images in any known format, or one each; hub:NAME on the Hub."""
     output: Path | None = None
     """Folder of the run; runs/[RECIPE-]HEAD-ASSIGNER[-seedN] if not named."""
     init: Path | None = None
@@ -138,20 +138,22 @@ def recipe_file(arguments: Arguments) -> Path | None:
 
 
 def named_data(data: DataConfig, paths: tuple[Path, ...]) -> DataConfig:
-    """The data settings with the files that --data names."""
-    if len(paths) == 1 and paths[0].suffix != ".json":
-        paths = (paths[0] / "train.json", paths[0] / "val.json")
-    if len(paths) != 2:
+    """The data settings with the places that --data names."""
+    places = [str(path) for path in paths]
+    named = dict(place.split("=", 1) for place in places if place.startswith(("train=", "val=")))
+    if named and (len(named) < len(places) or "train" not in named):
+        raise RecipeError(f"--data: expected train=PLACE val=PLACE, found {' '.join(places)}")
+    if not named and len(places) == 1:
+        files = [paths[0] / name for name in ("train.json", "val.json")]
+        places = list(map(str, files)) if all(file.is_file() for file in files) else places
+    if not named and len(places) > 2:
         raise RecipeError(
-            "--data: expected a folder with train.json and val.json, or two COCO json files "
-            f"(train, val), found {' '.join(map(str, paths))}"
+            f"--data: expected a place, or one to train on and one to evaluate on, found "
+            f"{' '.join(places)}"
         )
+    train, val = (named["train"], named.get("val")) if named else (*places, None)[:2]
     return replace(
-        data,
-        train_annotations=str(paths[0]),
-        val_annotations=str(paths[1]),
-        train_images=None,
-        val_images=None,
+        data, train_annotations=train, val_annotations=val, train_images=None, val_images=None
     )
 
 

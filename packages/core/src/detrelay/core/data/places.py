@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.label_map import with_categories
 from detrelay.core.data.readers import (
     coco_folders,
     csv_rows,
@@ -20,7 +21,7 @@ from detrelay.core.data.readers import (
     voc,
     yolo,
 )
-from detrelay.core.data.readers.table import TEST, VAL
+from detrelay.core.data.readers.table import TEST, TRAIN, VAL
 from detrelay.core.errors import DataError, unknown_name
 
 
@@ -93,13 +94,15 @@ class Found:
         return line
 
 
-def open_place(place: str, images: Path | None = None) -> Found:
+def open_place(place: str, images: Path | None = None, *, allow_outside: bool = False) -> Found:
     """Read all splits of a place.
 
     Args:
         place: a file or folder, with `FORMAT:` before it where it could be several; `hub:NAME` for
             a data set on the Hub.
         images: folder of the images where they lie elsewhere.
+        allow_outside: let a `file_name` of COCO lead out of the image folder; other formats find
+            images by rules that do not.
 
     Raises:
         DataError: there is nothing, the format is not recognised, or the files cannot be used.
@@ -114,7 +117,7 @@ def open_place(place: str, images: Path | None = None) -> Found:
             reader = hub.read if name == "hub" else hub.read_corners
             return Found(rest, name, reader(rest))
         _check_exists(path)
-        return Found(rest, name, FORMATS[name].read(path, images))
+        return Found(rest, name, _read(name, path, images, allow_outside))
     _check_exists(path)
     try:
         names = [
@@ -129,7 +132,16 @@ def open_place(place: str, images: Path | None = None) -> Found:
             f"{place}: no annotations in a known format ({', '.join(FORMATS)}); name the file, or "
             f"the format, as in voc:{place}"
         )
-    return Found(place, names[0], FORMATS[names[0]].read(path, images), tuple(names[1:]))
+    splits = _read(names[0], path, images, allow_outside)
+    return Found(place, names[0], splits, tuple(names[1:]))
+
+
+def _read(
+    name: str, path: Path, images: Path | None, allow_outside: bool
+) -> dict[str, Annotations]:
+    if name == "coco":
+        return coco_folders.read(path, images, allow_outside=allow_outside)
+    return FORMATS[name].read(path, images)
 
 
 def _check_exists(path: Path) -> None:
@@ -155,6 +167,59 @@ def split_of(found: Found, split: str) -> Annotations | None:
     if len(found.splits) == 1:
         return next(iter(found.splits.values()))
     return None
+
+
+def train_and_val(
+    train: tuple[str, Path | None],
+    val: tuple[str | None, Path | None],
+    *,
+    share: float,
+    seed: int,
+    allow_outside: bool = False,
+) -> tuple[Annotations, Annotations]:
+    """Images to train on and to evaluate on, with the same categories.
+
+    Args:
+        train: place of the training images and their folder, if it is known.
+        val: the same of those to evaluate on; without a place they are the held-out split of the
+            training place, or, if that has none, a share of its training images.
+        share: how much of the training images that is.
+        seed: which images.
+        allow_outside: see `open_place`.
+
+    Raises:
+        DataError: a place cannot be used, or a category to evaluate on is not trained on.
+    """
+    found = open_place(*train, allow_outside=allow_outside)
+    learned = _needed(found, TRAIN)
+    if val[0] is not None:
+        held_out = _needed(open_place(val[0], val[1], allow_outside=allow_outside), VAL)
+    else:
+        given = found.splits.get(VAL, found.splits.get(TEST))
+        learned, held_out = (learned, given) if given is not None else cut(learned, share, seed)
+    learned = replace(learned, notes=(*learned.notes, f"read from {found.summary()}"))
+    return learned, with_categories(held_out, learned)
+
+
+def evaluation_split(
+    place: str, images: Path | None = None, *, allow_outside: bool = False
+) -> Annotations:
+    """The images of a place to evaluate on.
+
+    Raises:
+        DataError: the place cannot be used, or has several splits and none for that.
+    """
+    return _needed(open_place(place, images, allow_outside=allow_outside), VAL)
+
+
+def _needed(found: Found, split: str) -> Annotations:
+    part = split_of(found, split)
+    if part is None:
+        raise DataError(
+            f"{found.place} has no split {split!r}, only {', '.join(found.splits)}; name the files "
+            f"of each, as in --data train=... val=..."
+        )
+    return part
 
 
 def cut(whole: Annotations, share: float, seed: int) -> tuple[Annotations, Annotations]:

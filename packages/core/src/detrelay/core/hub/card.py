@@ -316,15 +316,20 @@ def _citation(facts: CardFacts) -> str:
     return "## Citation\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
 
 
+_ANNOTATION_FILES = (".json", ".yaml", ".csv", ".xml", ".parquet")
+
+
 def _dataset(facts: CardFacts) -> str | None:
     """A name for the data: that of the folder that holds the evaluated file."""
     data = facts.recipe.get("data")
     if not data:
         return None
-    file = data.get("val_annotations")
+    file = data.get("val_annotations") or data.get("train_annotations")
     if file is None:
         return "shapes drawn by detrelay"
-    folders = [part for part in PurePath(file).parts[:-1] if part not in _PLAIN_FOLDERS]
+    parts = PurePath(file).parts
+    is_file = PurePath(file).suffix in _ANNOTATION_FILES
+    folders = [part for part in parts[: -1 if is_file else None] if part not in _PLAIN_FOLDERS]
     return folders[-1] if folders else PurePath(file).stem
 
 

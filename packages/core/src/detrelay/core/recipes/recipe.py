@@ -52,10 +52,14 @@ class DataConfig:
     """Images, annotations and augmentation. Paths are relative to the working directory.
 
     Attributes:
-        train_annotations: COCO json to train on; None for drawn shapes.
+        train_annotations: file or folder to train on, in any format of docs/data.md, which may be
+            named before a colon (`voc:cells`); None for drawn shapes.
         train_images: folder of its images; None for the json's own surroundings.
-        val_annotations: COCO json to evaluate on; named exactly when the training one is.
+        val_annotations: the same to evaluate on; None for the held-out split of the training
+            place, or a share of its images where there is none.
         val_images: folder of its images; None for the json's own surroundings.
+        val_share: share of the training images that are held out where nothing else is.
+        val_seed: which images these are; the training seed does not change them.
         num_train: drawn images to train on (drawn shapes only).
         num_val: drawn images to evaluate on (drawn shapes only).
         image_size: side of a drawn image, pixels (drawn shapes only).
@@ -91,6 +95,8 @@ class DataConfig:
     train_images: str | None = None
     val_annotations: str | None = None
     val_images: str | None = None
+    val_share: Fraction = 0.1
+    val_seed: NonNegative = 0
     num_train: Count = 2000
     num_val: Count = 200
     image_size: Annotated[int, Interval(ge=32)] = 160
@@ -349,10 +355,8 @@ def _dotted_names(table: Any, prefix: str) -> list[str]:
 def _check_relations(recipe: Recipe, source: str) -> None:
     """Refuse values that are fine alone and wrong together."""
     data, milestones = recipe.data, recipe.train.milestones
-    if (data.train_annotations is None) != (data.val_annotations is None):
-        raise RecipeError(
-            f"{source}: data.train_annotations and data.val_annotations must be named together"
-        )
+    if data.train_annotations is None and data.val_annotations is not None:
+        raise RecipeError(f"{source}: data.val_annotations needs data.train_annotations")
     _check_sizes(data, source)
     if list(milestones) != sorted(set(milestones)):
         raise RecipeError(f"{source}: train.milestones must increase, found {list(milestones)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detrelay.core.data.annotations import Annotations
-from detrelay.core.data.decode import SUFFIXES
+from detrelay.core.data.formats import SUFFIXES
 from detrelay.core.data.readers import coco
 from detrelay.core.data.readers.table import ALL, TEST, TRAIN, VAL, split_folders, split_name
 
@@ -20,20 +20,24 @@ def recognises(place: Path) -> bool:
     return bool(_files(place))
 
 
-def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
+def read(
+    place: Path, images: Path | None = None, *, allow_outside: bool = False
+) -> dict[str, Annotations]:
     """The splits of a COCO folder, or the one of a file.
 
     Args:
         place: a json file, or a folder.
         images: folder that `file_name` starts from; None for that of the layout.
+        allow_outside: let a `file_name` lead out of it.
 
     Raises:
         DataError: see `detrelay.core.data.readers.coco.read`.
     """
     if not place.is_dir():
-        return {ALL: coco.read(place, images)}
+        return {ALL: coco.read(place, images, allow_outside=allow_outside)}
     return {
-        split: coco.read(file, images or folder) for split, (file, folder) in _files(place).items()
+        split: coco.read(file, images or folder, allow_outside=allow_outside)
+        for split, (file, folder) in _files(place).items()
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from detrelay.core.data.annotations import Annotations
-from detrelay.core.data.decode import SUFFIXES
+from detrelay.core.data.formats import SUFFIXES
 from detrelay.core.data.readers.table import (
     ALL,
     TEST,
@@ -147,6 +147,13 @@ def _read(file: Path, images: Path | None) -> Table:
         raise DataError(
             f"{file}: {len(names)} of its images are not in {folder}: {some(names)}; name the "
             f"folder that holds the images"
+        )
+    rowless = sum(len(image_files(place)) for place in {file.parent for file in table.files})
+    if rowless > len(table):
+        table.note(
+            "images beside them have no row and are left out (an image without objects has a row "
+            "of its own, with nothing or zeros in it)",
+            rowless - len(table),
         )
     return table
 

@@ -7,6 +7,7 @@ Boxes are x, y, width, height in pixels, as the Hub's guide has it; `hub_xyxy` r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -59,6 +60,10 @@ class HubImages:
         """Where the images are."""
         return self._source
 
+    def advice(self, name: str) -> str:
+        """Never needed: see `missing`."""
+        return f"{self._source} should hold {name}"
+
 
 def recognises(place: Path) -> bool:
     """Whether a place is a parquet file or a folder that `datasets` reads as images with boxes."""
@@ -90,6 +95,7 @@ def read(
         raise DataError(f"{place}: its images are in the data set; leave out the image folder")
     loaded = _load(place)
     columns = {split: _columns(data, f"{place} ({split})") for split, data in loaded.items()}
+    loaded = {split: _undecoded(data, columns[split][0]) for split, data in loaded.items()}
     first = next(iter(columns.values()))
     names = _class_names(first[2])
     tables = {}
@@ -123,8 +129,6 @@ def _with_images(
     found: Annotations, images: HubImages, ids: Mapping[str, Sequence[Any]]
 ) -> Annotations:
     """The same with the images of the data set, and its ids if they are unique over all splits."""
-    from dataclasses import replace
-
     given = [number for split in ids.values() for number in split]
     own = all(type(number) is int for number in given) and len(set(given)) == len(given)
     first = int(found.image_ids[0]) - 1 if len(found) else 0
@@ -175,11 +179,16 @@ def _columns(data: Any, source: str) -> tuple[str, str, Any]:
             f"{source}: no column {lacking!r}; its columns are {', '.join(names)}; rename them "
             f"(datasets: rename_column), objects holding bbox and category"
         )
-    if isinstance(data.features[image], datasets.Image):
-        data_image = datasets.Image(decode=False)
-        data.set_format(None)
-        data._info.features[image] = data_image
     return image, objects, data.features[objects]
+
+
+def _undecoded(data: Any, image: str) -> Any:
+    """The same data set, whose images come as files or bytes."""
+    import datasets
+
+    if not isinstance(data.features[image], datasets.Image):
+        return data
+    return data.cast_column(image, datasets.Image(decode=False))
 
 
 def _class_names(feature: Any) -> list[str] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from detrelay.core.data.annotations import Annotations
-from detrelay.core.data.decode import SUFFIXES
+from detrelay.core.data.formats import SUFFIXES
 from detrelay.core.data.readers.cvat import turned
 from detrelay.core.data.readers.table import ALL, Table, finish, image_files, read_json, to_number
 from detrelay.core.data.sample import shown, some
@@ -25,7 +25,8 @@ def recognises(place: Path) -> bool:
     if file is None or file.suffix.lower() != ".json" or not file.is_file():
         return False
     with file.open("rb") as stream:
-        return stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start.startswith(b"[") and b'"data"' in start
 
 
 def _file_in(place: Path) -> Path | None:

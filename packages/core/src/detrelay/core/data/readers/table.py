@@ -7,7 +7,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detrelay.core.data.annotations import Annotations, doubtful_boxes
-from detrelay.core.data.decode import SUFFIXES, upright_size
+from detrelay.core.data.decode import upright_size
+from detrelay.core.data.formats import SUFFIXES
 from detrelay.core.data.images import ImageFiles
 from detrelay.core.data.sample import Category, shown, some
 from detrelay.core.errors import DataError, one_line
@@ -140,6 +141,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    @property
+    def files(self) -> Collection[Path]:
+        """The image files so far."""
+        return self._of_file.keys()
 
     def note(self, what: str, count: int = 1) -> None:
         """Count something to be said, such as `rows given twice left out`."""

@@ -275,13 +275,11 @@ def _add_labels(table: Table, names: _Names, labels: Path, images: Path) -> None
 
 
 def _add_images(table: Table, names: _Names, files: Iterable[Path], images: Path | None) -> None:
-    seen = set()
     for file in files:
-        if file in seen:
+        image = file if images is None else Path(images) / file.name
+        if image in table.files:
             table.note("images named twice, taken once")
             continue
-        seen.add(file)
-        image = file if images is None else Path(images) / file.name
         _add_image(table, names, image, _label_file(file))
 
 
