@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "what happens between the stages of a saved model, as a page of charts",
     "predict": "detect objects in images, draw them, write them down",
     "convert": "turn a checkpoint of a released program into a model folder",
+    "check-data": "count, check, draw and convert annotated images",
     "publish": "publish a saved model on the Hugging Face Hub",
     "replay": "take a training step again that was not finite",
 }
@@ -26,7 +27,7 @@ def main() -> None:
         print(_usage())
     elif name in COMMANDS:
         sys.argv = [f"detrelay {name}", *rest]
-        run(lambda: importlib.import_module(f"detrelay.apps.{name}").main())
+        run(lambda: importlib.import_module(f"detrelay.apps.{name.replace('-', '_')}").main())
     else:
         print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
         sys.exit(USER_ERROR)

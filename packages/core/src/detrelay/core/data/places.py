@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.kept_ids import with_kept_ids
 from detrelay.core.data.label_map import with_categories
 from detrelay.core.data.readers import (
     coco_folders,
@@ -141,7 +142,7 @@ def _read(
 ) -> dict[str, Annotations]:
     if name == "coco":
         return coco_folders.read(path, images, allow_outside=allow_outside)
-    return FORMATS[name].read(path, images)
+    return with_kept_ids(path, FORMATS[name].read(path, images))
 
 
 def _check_exists(path: Path) -> None:

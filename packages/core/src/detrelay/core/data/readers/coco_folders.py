@@ -6,6 +6,7 @@ from pathlib import Path
 
 from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.formats import SUFFIXES
+from detrelay.core.data.kept_ids import FILE as KEPT_IDS
 from detrelay.core.data.readers import coco
 from detrelay.core.data.readers.table import ALL, TEST, TRAIN, VAL, split_folders, split_name
 
@@ -87,6 +88,8 @@ def _folder(place: Path, name: str, split: str) -> Path:
 
 def _looks_like_truth(file: Path) -> bool:
     """Whether a json begins or ends like a COCO file; its lists may come in any order."""
+    if file.name == KEPT_IDS:
+        return False
     with file.open("rb") as stream:
         start = stream.read(_START).lstrip()
         stream.seek(max(0, file.stat().st_size - _START))

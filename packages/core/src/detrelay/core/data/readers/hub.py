@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.annotations import Annotations, Ints
 from detrelay.core.data.decode import upright_size
 from detrelay.core.data.readers.table import Table, finish, split_name, to_number
 from detrelay.core.data.sample import Category, shown, some
@@ -101,6 +101,7 @@ def read(
     tables = {}
     stores = {}
     ids: dict[str, list[Any]] = {}
+    box_ids: dict[str, list[Any]] = {}
     for split, data in loaded.items():
         image, objects, _ = columns[split]
         source = f"{place} ({split})"
@@ -110,6 +111,7 @@ def read(
             rows.add(row, image, row[objects])
         stores[split] = HubImages(data, image, rows.names, source)
         ids[split] = rows.ids
+        box_ids[split] = rows.box_ids
     categories = None if names is None else [Category(i, name) for i, name in enumerate(names)]
     if names is None and all(
         label.isdigit() for table in tables.values() for label in table.labels
@@ -117,7 +119,12 @@ def read(
         numbers = sorted({int(label) for table in tables.values() for label in table.labels})
         categories = [Category(number, str(number)) for number in numbers]
     return {
-        split: _with_images(found, stores[split], ids)
+        split: replace(
+            found,
+            images=stores[split],
+            image_ids=_own_ids(ids, split, found.image_ids),
+            box_ids=_own_ids(box_ids, split, found.box_ids),
+        )
         for split, found in finish(tables, categories).items()
     }
 
@@ -125,15 +132,12 @@ def read(
 read_corners = partial(read, corners=True)
 
 
-def _with_images(
-    found: Annotations, images: HubImages, ids: Mapping[str, Sequence[Any]]
-) -> Annotations:
-    """The same with the images of the data set, and its ids if they are unique over all splits."""
-    given = [number for split in ids.values() for number in split]
-    own = all(type(number) is int for number in given) and len(set(given)) == len(given)
-    first = int(found.image_ids[0]) - 1 if len(found) else 0
-    chosen = given[first : first + len(found)] if own else found.image_ids.tolist()
-    return replace(found, images=images, image_ids=np.array(chosen, dtype=np.int64))
+def _own_ids(ids: Mapping[str, Sequence[Any]], split: str, numbered: Ints) -> Ints:
+    """The ids of the data set, if they are whole numbers and unique over all splits."""
+    given = [number for part in ids.values() for number in part]
+    if len(set(map(str, given))) < len(given) or any(type(number) is not int for number in given):
+        return numbered
+    return np.array(ids[split], dtype=np.int64)
 
 
 def _load(place: Path | str) -> dict[str, Any]:
@@ -230,6 +234,7 @@ class _Rows:
         self.corners = corners
         self.names: list[str] = []
         self.ids: list[Any] = []
+        self.box_ids: list[Any] = []
 
     def add(self, row: Mapping[str, Any], image: str, objects: object) -> None:
         number = len(self.names)
@@ -242,7 +247,7 @@ class _Rows:
         self.names.append(Path(path).name if path else f"{number}.jpg")
         self.ids.append(row.get("image_id", row.get("id")))
         position, *_ = self.table.image(Path(str(number)), size)  # type: ignore[arg-type]
-        for box, label, crowd in self._objects(objects, where):
+        for box, label, crowd, area, box_id in self._objects(objects, where):
             if not isinstance(box, list | tuple) or len(box) != 4:
                 raise DataError(f"{where}: a bbox must be four numbers, found {shown(box)}")
             x, y, right, low = (to_number(value, where) for value in box)
@@ -251,9 +256,12 @@ class _Rows:
             self.table.box(position, self._label(label, where), (x, y), (right, low))
             if crowd:
                 self.table.crowd()
+            if area is not None:
+                self.table.area(to_number(area, f"{where} area"))
+            self.box_ids.append(box_id)
 
-    def _objects(self, objects: object, where: str) -> list[tuple[Any, Any, Any]]:
-        """Box, category and crowd flag of each object, from a table or a list of objects."""
+    def _objects(self, objects: object, where: str) -> list[tuple[Any, ...]]:
+        """Box, category, crowd flag, area and id of each object, from a table or a list."""
         if objects is None:
             self.table.note("rows whose objects are null, taken as images without objects")
             return []
@@ -263,17 +271,23 @@ class _Rows:
                     f"{where}: objects must be a list of tables, found {shown(objects)}"
                 )
             return [
-                (_pick(entry, _BOX, where), _pick(entry, _LABEL, where), _pick(entry, _CROWD))
+                (
+                    _pick(entry, _BOX, where),
+                    _pick(entry, _LABEL, where),
+                    *(_pick(entry, names) for names in (_CROWD, ("area",), ("id",))),
+                )
                 for entry in objects
             ]
         if not isinstance(objects, dict):
             raise DataError(f"{where}: objects must be a table or a list, found {shown(objects)}")
         boxes = _pick(objects, _BOX, where) or []
         labels = _pick(objects, _LABEL, where) or []
-        crowds = _pick(objects, _CROWD) or [0] * len(boxes)
-        if not len(boxes) == len(labels) == len(crowds):
+        others = [
+            _pick(objects, names) or [None] * len(boxes) for names in (_CROWD, ("area",), ("id",))
+        ]
+        if len({len(boxes), len(labels), *map(len, others)}) > 1:
             raise DataError(f"{where}: {len(boxes)} boxes, but {len(labels)} categories")
-        return list(zip(boxes, labels, crowds, strict=True))
+        return list(zip(boxes, labels, *others, strict=True))
 
     def _label(self, label: object, where: str) -> str:
         if isinstance(label, str):

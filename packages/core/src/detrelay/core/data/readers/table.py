@@ -181,7 +181,12 @@ class Table:
         """Add a box by its corners, pixels, and the name of its category."""
         row = self.labels.setdefault(label, len(self.labels))
         self._whole.extend((image, row, 0))
-        self._numbers.extend((low[0], low[1], high[0] - low[0], high[1] - low[1]))
+        width, height = high[0] - low[0], high[1] - low[1]
+        self._numbers.extend((low[0], low[1], width, height, width * height))
+
+    def area(self, pixels: float) -> None:
+        """Give the box added last the area of its object's outline."""
+        self._numbers[-1] = pixels
 
     def crowd(self) -> None:
         """Mark the box added last as one around a crowd."""
@@ -195,7 +200,7 @@ class Table:
         position = {category.id: row for row, category in enumerate(categories)}
         of_label = np.array([position[classes[label].id] for label in self.labels], dtype=np.int64)
         image, label, crowd = np.array(self._whole, dtype=np.int64).reshape(-1, 3).T.copy()
-        boxes = np.array(self._numbers, dtype=np.float64).reshape(-1, 4)
+        boxes, areas = np.split(np.array(self._numbers).reshape(-1, 5), [4], axis=1)
         sizes = np.array(self._sizes, dtype=np.int64).reshape(-1, 2)
         notes = [f"{count} {what}" for what, count in self.notes.items()]
         if doubt := doubtful_boxes(boxes, sizes[image][:, ::-1]):
@@ -206,11 +211,11 @@ class Table:
             images=ImageFiles(self.folder, self._names, str(self.source), allow_outside=True),
             image_ids=np.arange(len(self)) + first_image,
             sizes=sizes,
-            boxes_xywh=boxes,
+            boxes_xywh=boxes.copy(),
             box_image=image,
             box_class=of_label[label],
             box_ids=np.arange(len(boxes)) + first_box,
-            areas=boxes[:, 2] * boxes[:, 3],
+            areas=areas[:, 0].copy(),
             crowd=crowd.astype(np.bool_),
             notes=tuple(notes),
         )

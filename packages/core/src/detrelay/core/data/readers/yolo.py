@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.kept_ids import FILE as KEPT_IDS
 from detrelay.core.data.readers.table import (
     ALL,
     TEST,
@@ -305,7 +306,7 @@ def _add_image(table: Table, names: _Names, file: Path, labels: Path) -> None:
         words = tuple(line.split())
         if not words:
             continue
-        if words in seen:
+        if words in seen and not (table.folder / KEPT_IDS).is_file():
             table.note("rows given twice left out")
             continue
         seen.add(words)

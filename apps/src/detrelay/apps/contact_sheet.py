@@ -1,0 +1,95 @@
+"""A page of samples with their boxes, and histograms of what a split holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from torchvision.transforms.v2 import functional as tv_functional
+
+from detrelay.apps.drawing import draw_boxes
+from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.decode import read_image
+from detrelay.core.errors import DataError
+
+_ROWS, _COLUMNS = 3, 4
+_SIDE = 480
+_MOST_CATEGORIES = 20
+
+
+def draw_contact_sheet(part: Annotations, title: str, target: Path) -> None:
+    """Draw samples spread over a split, and its histograms.
+
+    Args:
+        part: the split.
+        title: what it is called.
+        target: PNG file to write.
+    """
+    figure, axes = plt.subplots(_ROWS + 1, _COLUMNS, figsize=(16, 15), squeeze=False)
+    chosen = np.unique(np.linspace(0, len(part) - 1, _ROWS * _COLUMNS).round().astype(int))
+    for axis in axes[:_ROWS].flat:
+        axis.axis("off")
+    for axis, row in zip(axes[:_ROWS].flat, chosen.tolist(), strict=False):
+        axis.set_title(_short(part.images.name(row)), fontsize=8)
+        try:
+            axis.imshow(_picture(part, row).permute(1, 2, 0).numpy())
+        except DataError as error:
+            axis.text(0.5, 0.5, _short(str(error), 60), ha="center", va="center", wrap=True)
+    _histograms(axes[_ROWS], part)
+    figure.suptitle(f"{title}: {len(part)} images, {len(part.box_ids)} boxes", fontsize=14)
+    figure.tight_layout()
+    figure.savefig(target, dpi=80)
+    plt.close(figure)
+
+
+def _short(text: str, longest: int = 44) -> str:
+    text = text.replace("$", r"\$")  # or matplotlib would take it for mathematics
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _picture(part: Annotations, row: int) -> torch.Tensor:
+    """An image with its boxes; crowds are marked in the caption."""
+    height, width = part.sizes[row].tolist()
+    image = read_image(part.images.open(row), size=(height, width), name=part.images.name(row))
+    scale = _SIDE / max(height, width)
+    if scale < 1:
+        shape = [max(1, round(height * scale)), max(1, round(width * scale))]
+        image = tv_functional.resize(image, shape)
+    scale = min(scale, 1.0)
+    rows = np.flatnonzero(part.box_image == row)
+    rows = rows[(part.boxes_xywh[rows, 2:] > 0).all(1)]
+    boxes = torch.from_numpy(part.boxes_xywh[rows] * scale)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = part.box_class[rows].tolist()
+    captions = [
+        part.categories[label].name + (" (crowd)" if part.crowd[box] else "")
+        for label, box in zip(labels, rows, strict=True)
+    ]
+    return draw_boxes(image, boxes, labels, captions)
+
+
+def _histograms(axes: np.ndarray, part: Annotations) -> None:
+    names = [category.name for category in part.categories]
+    counts = np.bincount(part.box_class, minlength=len(names))
+    order = np.argsort(-counts, kind="stable")[:_MOST_CATEGORIES]
+    axes[0].barh([_short(names[row], 20) for row in order[::-1]], counts[order[::-1]])
+    more = f" (the {_MOST_CATEGORIES} largest)" if len(names) > _MOST_CATEGORIES else ""
+    axes[0].set_title(f"boxes by category{more}", fontsize=9)
+    per_image = np.bincount(part.box_image, minlength=len(part))
+    axes[1].hist(per_image, bins=min(40, max(1, int(per_image.max()) + 1)))
+    axes[1].set_title("boxes per image", fontsize=9)
+    size = part.boxes_xywh[:, 2:]
+    size = size[(size > 0).all(1)]
+    axes[2].hist(np.sqrt(size.prod(1)), bins=40)
+    axes[2].set_title("side of boxes: root of area, pixels", fontsize=9)
+    if len(size):
+        axes[3].hist(np.log2(size[:, 0] / size[:, 1]), bins=40)
+    axes[3].set_title("shape of boxes: log2 of width over height", fontsize=9)
+    for axis in axes:
+        axis.tick_params(labelsize=7)
