@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from detrelay.apps import cli, evaluate, predict, publish, replay
+from detrelay.apps import check_data, cli, evaluate, predict, publish, replay
 from detrelay.apps.console import read_arguments
 from detrelay.apps.train import Arguments, check_output, resolve, run_name
 from detrelay.core.engine.run_folder import RunFolderError
@@ -45,6 +45,9 @@ def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
         "data", "model", "head", "predictions", "images", "output", "details", "detections",
         "max_detections", "class_agnostic", "backend", "max_pixels", "allow_outside", "debug",
+    ]  # fmt: skip
+    assert [field.name for field in dataclasses.fields(check_data.Arguments)] == [
+        "data", "images", "output", "write", "skip_images", "max_pixels", "allow_outside", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(publish.Arguments)] == [
         "folder", "repo_id", "private", "tag", "license", "head", "dry_run", "debug",
@@ -78,9 +81,10 @@ def test_every_command_is_known() -> None:
     """To the program and as a script."""
     assert (
         set(COMMANDS)
-        == set(cli.COMMANDS)
+        == {name.replace("-", "_") for name in cli.COMMANDS}
         == {
             *("train", "evaluate", "report", "predict", "publish", "convert", "replay"),
+            "check_data",
         }
     )
 
@@ -91,7 +95,7 @@ def test_the_program_lists_its_commands(
     monkeypatch.setattr(sys, "argv", ["detrelay"])
     cli.main()
     shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in COMMANDS)
+    assert all(f"\n  {name.replace('_', '-')} " in shown for name in COMMANDS)
 
 
 def test_the_program_hands_on_the_arguments_of_a_command(

@@ -39,8 +39,8 @@ class Arguments:
     """Folder for check.json and contact_sheet_SPLIT.png; for the converted data with --write."""
     write: str | None = None
     """Convert to coco, yolo, voc or parquet instead of checking."""
-    pixels: bool = True
-    """Open every image: finds damaged ones, and pictures that stand in two splits."""
+    skip_images: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Open no image: misses damaged ones, and pictures that stand in two splits."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of an image."""
     allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -68,7 +68,7 @@ def check_data(arguments: Arguments) -> int:
             checks[name].defects.append(
                 Defect("images are missing", len(missing), missing[:5], blocks=True)
             )
-    if arguments.pixels and not any(d.blocks for c in checks.values() for d in c.defects):
+    if not arguments.skip_images and not any(d.blocks for c in checks.values() for d in c.defects):
         between = look_at_pixels(splits, checks, arguments, Path(found[0].place))
     report(checks, between)
     if arguments.output is not None:
