@@ -251,11 +251,6 @@ class _Handler(BaseHTTPRequestHandler):
             "auth": {"accessToken": {"displayName": "test", "role": self.role}},
         }
 
-    def overview(self, body: bytes, query: Any, name: str) -> Any:
-        if name != STRANGER:
-            raise _Refused(404, message="This user does not exist")
-        return {"user": name, "fullname": name, "avatarUrl": "", "type": "user"}
-
     def create(self, body: bytes, query: Any) -> Any:
         wanted = json.loads(body)
         owner = wanted.get("organization") or USER
@@ -414,7 +409,6 @@ _REPOSITORY = r"(?P<repo_id>[^/]+/[^/]+)"
 _API = f"/api/models/{_REPOSITORY}"
 _ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
-    ("GET", "/api/(?:users|organizations)/(?P<name>[^/]+)/overview", _Handler.overview),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("GET", _API, _Handler.info),

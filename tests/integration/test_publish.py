@@ -204,10 +204,11 @@ def test_preflight_refuses_in_one_line(hub: HubServer, monkeypatch: pytest.Monke
     assert "tag 'deadbeef': would hide the branch or the commit" in refusal(tag="deadbeef")
     assert "does not know the token; log in" in refusal(token="hf_wrong")
     assert "the token 'test' of tess may only read" in refusal(token=READ_TOKEN)
-    assert "has no user or organisation nobody" in refusal(repo_id="nobody/x")
+    assert "no right to write under nobody" in refusal(repo_id="nobody/x")
     message = refusal(repo_id=f"{STRANGER}/x")
     assert f"no right to write under {STRANGER}; may write under tess, lab" in message
-    assert "may only read in the organisation" in refusal(repo_id=f"{READ_ONLY_ORGANIZATION}/x")
+    message = refusal(repo_id=f"{READ_ONLY_ORGANIZATION}/x")
+    assert f"no right to write under {READ_ONLY_ORGANIZATION}; may write under tess, lab" in message
     hub.add(f"{USER}/text", {"tokenizer.json": b"{}", "pytorch_model.bin": b""})
     message = refusal(repo_id=f"{USER}/text")
     assert "the name is taken by something else (2 files, such as pytorch_model.bin" in message

@@ -233,30 +233,14 @@ def _check_owner(api: HfApi, repo_id: str) -> str:
             f"{repo_id}: the token {access.get('displayName', '')!r} of {user} may only read; make "
             f"one that may write ({api.endpoint}/settings/tokens)"
         )
-    roles = {str(org["name"]): org.get("roleInOrg") for org in who.get("orgs") or ()}
+    orgs = [str(org["name"]) for org in who.get("orgs") or () if org.get("roleInOrg") != "read"]
     owner = repo_id.partition("/")[0] if "/" in repo_id else user
-    if owner != user and owner not in roles:
-        if not _is_known(api, owner):
-            raise HubError(f"{repo_id}: {api.endpoint} has no user or organisation {owner}")
+    if owner not in (user, *orgs):
         raise HubError(
             f"{repo_id}: {user} has no right to write under {owner}; may write under "
-            f"{', '.join([user, *roles])}"
+            f"{', '.join([user, *orgs])}"
         )
-    if roles.get(owner) == "read":
-        raise HubError(f"{repo_id}: {user} may only read in the organisation {owner}")
     return user
-
-
-def _is_known(api: HfApi, owner: str) -> bool:
-    for overview in (api.get_user_overview, api.get_organization_overview):
-        try:
-            patiently(lambda overview=overview: overview(owner))  # type: ignore[misc]
-        except CALL_ERRORS as error:
-            if status(error) != 404:
-                raise HubError(f"{owner}: {explain(error, api)}") from error
-        else:
-            return True
-    return False
 
 
 def _check_existing(destination: Destination, is_private: bool, tag: str | None) -> None:
