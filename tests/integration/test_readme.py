@@ -18,7 +18,6 @@ import tyro
 from transformers import AutoModelForObjectDetection
 
 from detrelay.apps import train
-from detrelay.assigners import ASSIGNERS
 from detrelay.core.recipes.recipe import load_recipe
 from factories_data import noise_image, write_shapes
 from hub_model import only_hub
@@ -247,12 +246,16 @@ def test_there_is_a_row_for_each_ablation() -> None:
     assert len(ROWS) == 4
 
 
-def test_own_assigner_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_assigner_and_class_loss_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     skip_pictures(monkeypatch)
-    names: dict[str, type] = {}
-    exec(python_file("late_boxes.py"), names)
-    monkeypatch.setitem(ASSIGNERS, "late_boxes", names["LateBoxesAssigner"])
-    assert tiny_run(tmp_path / "run", "assigner.options.stage=1", assigner="late_boxes") == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("late_boxes", "smooth_labels"):
+        (tmp_path / f"{name}.py").write_text(python_file(f"{name}.py"), encoding="utf-8")
+    settings = ["loss.class_loss=smooth_labels:SmoothClassLoss", "assigner.options.stage=1"]
+    settings.append("loss.class_options.smoothing=0.2")
+    own = "late_boxes:LateBoxesAssigner"
+    assert tiny_run(tmp_path / "run", *settings, assigner=own) == 0
 
 
 def test_snippet_finds_boxes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +268,7 @@ def test_snippet_finds_boxes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_snippet_is_run() -> None:
-    names = ("# my_head.py", "# late_boxes.py", "import detrelay.heads")
+    names = ("# my_head.py", "# late_boxes.py", "# smooth_labels.py", "import detrelay.heads")
     assert len(blocks("python")) == len(names)
     for name in names:
         assert sum(block.startswith(name) for block in blocks("python")) == 1

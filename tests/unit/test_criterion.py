@@ -248,5 +248,7 @@ def test_numbers_that_cannot_be_meant_are_refused(name: str, value: float, messa
 
 
 def test_a_negative_weight_of_an_own_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"loss\.more: the weight of a:B must be from 0 on"):
-        LossConfig(more=("a:B:-1",)).terms()
+    with pytest.raises(
+        ValueError, match=r"loss\.extra_losses: the weight of a:B must be from 0 on"
+    ):
+        LossConfig(extra_losses=("a:B:-1",)).terms()

@@ -16,7 +16,7 @@ from detrelay.assigners import build_assigners
 from detrelay.core.criterion import Criterion, CriterionOutput
 from detrelay.core.detector.model import DetectorForObjectDetection, DetectorOutput
 from detrelay.core.detector.pyramid import build_pyramid
-from detrelay.core.structures import Targets
+from detrelay.core.structures import StageGroup, Targets
 from detrelay.heads import HEADS, find_head
 from factories import SMALL_HEADS, make_targets, small_head_config
 
@@ -100,6 +100,7 @@ def test_training_gives_groups_of_stages(case: str) -> None:
             assert stage.boxes.shape[-1] == 4
     for stage in groups["decoder"].stages:
         assert stage.boxes.shape[:2] == (2, QUERIES)
+    check_facts(model, output.groups)
     if "denoising" in groups:
         known = groups["denoising"].known_pairs
         assert known is not None
@@ -110,6 +111,25 @@ def test_training_gives_groups_of_stages(case: str) -> None:
         # a query answers one target
         rows = torch.stack([known.image, known.query], dim=1)
         assert len(rows.unique(dim=0)) == len(rows)
+
+
+def check_facts(model: DetectorForObjectDetection, groups: tuple[StageGroup, ...]) -> None:
+    """What a config says about groups of stages is what the head gives."""
+    facts = model.config.stage_groups()
+    assert facts is not None
+    assert {fact.name for fact in facts} == {group.name for group in groups}
+    for fact in facts:
+        group = next(group for group in groups if group.name == fact.name)
+        assert fact.known_pairs == (group.known_pairs is not None)
+        assert (fact.slots, fact.class_agnostic) == (group.slots, group.class_agnostic)
+        if fact.known_pairs:
+            continue
+        given = [stage.references is not None for stage in group.stages]
+        assert fact.references == all(given)
+        for stage in group.stages:
+            if stage.references is not None:
+                assert stage.references.shape == stage.boxes.shape
+                assert stage.references.isfinite().all()
 
 
 @pytest.mark.parametrize("assigner", ["hungarian", "cross_stage"])

@@ -194,6 +194,38 @@ def test_threshold_and_top_k() -> None:
     assert nothing["labels"].dtype == torch.int64
 
 
+def crowd() -> Outputs:
+    """Four queries in one place, but for the last; the second and third overlap the first by 3/5.
+
+    Their classes are 0, 0, 1 and 0, from the best to the worst.
+    """
+    table = [[0.9, 0.01], [0.8, 0.02], [0.03, 0.7], [0.6, 0.04]]
+    boxes = [
+        [0.4, 0.5, 0.2, 0.2],
+        [0.45, 0.5, 0.2, 0.2],
+        [0.45, 0.5, 0.2, 0.2],
+        [0.8, 0.8, 0.2, 0.2],
+    ]
+    logits = [[logit(value) for value in row] for row in table]
+    return Outputs(torch.tensor([logits]), torch.tensor([boxes]))
+
+
+def test_boxes_are_suppressed_by_class_where_asked_for(tmp_path: Path) -> None:
+    def scores(overlap: float | None, top_k: int = 100) -> list[float]:
+        made = processor(nms_iou_threshold=overlap)
+        made.save_pretrained(tmp_path)
+        loaded = DetrelayImageProcessor.from_pretrained(tmp_path)
+        (found,) = loaded.post_process_object_detection(crowd(), 0.5, [(480, 640)], top_k)
+        return [round(score, 3) for score in found["scores"].tolist()]
+
+    assert scores(None) == scores(0.65) == [0.9, 0.8, 0.7, 0.6]
+    assert scores(0.55) == [0.9, 0.7, 0.6]
+    assert scores(0.55, top_k=2) == [0.9, 0.7]
+    assert processor().nms_iou_threshold is None
+    with pytest.raises(ValueError, match=r"nms_iou_threshold must lie in \[0, 1\]"):
+        processor(nms_iou_threshold=2)
+
+
 def test_target_sizes_may_be_a_tensor_or_none() -> None:
     process = processor().post_process_object_detection
     by_list = process(outputs(), 0.5, [(100, 200)])[0]["boxes"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 
 from detrelay.apps.replay import Arguments as Replay
 from detrelay.apps.replay import replay
+from detrelay.core.criterion import Criterion
 from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.engine.failure import load_failure
 from detrelay.core.engine.loaders import make_loader
@@ -176,7 +178,8 @@ def test_diverging_training_ends_in_one_line_and_keeps_the_checkpoint(
     then, now = capsys.readouterr().out.strip().splitlines()
     # the same losses, in the same stage, of the same images
     assert then.endswith(f"then: {now.removeprefix('now: ')}")
-    assert json.loads(file.with_suffix(".json").read_text())["step"] == 2
+    facts = json.loads(file.with_suffix(".json").read_text())
+    assert (facts["step"], facts["progress"]) == (2, 1 / 6)
 
 
 def test_a_failure_that_went_away_and_files_that_are_none(
@@ -267,11 +270,23 @@ def test_two_hundred_steps_in_bf16_stay_near_those_in_float32(
 
 
 def test_evaluations_and_checkpoints_come_as_often_as_asked(
-    small_and_silent: None, tmp_path: Path
+    small_and_silent: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "run"
+    shares = []
+    plan = Criterion.plan
+
+    def watched(self: Criterion, *arguments: Any) -> Any:
+        shares.append(self.progress.share)
+        return plan(self, *arguments)
+
+    monkeypatch.setattr(Criterion, "plan", watched)
     settings = ["train.epochs=3", "train.evaluate_every=2", "train.keep_checkpoints=1"]
-    assert tiny_run(output, *settings, "train.max_detections=7") == 0
+    settings += ["train.max_detections=7", "train.nms_iou_threshold=0.6"]
+    assert tiny_run(output, *settings) == 0
+    assert shares == [step / 9 for step in range(9)]
+    saved = json.loads((output / "best" / "preprocessor_config.json").read_text())
+    assert saved["nms_iou_threshold"] == 0.6
     lines = read_metrics(output / "metrics.jsonl")
     assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [2, 3]
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step_0000009"]

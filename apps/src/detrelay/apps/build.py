@@ -6,24 +6,22 @@ What the command lines are made of, and what a notebook needs: `find_recipe`, `b
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging as transformers_logging
 
-from detrelay.assigners import build_assigners
+from detrelay.apps.training_targets import build_criterion as build_criterion
+from detrelay.apps.training_targets import head_entry as head_entry
+from detrelay.apps.training_targets import model_config
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import AnnotatedImages, Category
 from detrelay.core.data.fingerprint import fingerprint
@@ -39,12 +37,11 @@ from detrelay.core.data.transforms import (
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.trainer import Trainer, TrainingParts
-from detrelay.core.errors import RecipeError, one_line, unknown_name
+from detrelay.core.errors import RecipeError, one_line
 from detrelay.core.evaluation.evaluators import Evaluator, build_evaluator
 from detrelay.core.hub.fetch import model_folder
-from detrelay.core.losses import LossConfig
 from detrelay.core.recipes.recipe import DataConfig, Recipe
-from detrelay.heads import HEADS, HeadEntry, find_head
+from detrelay.heads import HEADS, HeadEntry
 
 AnyDataset = AnnotatedImages | ShapesDataset
 
@@ -76,20 +73,6 @@ def find_recipe(
 
     paths = tuple(map(Path, data))
     return resolve(Arguments(name, head=head, assigner=assigner, data=paths, set=(settings,)))
-
-
-def head_entry(name: str) -> HeadEntry:
-    """The head of that name; one outside of this project may stand in the working directory.
-
-    Raises:
-        RecipeError: there is no such head.
-    """
-    if ":" in name and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return find_head(name)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
 
 
 def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
@@ -151,6 +134,7 @@ def join_parts(
     processor = DetrelayImageProcessor(
         size={"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size},
         max_pixels=data.max_pixels,
+        nms_iou_threshold=recipe.train.nms_iou_threshold,
     )
     return TrainingParts(
         model=model,
@@ -204,15 +188,13 @@ def build_model(
         RecipeError: the head refuses its settings, or `init` holds another architecture.
     """
     entry = head_entry(recipe.head)
-    try:
-        config = entry.config(
-            id2label={index: category.name for index, category in enumerate(categories)},
-            label2id={category.name: index for index, category in enumerate(categories)},
-            category_ids=[category.id for category in categories],
-            **recipe.model,
-        )
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise RecipeError(f"model settings of head {recipe.head}: {one_line(error)}") from error
+    config = model_config(
+        recipe,
+        entry,
+        id2label={index: category.name for index, category in enumerate(categories)},
+        label2id={category.name: index for index, category in enumerate(categories)},
+        category_ids=[category.id for category in categories],
+    )
     if fresh and init is not None:
         return _from_saved(entry, config, init)
     model = entry.model(config)
@@ -247,32 +229,6 @@ def _from_saved(entry: HeadEntry, config: Any, init: Path) -> DetectorForObjectD
         was, now = (", ".join(c.class_names) for c in (saved, config))
         print(f"class scores start from those of other categories ({was} become {now})")
     return model
-
-
-def build_criterion(recipe: Recipe) -> Criterion:
-    """The head's published losses with the recipe's changes, and its assigner."""
-    entry = head_entry(recipe.head)
-    losses = entry.model.loss_config
-    known = {field.name: type(getattr(losses, field.name)) for field in fields(LossConfig)}
-    changes = {}
-    for name, value in recipe.loss.items():
-        if name not in known:
-            raise RecipeError(unknown_name("key", f"loss.{name}", [f"loss.{key}" for key in known]))
-        number = known[name] is float and type(value) in (int, float)
-        if not number and type(value) is not known[name]:
-            expected = "a number" if known[name] is float else "a string"
-            raise RecipeError(f"loss.{name} must be {expected}, found {value!r}")
-        changes[name] = float(value) if number else value
-    losses = replace(losses, **changes)  # type: ignore[arg-type]  # checked above
-    if losses.l1_format not in ("xyxy", "cxcywh"):
-        raise RecipeError(f'loss.l1_format must be "xyxy" or "cxcywh", found {losses.l1_format!r}')
-    assigner = recipe.assigner.name or entry.assigner
-    try:
-        options = {**entry.model.assigner_options.get(assigner, {}), **recipe.assigner.options}
-        assigners = build_assigners(assigner, losses, options)
-    except TypeError as error:
-        raise RecipeError(f"options of assigner {assigner}: {one_line(error)}") from error
-    return Criterion(losses.terms(), assigners)
 
 
 def build_trainer(

@@ -50,8 +50,10 @@ def replay(arguments: Arguments) -> int:
     facts = json.loads(arguments.file.with_suffix(".json").read_text(encoding="utf-8"))
     print(f"step {facts['step']}, image ids {facts['image_ids']}; then: {facts['problem']}")
     accelerator = make_accelerator(recipe)
+    criterion = build_criterion(recipe)
+    criterion.progress.share = facts.get("progress", 0.0)
     try:
-        replay_failure(accelerator, arguments.file, model, build_criterion(recipe))
+        replay_failure(accelerator, arguments.file, model, criterion)
     except FloatingPointError as error:
         print(f"now: {error}")
         return _NOT_FINITE

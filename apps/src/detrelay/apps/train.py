@@ -63,7 +63,7 @@ class Arguments:
     head: str | None = None
     """Decoder head, such as dino; module:ConfigClass for one of your own."""
     assigner: str | None = None
-    """Training targets: cross_stage or hungarian."""
+    """Training targets, such as cross_stage or hungarian; module:Class for your own."""
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PLACE|train=PLACE val=PLACE")] = ()
     """Folder or file of annotated images in any known format, or one each; hub:NAME on the Hub."""
     output: Path | None = None
@@ -112,9 +112,11 @@ def resolve(arguments: Arguments) -> Recipe:
                 f"--head {arguments.head}: the recipe {arguments.recipe} holds model settings of "
                 f"head {recipe.head}; name a recipe of that head"
             )
-        recipe = replace(recipe, head=arguments.head, model={}, assigner=AssignerSettings())
+        recipe = replace(
+            recipe, head=arguments.head, model={}, assigner=AssignerSettings(), groups={}
+        )
     if arguments.assigner is not None and arguments.assigner != recipe.assigner.name:
-        recipe = override(recipe, ["assigner.options={}", f"assigner.name={arguments.assigner}"])
+        recipe = replace(recipe, assigner=AssignerSettings(arguments.assigner))
     if arguments.data:
         recipe = replace(recipe, data=named_data(recipe.data, arguments.data))
     if arguments.seed is not None:
@@ -243,7 +245,7 @@ def run_name(recipe_name: str | None, recipe: Recipe, assigner: str) -> str:
     What is not said is left out: the recipe if none is named, the seed if it is 0.
     """
     parts = [] if recipe_name is None else [Path(recipe_name).stem]
-    parts += [recipe.head.replace(":", "."), assigner]
+    parts += [recipe.head.replace(":", "."), assigner.replace(":", ".")]
     if recipe.train.seed:
         parts.append(f"seed{recipe.train.seed}")
     return "-".join(parts)

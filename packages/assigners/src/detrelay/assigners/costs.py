@@ -6,8 +6,9 @@ Only queries of the target's own image are compared, so the cost of a batch is T
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from detrelay.core.boxes import cxcywh_to_xyxy, giou, iou
 from detrelay.core.loss_terms import BoxFormat
-from detrelay.core.losses import LossConfig
-from detrelay.core.progress import Progress
+from detrelay.core.losses import LossConfig, split_weight
+from detrelay.core.progress import TrainingProgress
+from detrelay.core.registry import find_part, make_part
 from detrelay.core.structures import StagePrediction, Targets
 
 
@@ -186,11 +188,12 @@ class TimedCost:
     cost: MatchingCost
     start: float
     end: float
-    progress: Progress
+    progress: TrainingProgress
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q], 0 outside of its time."""
-        if self.start <= self.progress.share < self.end:
+        share = self.progress.share
+        if self.start <= share and (share < self.end or self.end == 1):
             return self.cost(prediction, targets)
         return torch.zeros_like(prediction.boxes[targets.image, :, 0])
 
@@ -203,3 +206,66 @@ def default_costs(loss: LossConfig | None = None) -> tuple[MatchingCost, ...]:
         L1BoxCost(box_format=loss.l1_format),
         GIoUBoxCost(epsilon=loss.giou_epsilon),
     )
+
+
+COSTS: dict[str, type[MatchingCost]] = {
+    "focal": FocalClassCost,
+    "softmax": SoftmaxClassCost,
+    "l1": L1BoxCost,
+    "giou": GIoUBoxCost,
+    "position_modulated": PositionModulatedClassCost,
+    "high_order": HighOrderCost,
+}
+
+
+def build_costs(
+    entries: Sequence[Any], loss: LossConfig, progress: TrainingProgress
+) -> tuple[MatchingCost, ...]:
+    """Costs as a recipe names them; what it leaves out is as in the head's loss.
+
+    Args:
+        entries: each "name", "name:weight", or a mapping with `name`, `weight`, the cost's own
+            arguments, and `start` and `end`, shares of the training between which it counts. Names
+            are those of `COSTS`, or `module:Class`.
+        loss: the head's loss numbers.
+        progress: how far training is.
+
+    Raises:
+        ValueError: an entry of another form, an unknown name or option, or a bad share.
+    """
+    return tuple(_build_cost(entry, loss, progress) for entry in entries)
+
+
+def _build_cost(entry: Any, loss: LossConfig, progress: TrainingProgress) -> MatchingCost:
+    if isinstance(entry, str):
+        name, weight = split_weight(entry)
+        entry = {"name": name} if weight is None else {"name": name, "weight": weight}
+    options = dict(entry) if isinstance(entry, Mapping) else {}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(
+            f'a cost must be "name", "name:weight" or a table with a name, found {entry!r}'
+        )
+    start, end = options.pop("start", 0.0), options.pop("end", 1.0)
+    for share in (start, end):
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"cost {name!r}: start and end must lie in [0, 1], found {share!r}")
+    given = _as_in_loss(name, loss) | {"progress": progress}
+    part = find_part("cost", name, COSTS)
+    cost: MatchingCost = make_part("cost", name, part, options, given, reserved=("progress",))
+    if (start, end) == (0.0, 1.0):
+        return cost
+    return TimedCost(cost, float(start), float(end), progress)
+
+
+def _as_in_loss(name: str, loss: LossConfig) -> dict[str, Any]:
+    """The arguments of a cost that its head's loss has too."""
+    focal = {"alpha": loss.alpha, "gamma": loss.gamma, "epsilon": loss.log_epsilon}
+    shared: dict[str, dict[str, Any]] = {
+        "focal": focal,
+        "position_modulated": focal | {"giou_epsilon": loss.giou_epsilon},
+        "l1": {"box_format": loss.l1_format},
+        "giou": {"epsilon": loss.giou_epsilon},
+        "high_order": {"epsilon": loss.giou_epsilon},
+    }
+    return shared.get(name, {})

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from detrelay.core.loss_terms import CountingTerm, LossTerm, Normalizers, class_targets
-from detrelay.core.progress import Progress
+from detrelay.core.progress import TrainingProgress
 from detrelay.core.structures import (
     Assignment,
     GroupFacts,
@@ -105,14 +105,14 @@ class Criterion:
         *,
         group_terms: Mapping[str, Sequence[LossTerm]] | None = None,
         joins: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: TrainingProgress | None = None,
     ) -> None:
         self.terms = tuple(terms)
         self.assigners = dict(assigners)
         self.group_weights = dict(group_weights or {})
         self.group_terms = {name: tuple(own) for name, own in (group_terms or {}).items()}
         self.joins = dict(joins or {})
-        self.progress = progress or Progress()
+        self.progress = progress or TrainingProgress()
 
     def terms_of(self, group: str) -> tuple[LossTerm, ...]:
         """The losses of a group's stages."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -13,8 +13,10 @@ from detrelay.core.boxes import cxcywh_to_xyxy, giou
 from detrelay.core.class_losses import CLASS_LOSSES
 from detrelay.core.class_losses import FocalClassLoss as FocalClassLoss
 from detrelay.core.class_losses import sigmoid_focal_loss as sigmoid_focal_loss
+from detrelay.core.errors import nearest
 from detrelay.core.loss_terms import PAIRS, BoxFormat, Divisor, LossTerm, Normalizers, paired_boxes
 from detrelay.core.loss_terms import class_targets as class_targets
+from detrelay.core.progress import TrainingProgress
 from detrelay.core.registry import find_part, make_part
 from detrelay.core.structures import Assignment, StagePrediction, Targets
 
@@ -101,7 +103,7 @@ class LossConfig:
         class_divisor: divisor of the class loss.
         l1_divisor: divisor of the L1 box loss.
         giou_divisor: divisor of the GIoU box loss.
-        more: further losses of one's own, `module:Class` or `module:Class:weight`.
+        extra_losses: further losses of one's own, `module:Class` or `module:Class:weight`.
     """
 
     class_weight: float = 2.0
@@ -117,7 +119,7 @@ class LossConfig:
     class_divisor: str | None = None
     l1_divisor: str | None = None
     giou_divisor: str | None = None
-    more: tuple[str, ...] = ()
+    extra_losses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -127,24 +129,28 @@ class LossConfig:
         if self.alpha > 1:
             raise ValueError(f"loss.alpha must be a share, 0 to 1, found {self.alpha:g}")
 
-    def terms(self) -> tuple[LossTerm, ...]:
+    def terms(self, progress: TrainingProgress | None = None) -> tuple[LossTerm, ...]:
         """The terms of DETR-like training: class loss, L1, GIoU, and further ones.
+
+        Args:
+            progress: how far training is, for terms whose constructor asks for `progress`.
 
         Raises:
             ValueError: an unknown loss, option or divisor, or a combination that cannot be.
         """
+        shared: dict[str, Any] = {"progress": progress or TrainingProgress()}
         return (
-            self._class_term(),
+            self._class_term(shared),
             L1BoxLoss(self.l1_weight, self.l1_format, divisor=_divisor(self.l1_divisor, PAIRS)),
             GIoUBoxLoss(
                 self.giou_weight, self.giou_epsilon, divisor=_divisor(self.giou_divisor, PAIRS)
             ),
-            *(self._own_term(text) for text in self.more),
+            *(self._own_term(text, shared) for text in self.extra_losses),
         )
 
-    def _class_term(self) -> LossTerm:
+    def _class_term(self, shared: Mapping[str, Any]) -> LossTerm:
         part = find_part("class loss", self.class_loss, CLASS_LOSSES)
-        given: dict[str, Any] = {"weight": self.class_weight, "epsilon": self.giou_epsilon}
+        given = {**shared, "weight": self.class_weight, "epsilon": self.giou_epsilon}
         if self.class_loss == "focal":
             given |= {"alpha": self.alpha, "gamma": self.gamma}
         if self.class_divisor is not None:
@@ -165,19 +171,63 @@ class LossConfig:
             part,
             self.class_options,
             given,
-            reserved=("weight", "name", "divisor"),
+            reserved=("weight", "name", "divisor", "progress"),
         )
         return term
 
-    def _own_term(self, text: str) -> LossTerm:
+    def _own_term(self, text: str, shared: Mapping[str, Any]) -> LossTerm:
         name, weight = split_weight(text)
         if weight is not None and not 0 <= weight < math.inf:
-            raise ValueError(f"loss.more: the weight of {name} must be from 0 on, found {weight:g}")
+            raise ValueError(
+                f"loss.extra_losses: the weight of {name} must be from 0 on, found {weight:g}"
+            )
         part = find_part("loss", name, {})
-        term: LossTerm = make_part(
-            "loss", name, part, {}, {} if weight is None else {"weight": weight}
-        )
+        given = shared if weight is None else {**shared, "weight": weight}
+        term: LossTerm = make_part("loss", name, part, {}, given)
         return term
+
+
+def changed(loss: LossConfig, changes: Mapping[str, Any], table: str = "loss") -> LossConfig:
+    """Loss numbers with some of them replaced.
+
+    Args:
+        loss: the numbers to start from.
+        changes: values by field; "class_options.NAME" sets a single one of those.
+        table: how messages call the table of the changes.
+
+    Raises:
+        ValueError: an unknown key or a value of another type; names the key.
+    """
+    hints = get_type_hints(LossConfig)
+    for key, value in changes.items():
+        name, dot, option = key.partition(".")
+        if name not in hints or (dot and name != "class_options"):
+            hint = nearest(key, hints, lambda known: f"{table}.{known}")
+            raise ValueError(f"unknown key {table}.{key}; {hint}")
+        if dot:
+            value = {**loss.class_options, option: value}
+        loss = replace(loss, **{name: _checked(name, value, hints[name], table)})
+    return loss
+
+
+def _checked(name: str, value: Any, hint: Any, table: str) -> Any:
+    """The value in its field's type."""
+    if name == "l1_format":
+        fits, expected = value in get_args(BoxFormat), '"xyxy" or "cxcywh"'
+    elif name == "class_options":
+        fits, expected = isinstance(value, Mapping), "a table"
+    elif name == "extra_losses":
+        texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+        fits, expected = texts, "a list of strings"
+    elif hint is float:
+        fits, expected = type(value) in (int, float), "a number"
+    else:
+        fits, expected = isinstance(value, str), "a string"
+    if not fits:
+        raise ValueError(f"{table}.{name} must be {expected}, found {value!r}")
+    if hint is float:
+        return float(value)
+    return tuple(value) if name == "extra_losses" else value
 
 
 _AIM_AT_BOXES = ("varifocal", "matchability", "ia_bce", "position_supervised", "rank_giou")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingProgress:
     """Shared by the trainer, which moves it, and by parts whose constructor asks for `progress`.
 
     Attributes:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Unpack
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
@@ -27,6 +28,8 @@ from detrelay.core.data.image_sources import pixels_of_any
 from detrelay.core.data.transforms import resized_shape
 from detrelay.core.errors import NonFiniteOutput
 
+_NMS_CANDIDATES = 10_000  # best pairs of an image that can suppress each other, as in DETA
+
 
 class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
     """Options of the processor beyond those of every image processor.
@@ -34,10 +37,14 @@ class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
     Attributes:
         pad_size_divisor: what height and width of a batch are a multiple of, pixels.
         max_pixels: largest number of pixels of an image; a larger one is refused.
+        nms_iou_threshold: boxes of one class that overlap a better one by more than this are
+            suppressed in post-processing; None suppresses nothing. Detectors need it whose training
+            gives an object several queries (DETA: 0.7).
     """
 
     pad_size_divisor: int
     max_pixels: int
+    nms_iou_threshold: float | None
 
 
 class _DetectorOutput(Protocol):
@@ -75,6 +82,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
     do_pad = True
     pad_size_divisor = 32
     max_pixels = MAX_PIXELS
+    nms_iou_threshold: float | None = None
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - never changed
 
     def __init__(self, **kwargs: Unpack[DetrelayImageProcessorKwargs]) -> None:
@@ -95,6 +103,9 @@ class DetrelayImageProcessor(TorchvisionBackend):
                     raise ValueError(f"image_std must be above 0, found {values}")
         if settings.get("max_pixels") is not None and settings["max_pixels"] < 1:
             raise ValueError(f"max_pixels must be at least 1, found {settings['max_pixels']}")
+        overlap = settings.get("nms_iou_threshold")
+        if overlap is not None and not 0 <= overlap <= 1:
+            raise ValueError(f"nms_iou_threshold must lie in [0, 1] or be None, found {overlap}")
         return settings
 
     def _prepare_image_like_inputs(
@@ -198,7 +209,8 @@ class DetrelayImageProcessor(TorchvisionBackend):
         """Turn scores and boxes into detections, best first.
 
         The `top_k` best of all query and class pairs are kept: a query may answer with several
-        classes, and nothing is suppressed.
+        classes. Nothing is suppressed unless `nms_iou_threshold` is set; then the `top_k` best of
+        those that remain are kept.
 
         Args:
             outputs: `logits` [B, Q, K] before the sigmoid, `pred_boxes` [B, Q, 4] cxcywh in
@@ -234,17 +246,22 @@ class DetrelayImageProcessor(TorchvisionBackend):
         num_classes = logits.shape[-1]
         # Stable, so that equal scores rank alike on every device
         scores, order = logits.sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
+        count = top_k if self.nms_iou_threshold is None else _NMS_CANDIDATES
         results = []
         for image, (image_scores, pairs) in enumerate(
-            zip(scores[:, :top_k], order[:, :top_k], strict=True)
+            zip(scores[:, :count], order[:, :count], strict=True)
         ):
             good = image_scores > threshold
             kept = pairs[good]
-            results.append(
-                {
-                    "scores": image_scores[good],
-                    "labels": kept % num_classes,
-                    "boxes": boxes[image, kept // num_classes],
-                }
-            )
+            found = {
+                "scores": image_scores[good],
+                "labels": kept % num_classes,
+                "boxes": boxes[image, kept // num_classes],
+            }
+            if self.nms_iou_threshold is not None:
+                best = batched_nms(
+                    found["boxes"], found["scores"], found["labels"], self.nms_iou_threshold
+                )[:top_k]
+                found = {name: values[best] for name, values in found.items()}
+            results.append(found)
         return results

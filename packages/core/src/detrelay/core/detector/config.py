@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from detrelay.core.backbones import RESNETS, SWINS, find_backbone_class
 from detrelay.core.errors import nearest
+from detrelay.core.structures import GroupFacts
 
 # Keys that transformers itself writes into or reads from config.json without a typed field.
 _LIBRARY_KEYS = frozenset(
@@ -92,6 +93,14 @@ class DetectorConfig(PreTrainedConfig):
     def class_names(self) -> list[str]:
         """Name of each class index."""
         return list((self.id2label or {}).values())
+
+    def stage_groups(self) -> tuple[GroupFacts, ...] | None:
+        """The groups of stages that the head gives in training, as far as this config says.
+
+        None where a head does not say; then only its first step tells whether each group can be
+        assigned.
+        """
+        return None
 
     def _check_types(self) -> None:
         # `strict` leaves out annotations that are kept as text, as they are in these modules

@@ -252,6 +252,8 @@ class Trainer:
         meter = SpeedMeter(self.images_per_step)
         for batches in _whole_groups(loader, count):
             meter.batch_came()
+            total = self.settings.epochs * self.steps_per_epoch
+            self.parts.criterion.progress.share = self.position.step / total
             update = self._step(batches)
             self.position = replace(
                 self.position, step=self.position.step + 1, batch=self.position.batch + 1
@@ -287,7 +289,8 @@ class Trainer:
         message = f"{problem}; in step {step}, whose batch holds the image ids {image_ids}"
         if _is_sharded(self.accelerator):
             return NonFiniteStep(f"{message}, not saved: no process holds all weights", None)
-        facts = {"step": step, "image_ids": image_ids, "problem": problem}
+        share = self.parts.criterion.progress.share
+        facts = {"step": step, "progress": share, "image_ids": image_ids, "problem": problem}
         folder = self.output / run_folder.FAILURES / f"step_{step:07d}"
         try:
             file = save_failure(self.accelerator, folder, self.parts.model, batches, states, facts)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Interval
 
@@ -39,12 +39,35 @@ class AssignerSettings:
     """Which queries answer which objects in training; leaves no trace in the model.
 
     Attributes:
-        name: entry of the assigner table; None for the head's own default.
+        name: entry of the assigner table, or `module:Class`; None for the default.
         options: keyword arguments of that assigner, such as `iou_threshold`.
+        costs: matching costs, each as "name", "name:weight", or a table with `name`, `weight` and
+            the cost's own arguments; names as in the cost table, or `module:Class`. Empty for the
+            published ones. An assigner with a base hands them to it.
+        base: the assigner that this one builds on; None for the default.
     """
 
     name: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    costs: tuple[Any, ...] = ()
+    base: AssignerSettings | None = None
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How one group of a head's stages learns.
+
+    Attributes:
+        assigner: its training targets; None for the default. The decoder's stand in `assigner`.
+        joins: name of the group whose assigner assigns this one too, seeing the stages of both.
+        weight: factor of its losses in the total.
+        loss: loss numbers that differ from those of the other groups; keys as in `loss`.
+    """
+
+    assigner: AssignerSettings | None = None
+    joins: str | None = None
+    weight: Amount = 1.0
+    loss: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,6 +210,8 @@ class TrainConfig:
         evaluator: what measures the model: "coco", or module:Class for one of your own, whose first
             figure decides which model is the best.
         evaluator_options: arguments of the evaluator, such as `backend` of "coco".
+        nms_iou_threshold: in evaluation and in the saved model, boxes of one class that overlap a
+            better one by more are suppressed; None suppresses nothing. 0.7 in DETA.
         seed: of weights, order and augmentation.
     """
 
@@ -222,6 +247,7 @@ class TrainConfig:
     max_detections: Count = 100
     evaluator: str = "coco"
     evaluator_options: dict[str, Any] = field(default_factory=dict)
+    nms_iou_threshold: Fraction | None = None
     seed: Annotated[int, Interval(ge=0, le=2**31 - 1)] = 0
 
 
@@ -234,6 +260,8 @@ class Recipe:
         model: fields of the head's config that differ from its defaults.
         assigner: the training targets.
         loss: fields of the head's published loss numbers that differ from them.
+        groups: by name, groups of stages that learn otherwise; which a head has depends on its
+            settings ("decoder", "proposals", "denoising", ...).
         data: images and augmentation.
         train: schedule and bookkeeping.
     """
@@ -244,6 +272,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     assigner: AssignerSettings = field(default_factory=AssignerSettings)
     loss: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, GroupSettings] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -323,18 +352,33 @@ def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     """Put `value` at a dotted key; inside a free table the rest of the key is one name."""
     hint: Any = Recipe
     rest = key
-    while is_dataclass(hint):
+    while True:
         name, dot, rest = rest.partition(".")
-        hints = get_type_hints(hint)
-        if name not in hints:
+        if is_dataclass(hint):
+            hints = get_type_hints(hint)
+            if name not in hints:
+                raise RecipeError(f"{source}: {_unknown_key(key)}")
+            hint = _table_in(hints[name])
+        elif get_origin(hint) is dict:
+            inner = get_args(hint)[1]
+            if not is_dataclass(inner):
+                values[name + dot + rest] = value
+                return
+            hint = inner
+        else:
             raise RecipeError(f"{source}: {_unknown_key(key)}")
         if not dot:
             values[name] = value
             return
-        hint, values = hints[name], values[name]
-    if get_origin(hint) is not dict:
-        raise RecipeError(f"{source}: {_unknown_key(key)}")
-    values[rest] = value
+        if values.get(name) is None:
+            values[name] = {}
+        values = values[name]
+
+
+def _table_in(hint: Any) -> Any:
+    """The dataclass in an annotation that also allows None; others unchanged."""
+    tables = [item for item in get_args(hint) if is_dataclass(item)]
+    return tables[0] if tables and get_origin(hint) is not dict else hint
 
 
 def _unknown_key(key: str) -> str:

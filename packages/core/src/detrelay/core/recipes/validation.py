@@ -136,7 +136,7 @@ def _type_name(hint: Any) -> str:
     if is_dataclass(hint):
         return "a table"
     if get_origin(hint) is tuple:
-        return f"a list of {_NAMES[_bare(get_args(hint)[0])]}s"
+        return f"a list of {_NAMES.get(_bare(get_args(hint)[0]), 'value')}s"
     return f"of type {_NAMES.get(hint, 'table')}"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrelay.core.detector.config import require_positive
-from detrelay.core.structures import Pairs, Targets
+from detrelay.core.structures import GroupFacts, Pairs, Targets
 from detrelay.heads.deformable.layers import inverse_sigmoid
 from detrelay.heads.deformable.passes import DecoderState, PassesConfig, QuerySet
 from detrelay.heads.query_sets import DECODER
@@ -66,6 +66,12 @@ class DenoisingConfig(PassesConfig):
             )
         if self.box_noise_scale < 0:
             raise ValueError(f"box_noise_scale must be >= 0; found {self.box_noise_scale}")
+
+    def denoising_group(self) -> tuple[GroupFacts, ...]:
+        """The group of denoising stages, if there is one."""
+        if self.denoising_groups == 0:
+            return ()
+        return (GroupFacts("denoising", known_pairs=True),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from detrelay.core.losses import LossConfig
-from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
+from detrelay.core.structures import (
+    FeaturePyramid,
+    GroupFacts,
+    StageGroup,
+    StagePrediction,
+    Targets,
+)
 from detrelay.heads.deformable.layers import (
     DeformableEncoder,
     DeformableForObjectDetection,
@@ -72,6 +78,16 @@ class DeformableDetrConfig(PassesConfig):
         super().validate_architecture()
         if self.two_stage and not self.box_refinement:
             raise ValueError("two_stage needs box_refinement; set box_refinement to true")
+
+    def stage_groups(self) -> tuple[GroupFacts, ...]:
+        """The decoder, of two-stage models the proposals, and other passes."""
+        proposals = GroupFacts("proposals", class_agnostic=True, references=True)
+        return (
+            # without proposals the first stage starts from points
+            GroupFacts(DECODER, references=self.two_stage),
+            *((proposals,) if self.two_stage else ()),
+            *(replace(group, references=self.two_stage) for group in self.pass_groups),
+        )
 
 
 class DeformableDetrHead(DecoderHead):

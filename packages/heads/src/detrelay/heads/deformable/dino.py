@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from detrelay.core.losses import LossConfig
-from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
+from detrelay.core.structures import (
+    FeaturePyramid,
+    GroupFacts,
+    StageGroup,
+    StagePrediction,
+    Targets,
+)
 from detrelay.heads.deformable.denoising import Denoising, DenoisingConfig, no_targets
 from detrelay.heads.deformable.layers import (
     DeformableEncoder,
@@ -63,6 +69,15 @@ class DinoConfig(DenoisingConfig):
     num_queries: int = 900
     ffn_dim: int = 2048
     dropout: float | int = 0.0
+
+    def stage_groups(self) -> tuple[GroupFacts, ...]:
+        """The decoder, the proposals that its queries start from, other passes and denoising."""
+        return (
+            GroupFacts(DECODER, references=True),
+            GroupFacts("proposals", slots=DECODER, references=True),
+            *(replace(group, references=True) for group in self.pass_groups),
+            *self.denoising_group(),
+        )
 
 
 class DinoHead(DecoderHead):

@@ -16,7 +16,13 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from detrelay.core.losses import LossConfig
-from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
+from detrelay.core.structures import (
+    FeaturePyramid,
+    GroupFacts,
+    StageGroup,
+    StagePrediction,
+    Targets,
+)
 from detrelay.heads.deformable.denoising import Denoising, DenoisingConfig, no_targets
 from detrelay.heads.deformable.layers import (
     DeformableEncoder,
@@ -59,6 +65,14 @@ class DnDetrConfig(DenoisingConfig):
     denoising_groups: int | None = 5
     label_flip_chance: float | int = 0.2
     box_noise_scale: float | int = 0.4
+
+    def stage_groups(self) -> tuple[GroupFacts, ...]:
+        """The decoder, other passes and denoising."""
+        return (
+            GroupFacts(DECODER, references=True),
+            *(replace(group, references=True) for group in self.pass_groups),
+            *self.denoising_group(),
+        )
 
 
 class DnDetrHead(DecoderHead):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
 from detrelay.core.detector.config import require_positive
-from detrelay.heads.query_sets import QuerySetsConfig
+from detrelay.core.structures import GroupFacts
+from detrelay.heads.query_sets import DECODER, QuerySetsConfig
 
 Adapter = Literal["full", "channel", "none"]
 # what makes the decoder compute what AdaMixer's does
@@ -150,6 +151,11 @@ class StageInteractorConfig(QuerySetsConfig):
                 "recollect_queries: a query that skipped a stage has no filters of it to reuse; "
                 "set max_reused_filters to 0 and reuse_spatial_filters to false"
             )
+
+    def stage_groups(self) -> tuple[GroupFacts, ...]:
+        """The decoder, and other passes."""
+        others = (replace(group, references=True) for group in self.pass_groups)
+        return (GroupFacts(DECODER, references=True), *others)
 
     def mixing_shape(self, stage: int) -> MixingShape:
         """Sizes of one stage's mixing; the bank of stage s holds the filters of stages 1..s-1."""

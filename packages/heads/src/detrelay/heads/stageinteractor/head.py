@@ -129,7 +129,8 @@ class StageInteractorStage(nn.Module):
         )
         prediction = StagePrediction(
             logits=self.classify(queries),
-            boxes=torch.cat([boxes[..., :2], sizes_of(boxes)], dim=-1) / scene.image_whwh,
+            boxes=scene.in_units_of_image(boxes),
+            references=scene.in_units_of_image(state.boxes) if self.training else None,
         )
         bank = bank if self.feeds_bank else state.bank
         return prediction, StageState(queries, boxes.detach(), bank)
@@ -161,6 +162,10 @@ class _Scene:
 
     image_whwh: Tensor
     level_sizes: Tensor
+
+    def in_units_of_image(self, boxes: Tensor) -> Tensor:
+        """The decoder's boxes [B, Q, 4] as cxcywh in [0, 1]."""
+        return torch.cat([boxes[..., :2], sizes_of(boxes)], dim=-1) / self.image_whwh
 
 
 class StageInteractorHead(nn.Module):
