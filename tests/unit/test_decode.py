@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,6 +183,21 @@ def test_a_dark_image_of_16_bits_is_said_once(
             read_image(folder / "grey12.tif")
     (line,) = caplog.messages
     assert "12_in_16.png: no value of this 16-bit image is above 4095" in line
+
+
+def test_damaged_files_give_pixels_or_one_line() -> None:
+    random = np.random.default_rng(0)
+    contents = [file.content for file in FILES.values()]
+    read = 0
+    for turn in range(600):
+        damaged = bytearray(contents[turn % len(contents)])
+        for place in random.integers(0, len(damaged), 1 + turn % 7):
+            damaged[place] = random.integers(0, 256)
+        with suppress(ImageError):  # and nothing else
+            pixels = read_image(bytes(damaged), max_pixels=10**6)
+            assert (pixels.dtype, len(pixels)) == (torch.uint8, 3)
+            read += 1
+    assert 100 < read < 500
 
 
 def test_too_many_pixels_are_refused_on_every_way_in(folder: Path) -> None:
