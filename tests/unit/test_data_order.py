@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from detrelay.core.data.augmentation import build_train_transform
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.data.transforms import (
-    DetectionDataset,
-    build_train_transform,
-)
+from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.recipes.recipe import DataConfig
 

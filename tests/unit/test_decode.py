@@ -23,11 +23,12 @@ from torch import Tensor
 from transformers import DetrImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
 
 from detrelay.core.data import decode
+from detrelay.core.data.augmentation import build_eval_transform
 from detrelay.core.data.coco import CocoDataset
 from detrelay.core.data.decode import ImageError, pixels_of_array, read_image
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.pipeline import DetrelayPipeline
-from detrelay.core.data.transforms import DetectionDataset, build_eval_transform
+from detrelay.core.data.transforms import DetectionDataset
 from factories_data import noise_image
 from factories_images import HEIGHT, WIDTH, image_files, refused_files, saved
 

@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from detrelay.core.data.augmentation import build_eval_transform
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.data.transforms import DetectionDataset, VisitSampler, build_eval_transform
+from detrelay.core.data.transforms import DetectionDataset, VisitSampler
 from detrelay.core.engine.inference import detect
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.errors import NonFiniteOutput

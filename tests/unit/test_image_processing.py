@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.utils import ModelOutput
 
+from detrelay.core.data.augmentation import build_eval_transform
 from detrelay.core.data.collate import collate
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.data.transforms import DetectionDataset, build_eval_transform
+from detrelay.core.data.transforms import DetectionDataset
 from factories_data import make_sample, noise_image
 
 SIZE = {"shortest_edge": 48, "longest_edge": 80}

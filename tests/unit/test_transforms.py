@@ -12,17 +12,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from detrelay.core.data.augmentation import build_eval_transform, build_train_transform
 from detrelay.core.data.coco import CocoDataset, Sample
+from detrelay.core.data.geometry import make_mosaic, resized_shape
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.data.transforms import (
-    DetectionDataset,
-    VisitSampler,
-    build_eval_transform,
-    build_train_transform,
-    make_mosaic,
-    resized_shape,
-)
+from detrelay.core.data.transforms import DetectionDataset, VisitSampler
 from detrelay.core.errors import DataError, RecipeError
 from detrelay.core.recipes.recipe import DataConfig
 from factories_data import make_sample, write_coco

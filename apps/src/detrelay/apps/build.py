@@ -23,17 +23,14 @@ from detrelay.apps.training_targets import build_criterion as build_criterion
 from detrelay.apps.training_targets import head_entry as head_entry
 from detrelay.apps.training_targets import model_config
 from detrelay.core.criterion import Criterion
+from detrelay.core.data.augmentation import build_eval_transform, build_train_transform
 from detrelay.core.data.coco import AnnotatedImages, Category
 from detrelay.core.data.fingerprint import fingerprint
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.label_map import chosen_categories
 from detrelay.core.data.places import train_and_val
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.data.transforms import (
-    DetectionDataset,
-    build_eval_transform,
-    build_train_transform,
-)
+from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.trainer import Trainer, TrainingParts

@@ -24,8 +24,8 @@ from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.collate import EncodedSample, padded_size
 from detrelay.core.data.decode import MAX_PIXELS
+from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_sources import pixels_of_any
-from detrelay.core.data.transforms import resized_shape
 from detrelay.core.errors import NonFiniteOutput
 
 _NMS_CANDIDATES = 10_000  # best pairs of an image that can suppress each other, as in DETA

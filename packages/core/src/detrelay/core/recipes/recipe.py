@@ -101,6 +101,10 @@ class DataConfig:
         jitter_range: least and greatest scale of the large-scale jitter.
         mosaic: chance that four images are joined into one; 0 in the papers.
         color_jitter: strength of random brightness, contrast and saturation; 0 in the papers.
+        transforms: what is done to a training image, in this order, as tables with a `name`, a key
+            of `TRANSFORMS` or module:Class for one of your own, and its options; none for flip,
+            then crop and resize or jitter, then colours, as the settings above say. Options left
+            out are those settings. A mosaic comes before the list.
         aspect_group: how many training images in a row are all wide or all high. As many as
             `train.batch_size` makes padding least; the order does not depend on that.
         keep_empty: train on images without any annotation too, as DETR and its children do.
@@ -137,6 +141,7 @@ class DataConfig:
     jitter_range: tuple[Scale, Scale] = (0.1, 2.0)
     mosaic: Fraction = 0.0
     color_jitter: Fraction = 0.0
+    transforms: tuple[dict[str, Any], ...] = ()
     aspect_group: Count = 1
     keep_empty: bool = True
     on_bad_image: OnBadImage = "stop"

@@ -1,0 +1,130 @@
+"""Resizing and cutting of images together with their boxes.
+
+Everything random comes from torch's default CPU generator, so a call repeats itself when the
+generator's state does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tv_functional
+
+from detrelay.core.data.coco import Sample
+
+# where no image of a mosaic lies
+_GREY = 114
+
+
+def resized_shape(
+    height: int, width: int, short_side: int, max_size: int | None
+) -> tuple[int, int]:
+    """The (height, width) that keeps the aspect and makes the short side `short_side`, pixels.
+
+    Where the long side would exceed `max_size`, the short side becomes the nearest whole number
+    that keeps it within (DETR's rule; its rounding can leave the long side one or two pixels
+    above). The long side is cut to a whole number. A sliver whose short side becomes one pixel is
+    no longer than `max_size` either, at the cost of its aspect.
+    """
+    short, long = min(height, width), max(height, width)
+    if max_size is not None and long / short * short_side > max_size:
+        # a sliver of an image must not vanish
+        short_side = max(1, round(max_size * short / long))
+    other = long if short == short_side else int(short_side * long / short)
+    if short_side == 1 and max_size is not None:
+        other = min(other, max_size)
+    return (other, short_side) if height > width else (short_side, other)
+
+
+def make_mosaic(samples: Sequence[Sample], tile: int) -> Sample:
+    """Four images that meet at a random point of a grey canvas of twice the side of a tile.
+
+    Each is fitted into a tile; what reaches out of the canvas is cut, boxes too. Id and original
+    size are those of the first image.
+
+    Args:
+        samples: four samples: above left, above right, below left, below right.
+        tile: side of a tile, pixels.
+
+    Reference:
+        Bochkovskiy et al., YOLOv4 (arXiv 2004.10934), section 3.3.
+    """
+    row, column = (int(torch.randint(tile // 2, tile + tile // 2 + 1, ())) for _ in range(2))
+    canvas = torch.full((3, 2 * tile, 2 * tile), _GREY, dtype=torch.uint8)
+    boxes = []
+    for place, sample in enumerate(samples):
+        placed = scale(sample, tile / max(sample.image.shape[-2:]))
+        height, width = placed.image.shape[-2:]
+        top = row if place >= 2 else row - height
+        left = column if place % 2 else column - width
+        window = canvas[:, max(top, 0) : top + height, max(left, 0) : left + width]
+        seen = placed.image[:, max(-top, 0) :, max(-left, 0) :]
+        window.copy_(seen[:, : window.shape[1], : window.shape[2]])
+        boxes.append(placed.boxes_xyxy + placed.boxes_xyxy.new_tensor([left, top, left, top]))
+    whole = replace(
+        samples[0],
+        image=canvas,
+        boxes_xyxy=torch.cat(boxes),
+        class_labels=torch.cat([sample.class_labels for sample in samples]),
+    )
+    return cut(whole, 0, 0, 2 * tile, 2 * tile)
+
+
+def on_both(function: Callable[..., Any], sample: Sample, *arguments: Any) -> Sample:
+    """Apply a function of torchvision to the image and to the boxes."""
+    size = (sample.image.shape[-2], sample.image.shape[-1])
+    boxes = tv_tensors.BoundingBoxes(
+        sample.boxes_xyxy, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size
+    )
+    return replace(
+        sample,
+        image=function(sample.image, *arguments),
+        boxes_xyxy=function(boxes, *arguments).as_subclass(torch.Tensor),
+    )
+
+
+def resize(sample: Sample, short_side: int, max_size: int | None) -> Sample:
+    """Bring a sample to the size of `resized_shape`."""
+    height, width = sample.image.shape[-2:]
+    return resize_to(sample, resized_shape(height, width, short_side, max_size))
+
+
+def resize_to(sample: Sample, shape: tuple[int, int]) -> Sample:
+    """Bring a sample to a (height, width), pixels."""
+    if shape == tuple(sample.image.shape[-2:]):
+        return sample
+    return on_both(tv_functional.resize, sample, list(shape))
+
+
+def scale(sample: Sample, factor: float) -> Sample:
+    """Multiply both sides of a sample by a number."""
+    height, width = (max(1, round(side * factor)) for side in sample.image.shape[-2:])
+    return resize_to(sample, (height, width))
+
+
+def random_crop(sample: Sample, smallest: int, largest: int) -> Sample:
+    """Cut a window whose sides are uniform in [smallest, largest], bounded by the image."""
+    height, width = sample.image.shape[-2:]
+    window = [
+        int(torch.randint(min(smallest, side), min(largest, side) + 1, ()))
+        for side in (height, width)
+    ]
+    top = int(torch.randint(height - window[0] + 1, ()))
+    left = int(torch.randint(width - window[1] + 1, ()))
+    return cut(sample, top, left, window[0], window[1])
+
+
+def cut(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """A window of the image, and what its boxes hold of it."""
+    image = tv_functional.crop(sample.image, top, left, height, width)
+    offset = sample.boxes_xyxy.new_tensor([left, top, left, top])
+    limit = sample.boxes_xyxy.new_tensor([width, height]).repeat(2)
+    boxes = torch.minimum((sample.boxes_xyxy - offset).clamp(min=0), limit)
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return replace(
+        sample, image=image, boxes_xyxy=boxes[keep], class_labels=sample.class_labels[keep]
+    )

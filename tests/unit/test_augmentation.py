@@ -1,0 +1,140 @@
+"""Transforms by name: the list means what the settings mean, and takes one's own."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv_functional
+
+from detrelay.core.data.augmentation import build_train_transform
+from detrelay.core.data.coco import Sample
+from detrelay.core.data.geometry import on_both, random_crop, resize, scale
+from detrelay.core.errors import RecipeError
+from detrelay.core.recipes.recipe import DataConfig, Recipe, override
+from factories_data import make_sample
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "sizes": {"short_sides": (40, 48, 56), "max_size": 70},
+    "crop": {
+        "short_sides": (40, 48),
+        "max_size": 70,
+        "crop": True,
+        "crop_short_sides": (30, 50),
+        "crop_range": (20, 40),
+    },
+    "jitter": {"jitter_size": 60, "jitter_range": (0.5, 2.0), "color_jitter": 0.3},
+    "never flipped": {"flip_probability": 0.0, "short_sides": (33,), "color_jitter": 0.1},
+}
+
+
+def by_hand(sample: Sample, config: DataConfig) -> Sample:
+    """What the settings say, in one piece: the random numbers come in this order."""
+
+    def choose(sizes: tuple[int, ...]) -> int:
+        return sizes[int(torch.randint(len(sizes), ()))]
+
+    if torch.rand(()) < config.flip_probability:
+        sample = on_both(tv_functional.horizontal_flip, sample)
+    if config.jitter_size:
+        low, high = config.jitter_range
+        factor = low + (high - low) * float(torch.rand(()))
+        sample = scale(sample, factor * config.jitter_size / max(sample.image.shape[-2:]))
+        sample = random_crop(sample, config.jitter_size, config.jitter_size)
+    else:
+        if config.crop and torch.rand(()) < 0.5:
+            sample = resize(sample, choose(config.crop_short_sides), None)
+            sample = random_crop(sample, *config.crop_range)
+        sample = resize(sample, choose(config.short_sides), config.max_size)
+    change = config.color_jitter
+    if change > 0:
+        sample = replace(sample, image=v2.ColorJitter(change, change, change)(sample.image))
+    return sample
+
+
+def repeat(transform: Any, seeds: range = range(12)) -> list[Sample]:
+    results = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        results.append(transform(make_sample(60, 80)))
+    return results
+
+
+def assert_same(found: list[Sample], expected: list[Sample]) -> None:
+    for first, second in zip(found, expected, strict=True):
+        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.boxes_xyxy, second.boxes_xyxy)
+        assert torch.equal(first.class_labels, second.class_labels)
+
+
+@pytest.mark.parametrize("case", sorted(SETTINGS))
+def test_settings_without_a_list_give_the_same_images_as_ever(case: str) -> None:
+    config = DataConfig(**SETTINGS[case])
+    assert_same(repeat(build_train_transform(config)), repeat(lambda s: by_hand(s, config)))
+
+
+def test_a_list_of_names_takes_its_numbers_from_the_settings() -> None:
+    config = DataConfig(**SETTINGS["crop"])
+    listed = replace(config, transforms=tuple({"name": n} for n in ("flip", "crop", "resize")))
+    assert_same(repeat(build_train_transform(listed)), repeat(build_train_transform(config)))
+    window = {"probability": 1.0, "short_sides": [30], "window": [10, 12]}
+    fixed = replace(config, transforms=({"name": "crop", **window},))
+    sides = {side for s in repeat(build_train_transform(fixed)) for side in s.image.shape[-2:]}
+    assert sides == {10, 11, 12}
+
+
+@dataclass(frozen=True)
+class Grey:
+    level: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        return replace(sample, image=torch.full_like(sample.image, self.level))
+
+
+def test_ones_own_transform_stands_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ModuleType("my_transforms")
+    mine.Grey = Grey  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_transforms", mine)
+    setting = 'data.transforms=[{name="flip"}, {name="my_transforms:Grey", level=7}]'
+    config = override(Recipe(), [setting]).data
+    transform = pickle.loads(pickle.dumps(build_train_transform(config)))
+    result = transform(make_sample(60, 80))
+    assert result.image.unique().tolist() == [7]
+    assert result.image.shape == (3, 60, 80)
+
+
+def test_a_recipe_with_a_list_reads_back_equal() -> None:
+    recipe = override(Recipe(), ['data.transforms=[{name="resize", short_sides=[64, 80]}]'])
+    assert Recipe.from_mapping(recipe.to_mapping(), "record") == recipe
+    assert 'name = "resize"' in recipe.to_toml()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transforms": ({"name": "flop"},)}, "unknown transform 'flop'; did you mean 'flip'"),
+        ({"transforms": ({"probability": 1.0},)}, "each entry needs a name"),
+        (
+            {"transforms": ({"name": "resize", "max_sise": 9},)},
+            "transform 'resize' has no option 'max_sise'; did you mean 'max_size'",
+        ),
+        (
+            {"transforms": ({"name": "flip"},), "crop": True},
+            "leaves out crop, which other settings of data ask for",
+        ),
+        (
+            {"transforms": ({"name": "flip"},), "jitter_size": 64, "color_jitter": 0.1},
+            "leaves out scale_jitter, color_jitter",
+        ),
+    ],
+)
+def test_lists_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_train_transform(DataConfig(**changes))
