@@ -31,7 +31,7 @@ from detrelay.apps.resume import (
     stored_record,
 )
 from detrelay.core.engine import run_folder
-from detrelay.core.engine.atomic_folder import recover_all, write_text
+from detrelay.core.engine.atomic_folder import recover, recover_all, write_text
 from detrelay.core.errors import RecipeError, one_line, unknown_name
 from detrelay.core.recipes.recipe import (
     AssignerSettings,
@@ -166,6 +166,8 @@ def train(arguments: Arguments) -> int:
     if arguments.dry_run:
         from detrelay.apps.dry_run import dry_run
 
+        for note in notes:
+            print(f"note: {note}")
         names_data = not set_keys(arguments).isdisjoint(DATA_PATHS)
         return dry_run(recipe, needs_data=bool(arguments.data) or names_data)
 
@@ -290,7 +292,8 @@ def claim(
         if writes_record(recipe, accelerator):
             held.enter_context(run_folder.locked(output))
             check_output(output, recipe, arguments)
-            recover_all(output)
+            for model in (run_folder.BEST, run_folder.LAST):
+                recover(output / model)
             recover_all(output / run_folder.CHECKPOINTS)
 
 
@@ -408,6 +411,8 @@ def resumed_facts(
     stored, note = stored_record(output)
     if note is not None:
         say(note)
+    if facts["data"] and not stored.get("data"):
+        say("the run began without a record of its data, so they cannot be compared")
     changes = check_output(output, recipe, arguments)
     changed_data = check_data(
         output, facts["data"], changes, accept_changes=arguments.accept_changes
