@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detrelay.core.data.readers import coco
+from detrelay.core.data.readers import coco, table
 from detrelay.core.errors import DataError
 from detrelay.core.evaluation.tables import read_detections
 from detrelay.core.recipes.recipe import RecipeError, load_recipe
@@ -16,7 +16,13 @@ from detrelay.core.weights.files import read_weights
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
-@pytest.mark.parametrize("read", [coco.read, read_detections, load_recipe, read_weights])
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(coco.read, table.read_text, table.read_xml, table.read_json),
+        *(read_detections, load_recipe, read_weights),
+    ],
+)
 def test_pipes_and_devices_are_refused_by_every_reader(
     read: Callable[[Path], object], tmp_path: Path
 ) -> None:

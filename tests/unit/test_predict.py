@@ -232,6 +232,19 @@ def test_data_gives_its_own_ids_and_sizes(
     assert {row["image_id"] for row in rows(output)} == {5}
 
 
+def test_data_may_be_in_another_format(model: Fixed, tmp_path: Path) -> None:
+    place = tmp_path / "yolo"
+    for split, name in (("train", "a"), ("val", "b")):
+        for kind in ("images", "labels"):
+            (place / kind / split).mkdir(parents=True)
+        noise_image(40, 30).save(place / "images" / split / f"{name}.png")
+        (place / "labels" / split / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (place / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    assert run(data=place, output=tmp_path / "out") == 0
+    (only,) = {(row["image_id"], row["file_name"]) for row in rows(tmp_path / "out")}
+    assert only[1] == "images/val/b.png"
+
+
 def test_data_may_not_lead_out_of_its_folder(
     model: Fixed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

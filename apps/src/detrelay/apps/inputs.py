@@ -71,15 +71,19 @@ def find_inputs(pattern: str, output: Path) -> tuple[list[Input], str]:
 def listed_inputs(
     data: Path, images: Path | None, output: Path, *, allow_outside: bool
 ) -> list[Input]:
-    """The images that a COCO json lists, with its ids and sizes.
+    """The images that a COCO json or the evaluation split of a place lists, with ids and sizes.
 
     Raises:
         DataError: the file cannot be used, or names lead out of the image folder.
         ValueError: two images would be drawn to the same file.
     """
+    from detrelay.core.data.places import evaluation_split
     from detrelay.core.data.readers import coco
 
-    listed = coco.read(data, images, annotated=False, allow_outside=allow_outside)
+    if data.is_file() and data.suffix == ".json":  # which needs no annotations
+        listed = coco.read(data, images, annotated=False, allow_outside=allow_outside)
+    else:
+        listed = evaluation_split(str(data), images, allow_outside=allow_outside)
     inputs = []
     for row, (image_id, size) in enumerate(
         zip(listed.image_ids.tolist(), listed.sizes.tolist(), strict=True)

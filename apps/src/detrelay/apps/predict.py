@@ -40,7 +40,7 @@ class Arguments:
     input: str | None = None
     """An image, a folder of images, or a glob pattern in quotes."""
     data: Path | None = None
-    """COCO json whose images to go through instead; results then bear its image ids."""
+    """COCO json, or another data set, whose images to go through; results bear its image ids."""
     images: Path | None = None
     """Folder of the images of --data; the json's own surroundings if not named."""
     threshold: float = 0.5

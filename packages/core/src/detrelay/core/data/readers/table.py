@@ -21,6 +21,7 @@ from detrelay.core.data.formats import SUFFIXES
 from detrelay.core.data.images import ImageFiles
 from detrelay.core.data.sample import Category, shown, some
 from detrelay.core.errors import DataError, one_line
+from detrelay.core.plain_file import refuse_endless
 
 TRAIN, VAL, TEST, ALL = "train", "val", "test", "all"
 _SPLITS = {
@@ -67,6 +68,7 @@ def read_text(path: Path) -> str:
         DataError: it cannot be read, or is no UTF-8 text.
     """
     try:
+        refuse_endless(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is no text in UTF-8") from None
@@ -81,6 +83,7 @@ def read_xml(path: Path) -> ElementTree.Element:
         DataError: it cannot be read, is not XML, or defines entities, which can grow without end.
     """
     try:
+        refuse_endless(path)
         data = path.read_bytes()
         if b"<!ENTITY" in data.replace(b"\0", b""):
             raise DataError(f"{path} defines XML entities, which are not read; remove them")
@@ -100,6 +103,7 @@ def read_json(path: Path) -> Any:
         DataError: it cannot be read, or is not json.
     """
     try:
+        refuse_endless(path)
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path} as json: {one_line(error)}") from error
