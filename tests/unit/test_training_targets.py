@@ -32,7 +32,7 @@ from detrelay.core.loss_terms import Divisor
 from detrelay.core.losses import FocalClassLoss, GIoUBoxLoss, L1BoxLoss
 from detrelay.core.recipes.recipe import Recipe, load_recipe
 from detrelay.heads import HEADS
-from factories import make_stages, make_targets
+from factories import make_stages, make_targets, small_head_config
 
 
 def recipe(text: str, tmp_path: Path, *overrides: str) -> Recipe:
@@ -317,3 +317,24 @@ def test_costs_follow_the_progress_of_training(tmp_path: Path) -> None:
         criterion.progress.share = share
         found = torch.stack([cost(stages[0], targets) for cost in costs]).sum(0)
         assert torch.equal(found, active(stages[0], targets)), share
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 0)])
+def test_a_head_learns_by_a_recipe(counts: tuple[int, int], tmp_path: Path) -> None:
+    text = UNION_UNDER_LABELS.replace("[groups.proposals]", '[groups.proposals]\njoins = "decoder"')
+    criterion = build_criterion(recipe(text, tmp_path))
+    model = HEADS["dino"].model(small_head_config("dino")).train()
+    pixels = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    targets = make_targets(counts)
+    criterion.progress.share = 0.9
+    groups = model(pixel_values=pixels, targets=targets).groups
+    assert groups is not None
+    output = criterion(groups, targets)
+    output.total.backward()
+    assert torch.isfinite(output.total)
+    for name, parameter in model.head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    boxes = {len(a.boxes) for name in ("decoder", "proposals") for a in output.assignments[name]}
+    assert len(boxes) == 1
+    assert boxes.pop() >= len(targets)

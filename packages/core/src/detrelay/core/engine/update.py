@@ -107,7 +107,7 @@ class Updater:
 
     @torch.no_grad()
     def _count(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
-        """What the criterion must divide by, [S, 2]; leaves no trace of the passes it takes."""
+        """What the criterion must divide by, [S, 4]; leaves no trace of the passes it takes."""
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         device = self.accelerator.device
         counts = []
