@@ -83,8 +83,8 @@ def test_every_command_is_known() -> None:
         set(COMMANDS)
         == {name.replace("-", "_") for name in cli.COMMANDS}
         == {
-            *("train", "evaluate", "report", "predict", "publish", "convert", "replay"),
-            "check_data",
+            *("train", "evaluate", "report", "study", "compare", "predict", "publish", "convert"),
+            *("replay", "check_data"),
         }
     )
 

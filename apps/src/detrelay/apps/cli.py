@@ -12,6 +12,8 @@ COMMANDS = {
     "train": "train a detector",
     "evaluate": "COCO figures of a saved model, or of detections on disk",
     "report": "what happens between the stages of a saved model, as a page of charts",
+    "study": "train a grid of settings and seeds, and compare them with intervals",
+    "compare": "compare runs that exist: means, intervals and differences",
     "predict": "detect objects in images, draw them, write them down",
     "convert": "turn a checkpoint of a released program into a model folder",
     "check-data": "count, check, draw and convert annotated images",

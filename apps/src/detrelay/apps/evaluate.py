@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -19,7 +19,11 @@ from detrelay.apps.console import Debug, read_arguments, run
 from detrelay.core.data.formats import MAX_PIXELS
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from detrelay.apps.build import AnyDataset
     from detrelay.core.data.coco import AnnotatedImages
+    from detrelay.core.data.image_processing import DetrelayImageProcessor
     from detrelay.core.detector.model import DetectorForObjectDetection
     from detrelay.core.evaluation.tables import Detections
 
@@ -141,11 +145,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
     import numpy as np
     from accelerate import Accelerator
 
-    from detrelay.apps.build import eval_data, load_saved
-    from detrelay.core.data.transforms import VisitSampler
-    from detrelay.core.engine.inference import detect
-    from detrelay.core.engine.loaders import make_loader
-    from detrelay.core.evaluation.tables import Detections
+    from detrelay.apps.build import load_saved
 
     assert arguments.model is not None
     samples = images_of(arguments)
@@ -157,14 +157,12 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
         )
     category_ids = known_categories(model, samples, data=arguments.data, source=arguments.model)
     accelerator = Accelerator()
-    sampler = VisitSampler(len(samples), seed=0, shuffle=False)
-    loader = make_loader(eval_data(samples, processor), sampler, _BATCH_SIZE)
-    model, loader = accelerator.prepare(model, loader)
     accelerator.print(samples.report.summary())
-    image_ids, results = detect(accelerator, model, loader, processor, arguments.max_detections)
+    detections = detect_in(
+        accelerator, model, processor, samples, category_ids, arguments.max_detections
+    )
     if not accelerator.is_main_process:
         return samples.ground_truth, None
-    detections = Detections.from_results(results, image_ids, category_ids)
     present = np.array([category.id for category in samples.categories], dtype=np.int64)
     return samples.ground_truth, detections.select(np.isin(detections.category_ids, present))
 
@@ -182,8 +180,39 @@ def images_of(arguments: Arguments) -> AnnotatedImages:
     return AnnotatedImages(found, max_pixels=limit)
 
 
+def detect_in(
+    accelerator: Accelerator,
+    model: DetectorForObjectDetection,
+    processor: DetrelayImageProcessor,
+    samples: AnyDataset,
+    category_ids: Sequence[int],
+    max_detections: int,
+) -> Detections:
+    """What a model finds in a data set; to be called by every process.
+
+    Args:
+        accelerator: shares the images out.
+        model: not yet prepared.
+        processor: the model's.
+        samples: the images.
+        category_ids: original category id by class index.
+        max_detections: boxes per image, best scores first.
+    """
+    from detrelay.apps.build import eval_data
+    from detrelay.core.data.transforms import VisitSampler
+    from detrelay.core.engine.inference import detect
+    from detrelay.core.engine.loaders import make_loader
+    from detrelay.core.evaluation.tables import Detections
+
+    sampler = VisitSampler(len(samples), seed=0, shuffle=False)
+    loader = make_loader(eval_data(samples, processor), sampler, _BATCH_SIZE)
+    prepared, loader = accelerator.prepare(model, loader)
+    image_ids, results = detect(accelerator, prepared, loader, processor, max_detections)
+    return Detections.from_results(results, image_ids, category_ids)
+
+
 def known_categories(
-    model: DetectorForObjectDetection, samples: AnnotatedImages, *, data: Path, source: Path
+    model: DetectorForObjectDetection, samples: AnyDataset, *, data: Path, source: Path
 ) -> list[int]:
     """Original category ids by class index, if the model has learned those of the data.
 

@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-import tyro
-
-from detrelay.apps.console import Debug, run
+from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
     from detrelay.core.data.coco import CocoDataset
@@ -221,7 +219,7 @@ def stage_figures(truth: GroundTruth, found: Found, arguments: Arguments) -> dic
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(lambda: report(tyro.cli(Arguments)))
+    run(lambda: report(read_arguments(Arguments)))
 
 
 if __name__ == "__main__":
