@@ -33,7 +33,7 @@ Backend = Literal["pycocotools", "hotcoco"]
 class Arguments:
     """Write comparison.md, comparison.tex, comparison.json and curves.png."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS ...")]
     """Folders of finished runs; those whose recipes differ by the seed alone are one setting."""
     output: Path
     """Folder for the comparison."""

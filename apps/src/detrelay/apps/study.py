@@ -44,7 +44,7 @@ class StudyError(ValueError):
 class Arguments:
     """Train every setting with every seed, in folders OUTPUT/SETTING/seed-N, and compare."""
 
-    study: Annotated[str, tyro.conf.Positional]
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """TOML file, or name of a file in the package."""
     output: Path
     """Folder of the study; runs that are finished there stay, others resume or start."""
@@ -243,14 +243,13 @@ def check(jobs: Sequence[Job]) -> None:
     """
     from detrelay.apps.resume import stored_recipe
     from detrelay.apps.train import resolve
-    from detrelay.apps.training_targets import build_criterion, model_config
+    from detrelay.apps.training_targets import build_criterion, head_entry, model_config
     from detrelay.core.recipes.recipe import differences
-    from detrelay.heads import find_head
 
     for job in jobs:
         try:
             wanted = resolve(job.arguments)
-            model_config(wanted, find_head(wanted.head))
+            model_config(wanted, head_entry(wanted.head))
             build_criterion(wanted)
         except ValueError as error:
             raise StudyError(f"setting {job.setting}: {error}") from error
