@@ -157,6 +157,8 @@ def test_nothing_is_printed_and_nothing_changed(capsys: pytest.CaptureFixture[st
         ({"image_id": 77}, ["image_id 77"]),
         ({"category_id": 1}, ["category_id 1"]),
         ({"bbox": [0, 0, 1]}, ["bbox", "four finite", "[0, 0, 1]"]),
+        ({"bbox": [0, 0, 1, 10**400]}, ["bbox", "four finite"]),
+        ({"score": 10**400}, ["score", "finite number"]),
         ({"bbox": [0, 0, float("nan"), 1]}, ["bbox", "nan"]),
         ({"bbox": [0, 0, -1, 1]}, ["bbox", "-1"]),
         ({"bbox": None}, ["bbox", "None"]),

@@ -373,7 +373,7 @@ def test_damaged_facts_are_refused(text: str, folder: Path) -> None:
         complete(folder)
 
 
-@pytest.mark.parametrize("facts", [{"recipe": 3}, {"measured": {"stats": {"AP50": 0.5}}}])
+@pytest.mark.parametrize("facts", [{"recipe": 3}, {"measured": {"stats": [0.5]}}])
 def test_facts_of_another_shape_are_refused(facts: dict[str, object], folder: Path) -> None:
     (folder / "training.json").write_text(json.dumps(facts))
     with pytest.raises(HubError, match=r"no card can be made of training.json"):
@@ -436,3 +436,18 @@ def test_rehearsal_prints_and_asks_nothing(
     printed = capsys.readouterr().out
     assert " model.safetensors\n" in printed
     assert "license: mit\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repo_id": "a/b/c"}, "expected a name on the Hub, USER/MODEL"),
+        ({"tag": "main"}, "tag 'main': would hide the branch"),
+        ({"license": "MIT or so"}, "licence 'MIT or so': expected its identifier on the Hub"),
+        ({"license": "x\ny: ["}, r"licence 'x\\ny: \['"),
+    ],
+)
+def test_rehearsal_refuses_names_too(options: dict[str, str], message: str, folder: Path) -> None:
+    arguments = {"folder": folder, "repo_id": "tess/shapes", "dry_run": True, **options}
+    with pytest.raises(HubError, match=message):
+        publish_app.publish(publish_app.Arguments(**arguments))  # type: ignore[arg-type]

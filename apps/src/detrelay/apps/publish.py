@@ -65,6 +65,9 @@ def publish(arguments: Arguments) -> int:
 def rehearse(arguments: Arguments) -> None:
     """What would go up."""
     from detrelay.core.hub.folder import complete_folder
+    from detrelay.core.hub.publish import check_names
+
+    check_names(arguments.repo_id, arguments.tag, arguments.license)
 
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "model"

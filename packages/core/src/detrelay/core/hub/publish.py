@@ -130,6 +130,7 @@ def publish(
     Raises:
         HubError: with one line that says what is wrong and whether anything was published.
     """
+    check_names(repo_id, tag, license)
     destination = check_destination(
         repo_id, private=private, token=token, tag=tag, endpoint=endpoint
     )
@@ -175,7 +176,7 @@ def check_destination(
     """
     if is_offline_mode():
         raise HubError(f"{repo_id}: cannot be published while HF_HUB_OFFLINE is set; unset it")
-    _check_name(repo_id, tag)
+    check_names(repo_id, tag)
     token = token or get_token()
     if not token:
         raise HubError(
@@ -196,7 +197,16 @@ def check_destination(
     return existing
 
 
-def _check_name(repo_id: str, tag: str | None) -> None:
+def check_names(repo_id: str, tag: str | None, license: str | None = None) -> None:
+    """Refuse names that no Hub takes, without asking one.
+
+    Raises:
+        HubError: name, tag or licence are not written as they must be.
+    """
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+_-]*", license):
+        raise HubError(
+            f"licence {license!r}: expected its identifier on the Hub, such as apache-2.0"
+        )
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

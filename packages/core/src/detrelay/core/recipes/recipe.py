@@ -32,6 +32,12 @@ Amount = Annotated[float, Interval(ge=0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Scale = Annotated[float, Interval(ge=0.01)]
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
+# settings that are sides of images, and the smallest that leaves something to see
+_SIDES = (
+    *("short_sides", "max_size", "crop_short_sides", "crop_range", "jitter_size"),
+    *("eval_short_side", "eval_max_size"),
+)
+_SMALLEST_SIDE = 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -416,6 +422,13 @@ def _check_sizes(data: DataConfig, source: str) -> None:
         raise RecipeError(f"{source}: data.short_sides must hold at least one value")
     if data.crop and not data.crop_short_sides:
         raise RecipeError(f"{source}: data.crop_short_sides must hold at least one value")
+    for key in _SIDES:
+        value = getattr(data, key)
+        side = min(value) if isinstance(value, tuple) else value
+        if side < _SMALLEST_SIDE and (side or key != "jitter_size"):
+            raise RecipeError(
+                f"{source}: data.{key} must be at least {_SMALLEST_SIDE} pixels, found {side}"
+            )
     if data.max_size < max(data.short_sides):
         raise RecipeError(
             f"{source}: data.max_size ({data.max_size}) must be at least the largest of "
