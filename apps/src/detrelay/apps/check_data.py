@@ -119,7 +119,13 @@ def look_at_pixels(
     splits: dict[str, Annotations], checks: dict[str, SplitCheck], arguments: Arguments, place: Path
 ) -> list[Defect]:
     """Open all images; what is wrong between the splits."""
-    from detrelay.core.data.checking import Defect, check_pair, look_at_images, unused_files
+    from detrelay.core.data.checking import (
+        Defect,
+        check_pair,
+        check_recurring,
+        look_at_images,
+        unused_files,
+    )
 
     pixels = {}
     for name, part in splits.items():
@@ -128,6 +134,8 @@ def look_at_pixels(
             checks[name].defects.append(
                 Defect("images cannot be used", len(broken), broken[:5], blocks=True)
             )
+        if (recurring := check_recurring(part, pixels[name])) is not None:
+            checks[name].defects.append(recurring)
     defects = []
     first, *others = splits
     for name in others:

@@ -18,8 +18,11 @@ from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.decode import read_image
 from detrelay.core.errors import DataError
 
-_ROWS, _COLUMNS = 3, 4
+_MOST_ROWS, _COLUMNS = 3, 4
 _SIDE = 480
+# More captions would hide the objects; colours tell the categories apart.
+_MOST_CAPTIONS = 30
+_MOST_BARS = 60
 _MOST_CATEGORIES = 20
 
 
@@ -31,19 +34,22 @@ def draw_contact_sheet(part: Annotations, title: str, target: Path) -> None:
         title: what it is called.
         target: PNG file to write.
     """
-    figure, axes = plt.subplots(_ROWS + 1, _COLUMNS, figsize=(16, 15), squeeze=False)
-    chosen = np.unique(np.linspace(0, len(part) - 1, _ROWS * _COLUMNS).round().astype(int))
-    for axis in axes[:_ROWS].flat:
+    spread = np.linspace(0, len(part) - 1, _MOST_ROWS * _COLUMNS)
+    chosen = np.unique(spread.round().astype(int))
+    rows = -(-len(chosen) // _COLUMNS)
+    figure, axes = plt.subplots(
+        rows + 1, _COLUMNS, figsize=(16, 3.8 * (rows + 1)), squeeze=False, layout="constrained"
+    )
+    for axis in axes[:rows].flat:
         axis.axis("off")
-    for axis, row in zip(axes[:_ROWS].flat, chosen.tolist(), strict=False):
+    for axis, row in zip(axes[:rows].flat, chosen.tolist(), strict=False):
         axis.set_title(_short(part.images.name(row)), fontsize=8)
         try:
             axis.imshow(_picture(part, row).permute(1, 2, 0).numpy())
         except DataError as error:
             axis.text(0.5, 0.5, _short(str(error), 60), ha="center", va="center", wrap=True)
-    _histograms(axes[_ROWS], part)
+    _histograms(axes[rows], part)
     figure.suptitle(f"{title}: {len(part)} images, {len(part.box_ids)} boxes", fontsize=14)
-    figure.tight_layout()
     figure.savefig(target, dpi=80)
     plt.close(figure)
 
@@ -71,6 +77,8 @@ def _picture(part: Annotations, row: int) -> torch.Tensor:
         part.categories[label].name + (" (crowd)" if part.crowd[box] else "")
         for label, box in zip(labels, rows, strict=True)
     ]
+    if len(captions) > _MOST_CAPTIONS:
+        captions = [""] * len(captions)
     return draw_boxes(image, boxes, labels, captions)
 
 
@@ -82,7 +90,8 @@ def _histograms(axes: np.ndarray, part: Annotations) -> None:
     more = f" (the {_MOST_CATEGORIES} largest)" if len(names) > _MOST_CATEGORIES else ""
     axes[0].set_title(f"boxes by category{more}", fontsize=9)
     per_image = np.bincount(part.box_image, minlength=len(part))
-    axes[1].hist(per_image, bins=min(40, max(1, int(per_image.max()) + 1)))
+    step = max(1, int(per_image.max()) // _MOST_BARS)
+    axes[1].hist(per_image, bins=np.arange(0, per_image.max() + step + 1, step) - 0.5)
     axes[1].set_title("boxes per image", fontsize=9)
     size = part.boxes_xywh[:, 2:]
     size = size[(size > 0).all(1)]

@@ -18,7 +18,9 @@ from detrelay.core.errors import DataError
 
 # COCO's borders between small, medium and large objects: areas in pixels.
 _AREAS = (32**2, 96**2)
-_TINY_SIDE = 2.0
+_TINY_SIDE = 4.0
+# COCO's evaluation looks at so many detections of an image and category.
+_MOST_BOXES = 100
 _DOUBLED_IOU = 0.9
 # Side of the grey thumbnails that are compared; two shots of one scene correlate above this.
 _THUMBNAIL = 32
@@ -108,7 +110,7 @@ def check_split(part: Annotations) -> SplitCheck:
         aspect=[round(float(v), 3) for v in np.percentile(shapes, (1, 50, 99))]
         if whole.any()
         else [],
-        defects=_box_defects(part, low, size),
+        defects=[*_box_defects(part, low, size), *_count_defects(part, counts, classes)],
         notes=[note for note in part.notes if not note.startswith("read from ")],
     )
 
@@ -133,6 +135,22 @@ def _box_defects(
         examples = [_box_name(part, int(row)) for row in np.flatnonzero(rows)[:_EXAMPLES]]
         if examples:
             defects.append(Defect(what, int(rows.sum()), examples))
+    return defects
+
+
+def _count_defects(
+    part: Annotations, per_image: NDArray[np.int64], per_category: list[int]
+) -> list[Defect]:
+    defects = []
+    crowded = np.flatnonzero(per_image > _MOST_BOXES)
+    if len(crowded):
+        what = f"images have more than {_MOST_BOXES} boxes: mind num_queries and max_detections"
+        names = [part.images.name(int(row)) for row in crowded[:_EXAMPLES]]
+        defects.append(Defect(what, len(crowded), names))
+    pairs = zip(part.categories, per_category, strict=True)
+    single = [category.name for category, count in pairs if count == 1]
+    if single and len(part) > 1:
+        defects.append(Defect("categories have a single box", len(single), single[:_EXAMPLES]))
     return defects
 
 
@@ -214,6 +232,24 @@ def recurring(first: Pixels, second: Pixels) -> Iterator[tuple[int, int, float]]
         for row in np.flatnonzero(likeness.max(1) > _NEARLY_SAME):
             pairs.append((start + int(row), int(best[row]), float(likeness[row, best[row]])))
     yield from sorted(pairs, key=lambda pair: -pair[2])
+
+
+def check_recurring(part: Annotations, pixels: Pixels) -> Defect | None:
+    """Pictures that look like an earlier one of their split."""
+    found: list[tuple[float, int, int]] = []
+    for start in range(0, len(part), _BLOCK):
+        block = pixels.thumbnails[start : start + _BLOCK]
+        likeness = np.tril(block @ pixels.thumbnails.T, start - 1)
+        for row in np.flatnonzero((likeness > _NEARLY_SAME).any(1)):
+            best = int(likeness[row].argmax())
+            found.append((float(likeness[row, best]), start + int(row), best))
+    if not found:
+        return None
+    examples = [
+        f"{part.images.name(row)} is like {part.images.name(best)}: correlation {value:.3f}"
+        for value, row, best in sorted(found, reverse=True)[:_EXAMPLES]
+    ]
+    return Defect("images look like an earlier one of their split", len(found), examples)
 
 
 def check_pair(

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -199,14 +199,18 @@ def _write_parquet(splits: Splits, folder: Path) -> list[str]:
         )
         with tempfile.TemporaryDirectory() as cache:
             data = datasets.Dataset.from_generator(
-                _rows, features, cache_dir=cache, gen_kwargs={"part": part, "names": names}
+                _rows,
+                features,
+                cache_dir=cache,
+                # a list would be taken for shards, each to be handed over alone
+                gen_kwargs={"part": part, "names": tuple(names)},
             )
             title = {"val": "validation"}.get(split, split)
             data.to_parquet(folder / "data" / f"{title}-00000-of-00001.parquet")
     return []
 
 
-def _rows(part: Annotations, names: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(part: Annotations, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     order = np.argsort(part.box_image, kind="stable")
     ends = np.searchsorted(part.box_image[order], np.arange(len(part) + 1))
     for row, name in enumerate(names):

@@ -1,0 +1,207 @@
+"""What `check-data` finds, and conversion there and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrelay.apps.check_data import Arguments, check_data
+from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.checking import check_split
+from detrelay.core.data.places import open_place
+from detrelay.core.data.writing import WRITERS, write_data
+from detrelay.core.errors import DataError
+from factories_data import coco_content, noise_image, write_coco
+from factories_formats import write_format
+
+# Ids with gaps, fractions of pixels, a box of no area, one that leaves its image, one given twice.
+BOXES = [
+    {"id": 7, "image_id": 11, "category_id": 3, "bbox": [0.123456789, 1.25, 8.1, 6], "area": 30.5},
+    {"id": 5, "image_id": 5, "category_id": 90, "bbox": [-2, 3, 10, 20]},
+    {"id": 0, "image_id": 11, "category_id": 90, "bbox": [30, 20, 10, 10]},
+    {"id": 9, "image_id": 11, "category_id": 90, "bbox": [30, 20, 10, 10]},
+    {"id": 12, "image_id": 5, "category_id": 3, "bbox": [4, 4, 0, 3]},
+]
+CROWD = {"id": 2, "image_id": 11, "category_id": 3, "bbox": [0, 0, 30, 20], "iscrowd": 1}
+
+
+def splits(folder: Path, *, crowd: bool) -> dict[str, Annotations]:
+    """Two splits in COCO, images of the first in a folder of their own."""
+    content = coco_content()
+    content["annotations"] = [*BOXES, CROWD] if crowd else BOXES
+    content["categories"].append({"id": 50, "name": "никто"})
+    write_coco(folder, content).rename(folder / "train.json")
+    val = coco_content()
+    val["images"] = [{"id": 44, "file_name": "v.png", "width": 20, "height": 20}]
+    val["annotations"] = [{"id": 77, "image_id": 44, "category_id": 3, "bbox": [1, 2, 3, 4]}]
+    val["categories"] = content["categories"]
+    write_coco(folder, val).rename(folder / "val.json")
+    return dict(open_place(str(folder)).splits)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_conversion_there_and_back_keeps_everything(name: str, tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    holds_crowds = name in ("coco", "parquet")
+    before = splits(tmp_path / "from", crowd=holds_crowds)
+    assert write_data(before, name, tmp_path / "to") == []
+    found = open_place(str(tmp_path / "to"))
+    assert found.format == {"parquet": "hub"}.get(name, name)
+    assert list(found.splits) == ["train", "val"]
+    for split, part in found.splits.items():
+        was, now = before[split].to_coco(), part.to_coco()
+        assert now["categories"] == was["categories"]
+        assert [image["id"] for image in now["images"]] == [image["id"] for image in was["images"]]
+        assert part.sizes.tolist() == before[split].sizes.tolist()
+        rows = {row["id"]: row for row in now["annotations"]}
+        assert rows.keys() == {row["id"] for row in was["annotations"]}
+        for row in was["annotations"]:
+            again = rows[row["id"]]
+            assert again["bbox"] == pytest.approx(row["bbox"], abs=1e-6)
+            assert again["area"] == pytest.approx(row["area"], abs=1e-6)
+            for key in ("image_id", "category_id", "iscrowd"):
+                assert again[key] == row[key]
+        for row in range(len(part)):
+            old, new = (pixels(one, row) for one in (before[split], part))
+            assert np.array_equal(old, new)
+
+
+def pixels(part: Annotations, row: int) -> np.ndarray:
+    with Image.open(part.images.open(row)) as image:
+        return np.array(image)
+
+
+@pytest.mark.parametrize("name", ["yolo", "voc"])
+def test_what_a_format_cannot_hold_is_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    before = splits(tmp_path / "from", crowd=True)
+    (note,) = write_data(before, name, tmp_path / "to")
+    assert "1 crowd boxes of train left out" in note
+    assert sum(len(part.box_ids) for part in open_place(str(tmp_path / "to")).splits.values()) == 6
+
+
+def test_ids_of_files_that_were_changed_are_numbered_anew(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    write_data(splits(tmp_path / "from", crowd=False), "yolo", tmp_path / "to")
+    (tmp_path / "to" / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    train = open_place(str(tmp_path / "to")).splits["train"]
+    assert train.image_ids.tolist() == [1, 2, 3]
+    assert "ids are numbered anew" in train.notes[-1]
+    (tmp_path / "to" / "detrelay_ids.json").write_text("[")
+    with pytest.raises(DataError, match=r"cannot read the ids in .*detrelay_ids\.json"):
+        open_place(str(tmp_path / "to"))
+
+
+def test_writing_refuses_what_is_not_clear(tmp_path: Path) -> None:
+    place, _ = write_format("voc", tmp_path / "voc")
+    found = open_place(place)
+    with pytest.raises(DataError, match="unknown format to write yol; did you mean yolo"):
+        write_data(found.splits, "yol", tmp_path / "to")
+    with pytest.raises(DataError, match="exists and is not empty"):
+        write_data(found.splits, "yolo", tmp_path / "voc")
+
+
+def faulty(folder: Path) -> Path:
+    splits(folder, crowd=True)
+    (folder / "images" / "spare.png").write_bytes((folder / "images" / "a.png").read_bytes())
+    (folder / "images" / "v.png").unlink()
+    noise_image(20, 20, 8).save(folder / "images" / "v.png")  # as c.png of the training images
+    return folder
+
+
+def test_every_defect_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = faulty(tmp_path)
+    output = tmp_path / "check"
+    assert check_data(Arguments((str(place),), output=output)) == 3
+    shown = capsys.readouterr().out
+    for words in (
+        "1 boxes without area",
+        "b.png: wheel [4, 4, 0, 3] (id 12)",
+        "1 boxes partly outside their image",
+        "1 boxes that repeat another of their class",
+        "1 images of val look like one of train",
+        "v.png (val) is like c.png (train): correlation 1.000",
+        "1 image files are named by no annotation",
+        "images/spare.png",
+        "1 categories have no box anywhere (никто)",
+        "verdict: usable, but look at this first",
+    ):
+        assert words in shown
+    content = json.loads((output / "check.json").read_text())
+    train = content["splits"]["train"]
+    assert (train["images"], train["boxes"], train["crowd_boxes"]) == (3, 6, 1)
+    assert train["images_without_boxes"] == 1
+    assert train["boxes_per_category"] == {"wheel": 3, "никто": 0, "door": 3}
+    assert sum(train["boxes_by_size"].values()) == 6
+    for split in ("train", "val"):
+        with Image.open(output / f"contact_sheet_{split}.png") as image:
+            assert image.size[0] > 800
+            assert torch.tensor(np.array(image.convert("L"))).float().std() > 10  # not blank
+
+
+def test_images_that_cannot_be_used_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = faulty(tmp_path)
+    (place / "images" / "a.png").write_text("no image")
+    noise_image(9, 9).save(place / "images" / "b.png")
+    assert check_data(Arguments((str(place),), output=tmp_path / "check")) == 2
+    shown = capsys.readouterr().out
+    assert "verdict: unusable: 2 images cannot be used" in shown
+    assert "a.png" in shown
+    assert "b.png is 9 x 9 pixels" in shown
+    assert check_data(Arguments((str(place),), skip_images=True)) == 3
+    (place / "images" / "c.png").unlink()
+    assert check_data(Arguments((str(place),))) == 2
+    assert "verdict: unusable: 1 images are missing" in capsys.readouterr().out
+
+
+def test_clean_data_are_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, split in enumerate(("train", "val")):
+        (tmp_path / split).mkdir()
+        content = coco_content()
+        content["images"] = content["images"][:1]
+        content["annotations"] = [
+            {"id": row, "image_id": 11, "category_id": category, "bbox": [row, row, 9, 9]}
+            for row, category in ((1, 3), (12, 90), (20, 3), (6, 90))
+        ]
+        write_coco(tmp_path / split, content)
+        noise_image(40, 30, 50 + number).save(tmp_path / split / "images" / "a.png")
+    places = (f"train={tmp_path}/train", f"val={tmp_path}/val")
+    assert check_data(Arguments(places)) == 0
+    assert "verdict: ready to train" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--data: expected a place, or train=PLACE val=PLACE"):
+        check_data(Arguments(("a", "b")))
+
+
+def test_check_data_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place, _ = write_format("labelme", tmp_path / "from")
+    arguments = Arguments((place,), write="yolo", output=tmp_path / "to")
+    assert check_data(arguments) == 0
+    assert "written as the split train" in capsys.readouterr().out
+    found = open_place(str(tmp_path / "to"))
+    assert (found.format, list(found.splits)) == ("yolo", ["train"])
+    with pytest.raises(ValueError, match="--write needs --output"):
+        check_data(Arguments((place,), write="yolo"))
+
+
+def test_crowded_images_and_single_boxes_are_remarked(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"] = [
+        {"id": row, "image_id": 11, "category_id": 3, "bbox": [row / 9, 0, 5, 5]}
+        for row in range(1, 102)
+    ]
+    content["annotations"].append(
+        {"id": 500, "image_id": 5, "category_id": 90, "bbox": [0, 0, 5, 5]}
+    )
+    (part,) = open_place(str(write_coco(tmp_path, content))).splits.values()
+    found = {defect.what: defect.examples for defect in check_split(part).defects}
+    assert found["images have more than 100 boxes: mind num_queries and max_detections"] == [
+        "a.png"
+    ]
+    assert found["categories have a single box"] == ["door"]
