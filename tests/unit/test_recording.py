@@ -1,0 +1,133 @@
+"""What the stages of a model say, recorded and analysed: planted facts, and every head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detrelay.assigners import CrossStageAssigner, HungarianAssigner
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.evaluation.cascade import instability, moved_labels, refinement
+from detrelay.core.evaluation.recording import Recording, record_stages
+from detrelay.core.structures import StageGroup, StagePrediction
+from detrelay.heads import HEADS
+from factories import SMALL_HEADS, small_head_config
+
+OBJECT = [0.25, 0.5, 0.2, 0.4]
+NARROW = [0.25, 0.5, 0.12, 0.4]  # IoU 0.6 with it
+AWAY = [0.8, 0.8, 0.1, 0.1]
+
+
+class PlantedHead(nn.Module):
+    """Two stages, three queries, two classes: the object passes from query 0 to query 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = nn.ModuleList(nn.Linear(4, 2) for _ in range(2))
+
+    def forward(self, pixels: Tensor) -> tuple[StageGroup, ...]:
+        for stage, layer in enumerate(self.classify):
+            layer(torch.eye(3, 4)[None] * (stage + 1))
+        logits = torch.tensor([[[-9.0, 4.0], [-9.0, -2.0], [3.0, -9.0]]])
+        boxes = (torch.tensor([[OBJECT, NARROW, AWAY]]), torch.tensor([[NARROW, OBJECT, AWAY]]))
+        later = logits[:, [1, 0, 2]]
+        stages = (StagePrediction(logits, boxes[0]), StagePrediction(later, boxes[1]))
+        return (StageGroup("decoder", stages),)
+
+
+class PlantedModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = PlantedHead()
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> None:
+        self.head(pixel_values)
+
+
+def batch_of(*image_ids: int, boxes: list[list[float]], size: int = 64) -> dict[str, Any]:
+    return {
+        "pixel_values": torch.rand(len(image_ids), 3, size, size),
+        "pixel_mask": torch.ones(len(image_ids), size, size, dtype=torch.long),
+        "labels": [
+            {
+                "class_labels": torch.zeros(len(boxes), dtype=torch.long),
+                "boxes": torch.tensor(boxes).reshape(-1, 4),
+                "image_id": torch.tensor([image_id]),
+                "orig_size": torch.tensor([100, 200]),
+            }
+            for image_id in image_ids
+        ],
+    }
+
+
+def record(model: Any, batches: list[dict[str, Any]], **changes: Any) -> Recording:
+    own = HungarianAssigner()
+    options = {"category_ids": [5, 7], "class_indices": [1], "max_detections": 100}
+    return record_stages(
+        model, batches, DetrelayImageProcessor(), own=own, learned=CrossStageAssigner(own),
+        **(options | changes),
+    )  # fmt: skip
+
+
+def test_planted_facts_are_recorded_and_counted() -> None:
+    batches = [batch_of(31, boxes=[OBJECT]), batch_of(4, boxes=[]), batch_of(8, boxes=[OBJECT])]
+    found = record(PlantedModel(), batches)
+    cascade = found.cascade
+    assert found.image_ids.tolist() == [31, 4, 8]
+    assert cascade.image.tolist() == [0, 2]
+    assert cascade.category.tolist() == [0, 0]  # of the data; the model's is 1
+    np.testing.assert_allclose(cascade.wanted, [[30, 30, 40, 40]] * 2, atol=1e-4)
+    np.testing.assert_allclose(cascade.boxes[0, 1, 0], [30, 30, 40, 40], atol=1e-4)
+    np.testing.assert_allclose(cascade.boxes[0, 2, 2], [150, 75, 20, 10], atol=1e-4)
+    assert cascade.query_of().tolist() == [[0, 0], [1, 1]]
+
+    (change,) = instability(cascade)
+    assert (change.objects, change.moved, change.labelled, change.changed) == (2, 2, 4, 4)
+    moved = moved_labels(cascade, 1)
+    assert (moved.own, moved.kept, moved.moved) == ([2, 2], [2, 2], [2, 2])
+    assert moved.origin.tolist() == [[0, 2], [2, 0]]
+    assert moved.by_iou[:, 5:7].sum(axis=1).tolist() == [2, 2]  # 0.6 in float32
+    assert refinement(cascade).iou == pytest.approx([0.6, 1.0], abs=1e-5)
+    assert found.similarity is not None
+    assert found.similarity.matrix() == pytest.approx(np.ones((2, 2)))
+
+    first = found.detections[0]
+    best = first.select(first.scores > 0.9)
+    assert best.category_ids.tolist() == [7, 5] * 3
+    assert best.image_ids.tolist() == [31, 31, 4, 4, 8, 8]
+    np.testing.assert_allclose(best.boxes_xywh[0], [30, 30, 40, 40], atol=1e-4)
+
+
+def test_nothing_to_look_at_is_refused() -> None:
+    with pytest.raises(ValueError, match="no image"):
+        record(PlantedModel(), [])
+
+
+@pytest.mark.parametrize(
+    "case", ["stageinteractor", "deformable_detr_two_stage", "dn_detr", "dino"]
+)
+def test_every_head_shows_its_stages(case: str) -> None:
+    torch.manual_seed(0)
+    model = HEADS[SMALL_HEADS[case][0]].model(small_head_config(case)).train()
+    batch = batch_of(1, 2, boxes=[OBJECT, AWAY])
+    found = record(model, [batch, batch], category_ids=[1, 2, 3, 4], class_indices=[0, 1, 2, 3])
+    assert model.training
+    stages = len(found.detections)
+    assert stages >= 3
+    assert found.cascade.boxes.shape[:2] == (stages, 4)
+    assert found.similarity is not None
+    matrix = found.similarity.matrix()
+    assert matrix.shape == (stages, stages)
+    assert matrix.diagonal() == pytest.approx(np.ones(stages))
+    with torch.no_grad():
+        output = model.eval()(batch["pixel_values"], batch["pixel_mask"])
+    expected = DetrelayImageProcessor().post_process_object_detection(
+        output, 0.0, torch.tensor([[100, 200]] * 2), 100
+    )
+    last = found.detections[-1].select(np.flatnonzero(found.detections[-1].image_ids == 1))
+    half = len(last) // 2
+    np.testing.assert_allclose(last.scores[:half], expected[0]["scores"].numpy(), atol=1e-6)
