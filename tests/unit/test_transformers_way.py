@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForObjectDetection, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForObjectDetection,
+    DeformableDetrImageProcessor,
+    Trainer,
+    TrainingArguments,
+)
 
 from detrelay.apps.build import build_criterion
 from detrelay.core.criterion import Criterion, CriterionOutput
 from detrelay.core.data.collate import EncodedSample, collate
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.losses import GIoUBoxLoss
 from detrelay.core.recipes.recipe import Recipe
@@ -196,7 +203,15 @@ def test_lora_wraps_a_head_and_learns_beside_fixed_weights(tmp_path: Path) -> No
     torch.testing.assert_close(ours.logits, theirs.logits)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stageinteractor",
+        "dino",
+        pytest.param("deformable_detr", marks=pytest.mark.slow),
+        pytest.param("dn_detr", marks=pytest.mark.slow),
+    ],
+)
 def test_activation_checkpointing_keeps_loss_and_gradients(name: str) -> None:
     def run(model: DetectorForObjectDetection) -> tuple[Tensor, list[Tensor | None]]:
         torch.manual_seed(1)
@@ -252,3 +267,15 @@ def test_dtype_is_that_of_weights_and_scores(name: str, tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert output.logits.dtype == torch.bfloat16
     assert output.loss.dtype == torch.float32
+
+
+def test_post_processing_takes_what_that_of_transformers_takes() -> None:
+    ours = inspect.signature(DetrelayImageProcessor.post_process_object_detection).parameters
+    theirs = inspect.signature(
+        DeformableDetrImageProcessor.post_process_object_detection
+    ).parameters
+    common = list(theirs)[1:]  # beside self
+    assert list(ours)[1 : 1 + len(common)] == common
+    for name in common[1:]:  # the outputs have no default
+        assert ours[name].default == theirs[name].default, name
+    assert all(ours[name].default is not inspect.Parameter.empty for name in list(ours)[2:])
