@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detrelay.assigners import HungarianAssigner
+from detrelay.core.class_losses import CLASS_LOSSES
 from detrelay.core.criterion import Criterion
 from detrelay.core.loss_terms import Divisor, Normalizers, score_targets
 from detrelay.core.losses import FocalClassLoss, GIoUBoxLoss, L1BoxLoss, LossConfig
@@ -176,3 +177,22 @@ def test_an_assigner_must_answer_for_every_stage() -> None:
         Criterion(LossConfig().terms(), {"decoder": short})(
             [StageGroup("decoder", tuple(make_stages()))], make_targets()
         )
+
+
+@pytest.mark.parametrize("loss", list(CLASS_LOSSES))
+def test_batches_that_share_counts_are_one_large_batch(loss: str) -> None:
+    divisor = None if loss == "softmax" else "targets*2"
+    terms = LossConfig(class_loss=loss, class_divisor=divisor, giou_divisor="larger").terms()
+    criterion = Criterion(terms, {"decoder": HungarianAssigner()})
+    (stage,), targets = make_stages(stages=1), make_targets((3, 2))
+    whole = criterion([StageGroup("decoder", (stage,))], targets)
+    plans = []
+    for image in range(2):
+        part = StagePrediction(stage.logits[image, None], stage.boxes[image, None])
+        own = targets.image == image
+        some = Targets(targets.labels[own], targets.boxes[own], 0 * targets.image[own], 1)
+        plans.append(criterion.plan([StageGroup("decoder", (part,))], some))
+    counts = torch.stack([plan.counts for plan in plans]).sum(0)
+    parts = [criterion.losses(plan, counts) for plan in plans]
+    for key, value in whole.losses.items():
+        torch.testing.assert_close(parts[0].losses[key] + parts[1].losses[key], value)
