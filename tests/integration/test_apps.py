@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.apps import console, evaluate, predict, report
 from detrelay.apps.build import build_datasets, build_parts
-from detrelay.apps.train import train
+from detrelay.apps.train import Arguments, resolve, train
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.recipes.recipe import DataConfig, Recipe, override
 from factories_data import write_shapes
@@ -187,7 +187,7 @@ def test_init_starts_from_saved_weights(
     before = AutoModelForObjectDetection.from_pretrained(run / "last").state_dict()
     after = AutoModelForObjectDetection.from_pretrained(same / "last").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert "new class scores" not in capsys.readouterr().out
+    assert f"start from {run / 'last'}: all weights are kept" in capsys.readouterr().out
 
 
 def test_init_for_other_categories_renews_the_class_scores_only(
@@ -205,7 +205,9 @@ def test_init_for_other_categories_renews_the_class_scores_only(
     frozen = ["train.learning_rate=0", "train.epochs=1", "model.backbone_norm=eval"]
     output = tmp_path / "run"
     assert tiny_run(output, *frozen, data=(folder,), init=run / "last") == 0
-    assert "new class scores for 2 categories: " in capsys.readouterr().out
+    names = [category["name"] for category in truth["categories"]]
+    (told,) = re.findall("class scores kept: (.*)", capsys.readouterr().out)
+    assert set(told.split(", ")) == set(names)
     before = AutoModelForObjectDetection.from_pretrained(run / "last").state_dict()
     after = AutoModelForObjectDetection.from_pretrained(output / "last").state_dict()
     changed = {key for key in before if before[key].shape != after[key].shape}
@@ -247,11 +249,29 @@ def test_train_refuses_in_one_line_and_begins_nothing(
     assert not output.exists()
 
 
-def test_init_of_another_architecture_is_refused(
-    run: Path, coco_folder: Path, tmp_path: Path
+def test_settings_come_from_the_model_but_for_those_that_are_set(
+    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match="do not fit the model settings of the recipe"):
-        tiny_run(tmp_path / "run", "model.num_stages=2", data=(coco_folder,), init=run / "last")
+    changes = [entry for entry in TINY if not entry.startswith("model.")]
+    arguments = Arguments(
+        init=run / "last",
+        data=(coco_folder,),
+        output=tmp_path / "run",
+        set=((*changes, "train.epochs=1", "model.num_stages=2", "model.num_queries=10"),),
+    )
+    assert train(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "  model.num_queries: 8 -> 10\n  model.num_stages: 3 -> 2\n" in printed
+    assert "  queries: 8 kept, 2 new\n" in printed
+    assert "  left out: head.stages.2\n" in printed
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["recipe"]["model"]["d_model"] == 32
+    assert record["recipe"]["train"]["schedule"] == "cosine"
+    assert record["init"] == str(run / "last")
+    # a resumed run needs not the model that it began with
+    assert resolve(Arguments(output=tmp_path / "run", resume=True)) == Recipe.from_mapping(
+        record["recipe"], "the record"
+    )
 
 
 def test_two_files_with_different_categories_are_refused(coco_folder: Path, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def test_flags_of_train_are_frozen() -> None:
 def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(evaluate.Arguments)] == [
         "data", "model", "head", "predictions", "images", "output", "details", "detections",
-        "max_detections", "class_agnostic", "backend", "max_pixels", "allow_outside", "debug",
+        "batch_size", "max_detections", "class_agnostic", "backend", "max_pixels", "allow_outside",
+        "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(check_data.Arguments)] == [
         "data", "images", "output", "write", "skip_images", "max_pixels", "allow_outside", "debug",

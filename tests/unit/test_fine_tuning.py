@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForObjectDetection
 
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.detector.transfer import transfer_weights
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, small_head_config
 from tiny_run import shrink_backbone
+
+OF_QUERIES = ("head.content", "head.queries", "head.anchors")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,3 +97,56 @@ def test_code_of_a_model_is_not_saved_beside_it(saved: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
         "config.json", "model.safetensors",
     ]  # fmt: skip
+
+
+OTHER = dict(enumerate(["D", "x", "b", "y", "z"]))  # two of abcd, in another order
+
+
+def fresh(case: str, **changes: Any) -> DetectorForObjectDetection:
+    torch.manual_seed(1)
+    config = small_head_config(case, id2label=OTHER, category_ids=[1, 2, 3, 4, 5], **changes)
+    return HEADS[SMALL_HEADS[case][0]].model(config)
+
+
+@pytest.mark.parametrize(
+    ("case", "queries"), [*zip(sorted(SMALL_HEADS), cycle([11, 5, 8]), strict=False)]
+)
+def test_weights_go_to_other_classes_and_numbers_of_queries(
+    case: str, queries: int, tmp_path: Path
+) -> None:
+    old = AutoModelForObjectDetection.from_pretrained(save_small(case, tmp_path / "saved"))
+    model = fresh(case, num_queries=queries)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = transfer_weights(old, model)
+    assert (found.kept_classes, found.new_classes) == (["D", "b"], ["x", "y", "z"])
+    assert (found.old_queries, found.queries) == (8, queries)
+    assert (found.new, found.left_out) == ([], [])
+    for key, value in model.state_dict().items():
+        given = old.state_dict()[key]
+        if value.shape == given.shape and not key.startswith(OF_QUERIES):
+            assert torch.equal(value, given), key
+        elif key.startswith(OF_QUERIES):
+            kept = min(8, queries)
+            assert torch.equal(value[:kept], given[:kept])
+            assert torch.equal(value[kept:], before[key][kept:])
+        elif "classify_proposals" in key and case.startswith("deformable"):
+            assert torch.equal(value[:4], given)  # entry 0 says "object", whatever the classes
+            assert torch.equal(value[4:], before[key][4:])
+        else:
+            assert given.shape[0] == 4
+            assert torch.equal(value[[0, 2]], given[[3, 1]]), key
+            assert torch.equal(value[[1, 3, 4]], before[key][[1, 3, 4]]), key
+    assert {key for key in before if before[key].shape != old.state_dict()[key].shape} >= {
+        key for key in before if "classify" in key and key.endswith("bias") and "hidden" not in key
+        and "norm" not in key
+    }  # fmt: skip
+
+
+def test_layers_that_are_more_or_fewer_are_named(tmp_path: Path) -> None:
+    old = AutoModelForObjectDetection.from_pretrained(save_small("dn_detr", tmp_path / "saved"))
+    more = transfer_weights(old, fresh("dn_detr", decoder_layers=5, encoder_layers=1))
+    assert more.new == [
+        *("head.classify.3", "head.classify.4", "head.layers.3", "head.layers.4"),
+        *("head.refine.3", "head.refine.4"),
+    ]
+    assert more.left_out == ["head.encoder.layers.1"]

@@ -19,8 +19,8 @@ from detrelay.heads import HEADS
 
 RECIPES = Path(__file__).parents[2] / "apps" / "src" / "detrelay" / "apps" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
-# drawn shapes and blood cells: ours, nothing about them is published
-OURS = [name for name in NAMES if name.startswith(("shapes", "bccd"))]
+# drawn shapes, blood cells and fine-tuning: ours, nothing about them is published
+OURS = [name for name in NAMES if name.startswith(("shapes", "bccd", "finetune"))]
 PUBLISHED = [name for name in NAMES if name not in OURS]
 MANY_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
@@ -51,8 +51,8 @@ def test_every_recipe_loads_builds_and_says_how_to_run_it(name: str) -> None:
     recipe = recipe_of(name)
     assert parameter_groups(model_of(recipe), recipe.train)
     assert build_criterion(recipe).assigners
-    command = "apps/train.py --head" if name.startswith("shapes") else f"--recipe {name}"
-    assert command in header_of(name)
+    commands = {"shapes": "apps/train.py --head", "finetune": "detrelay train --init MODEL"}
+    assert commands.get(name.split("_")[0], f"--recipe {name}") in header_of(name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

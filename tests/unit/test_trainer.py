@@ -105,7 +105,7 @@ def test_workers_do_not_outlive_what_fails(tmp_path: Path) -> None:
         "import multiprocessing\n"
         "import detrelay.core.engine.loaders as loaders\n"
         "from detrelay.core.data.transforms import VisitSampler\n"
-        "loaders.collate = list\n"
+        "loaders.collate = lambda items, divisor: items\n"
         "def fail(code):\n"
         "    global batches\n"
         "    sampler = VisitSampler(3, seed=0, shuffle=False)\n"

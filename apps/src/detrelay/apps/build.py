@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 import transformers
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
-from transformers.utils import logging as transformers_logging
 
+from detrelay.apps.saved import load_saved as load_saved
+from detrelay.apps.saved import start_from_saved
 from detrelay.apps.training_targets import build_criterion as build_criterion
 from detrelay.apps.training_targets import head_entry as head_entry
 from detrelay.apps.training_targets import model_config
@@ -26,6 +25,7 @@ from detrelay.core.criterion import Criterion
 from detrelay.core.data.augmentation import build_eval_transform, build_train_transform
 from detrelay.core.data.coco import AnnotatedImages, Category
 from detrelay.core.data.fingerprint import fingerprint
+from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.label_map import chosen_categories
 from detrelay.core.data.places import train_and_val
@@ -36,9 +36,7 @@ from detrelay.core.engine import run_folder
 from detrelay.core.engine.trainer import Trainer, TrainingParts
 from detrelay.core.errors import RecipeError, one_line
 from detrelay.core.evaluation.evaluators import Evaluator, build_evaluator
-from detrelay.core.hub.fetch import model_folder
 from detrelay.core.recipes.recipe import DataConfig, Recipe
-from detrelay.heads import HEADS, HeadEntry
 
 AnyDataset = AnnotatedImages | ShapesDataset
 
@@ -128,11 +126,13 @@ def join_parts(
 ) -> TrainingParts:
     """Model and criterion with the data, augmented and encoded as the recipe says."""
     data = recipe.data
-    processor = DetrelayImageProcessor(
-        size={"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size},
-        max_pixels=data.max_pixels,
-        nms_iou_threshold=recipe.train.nms_iou_threshold,
-    )
+    settings: dict[str, Any] = {
+        "size": {"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size},
+        "pad_size_divisor": data.pad_size_divisor,
+        "max_pixels": data.max_pixels,
+        "nms_iou_threshold": recipe.train.nms_iou_threshold,
+    }
+    processor = DetrelayImageProcessor(**settings)
     return TrainingParts(
         model=model,
         processor=processor,
@@ -164,10 +164,10 @@ def _evaluator(recipe: Recipe) -> Evaluator:
 
 def eval_data(samples: AnyDataset, processor: DetrelayImageProcessor) -> DetectionDataset:
     """Samples resized as the processor says and encoded, without any augmentation."""
-    transform = build_eval_transform(
-        processor.size["shortest_edge"], processor.size["longest_edge"]
-    )
-    return DetectionDataset(samples, transform, processor, seed=0)
+    sides = processor.size["shortest_edge"], processor.size["longest_edge"]
+    transform = build_eval_transform(*sides)
+    shapes = [resized_shape(height, width, *sides) for height, width in samples.sizes.tolist()]
+    return DetectionDataset(samples, transform, processor, seed=0, shapes=shapes)
 
 
 def build_model(
@@ -182,7 +182,7 @@ def build_model(
         fresh: False to leave the backbone's pre-trained weights and `init` aside.
 
     Raises:
-        RecipeError: the head refuses its settings, or `init` holds another architecture.
+        ValueError: the head refuses its settings, or the model in `init` is not whole.
     """
     entry = head_entry(recipe.head)
     config = model_config(
@@ -193,39 +193,13 @@ def build_model(
         category_ids=[category.id for category in categories],
     )
     if fresh and init is not None:
-        return _from_saved(entry, config, init)
+        return start_from_saved(entry, config, init)
     model = entry.model(config)
     if fresh:
         model.load_backbone_weights(recipe.train.backbone_weights)
     return model
 
 
-def _from_saved(entry: HeadEntry, config: Any, init: Path) -> DetectorForObjectDetection:
-    """Weights of a saved model; only class scores may be new, for other categories."""
-    init = _checked_folder(init)
-    saved = entry.config.from_pretrained(init)
-    loaded: Any = entry.model.from_pretrained(
-        init, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    model, report = loaded
-    other_shape = {key: (old, new) for key, old, new in report["mismatched_keys"]}
-    strange = [*report["missing_keys"], *report["unexpected_keys"]]
-    strange += [
-        key
-        for key, (old, new) in other_shape.items()
-        if (old[0], new[0]) != (saved.num_labels, config.num_labels) or old[1:] != new[1:]
-    ]
-    if strange:
-        raise RecipeError(
-            f"--init {init}: its weights do not fit the model settings of the recipe; "
-            f"{len(strange)} are missing, unknown or of another shape, such as {strange[0]}"
-        )
-    if other_shape:
-        print(f"new class scores for {config.num_labels} categories: {', '.join(other_shape)}")
-    elif saved.id2label != config.id2label:
-        was, now = (", ".join(c.class_names) for c in (saved, config))
-        print(f"class scores start from those of other categories ({was} become {now})")
-    return model
 
 
 def build_trainer(
@@ -274,93 +248,6 @@ def build_trainer(
         output.mkdir(parents=True, exist_ok=True)
         run_folder.write_record(output, facts)
     return trainer
-
-
-def load_saved(
-    folder: Path, head: str | None = None
-) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
-    """A model folder as training writes it.
-
-    Args:
-        folder: where the model is.
-        head: `module:ConfigClass` of its head, if that is not one of this project.
-
-    Raises:
-        ValueError: the folder is missing or does not hold a detector.
-    """
-    if head is not None:
-        head_entry(head)
-    folder = _checked_folder(folder)
-    try:
-        with _quiet_loading():  # transformers would print a table of what does not fit
-            # no code of the folder is run, nor is anybody asked whether it should be; no pickles
-            model, report = AutoModelForObjectDetection.from_pretrained(
-                folder,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
-    if not isinstance(model, DetectorForObjectDetection):
-        raise ValueError(
-            f"{folder}: holds a {type(model).__name__}; expected one of the heads "
-            f"{', '.join(sorted(HEADS))}"
-        )
-    refuse_incomplete(folder, report)
-    if not isinstance(processor, DetrelayImageProcessor):
-        raise ValueError(
-            f"{folder}: its image processor is a {type(processor).__name__}, which prepares other "
-            f"pixels than the model has learned from; expected a DetrelayImageProcessor in "
-            f"preprocessor_config.json"
-        )
-    return model, processor
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def refuse_incomplete(folder: Path, report: Mapping[str, Any]) -> None:
-    """Refuse weights that are not exactly those of the model that config.json describes.
-
-    Args:
-        folder: where they are.
-        report: what transformers says about loading them.
-
-    Raises:
-        ValueError: an entry is missing, unknown or of another shape; names one.
-    """
-    kinds = {
-        "missing": sorted(report["missing_keys"]),
-        "unknown": sorted(report["unexpected_keys"]),
-        "of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
-    }
-    found = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in kinds.items() if keys]
-    if found:
-        raise ValueError(
-            f"{folder}: its weights are not those of the model in its config.json: "
-            f"{', '.join(found)}; save or download the model again"
-        )
-
-
-def _checked_folder(source: Path) -> Path:
-    """Where the model is; one that is named as on the Hub is downloaded."""
-    folder = model_folder(source)
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder}: no saved model (it has no config.json); name a folder such as "
-            f"runs/stageinteractor-cross_stage/best, or a model on the Hub (USER/MODEL)"
-        )
-    return folder
 
 
 def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, Any]:

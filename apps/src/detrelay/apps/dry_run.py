@@ -17,7 +17,7 @@ from detrelay.core.data.coco import Category
 from detrelay.core.data.collate import padded_size
 from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.engine.optimizer import parameter_groups
+from detrelay.core.engine.optimizer import parameter_groups, warmup_steps
 from detrelay.core.engine.precision import precision_note
 from detrelay.core.engine.scaling import describe_step, with_scaled_rate
 from detrelay.core.errors import DataError
@@ -113,7 +113,8 @@ def schedule_lines(recipe: Recipe, processes: int, images: int | None) -> list[s
     else:
         drops = ", ".join(str(epoch * steps) for epoch in train.milestones if epoch < train.epochs)
         shape = f"then x {train.gamma:g} at steps {drops or 'none'}"
-    lines.append(f"learning rate: warm-up of {train.warmup_steps} steps, {shape}")
+    warmup = warmup_steps(steps, train)
+    lines.append(f"learning rate: warm-up of {warmup} steps, {shape}")
     return lines
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from detrelay.core.evaluation.tables import Detections
 
 BackendName = Literal["pycocotools", "hotcoco"]
-_BATCH_SIZE = 4
+BATCH_SIZE = 4
 _DIGITS = 6
 
 
@@ -52,6 +52,8 @@ class Arguments:
     """Folder for charts and json of more: by class and size, confusion, calibration, errors."""
     detections: Path | None = None
     """Where to write what the model finds, as a COCO results list with the data set's ids."""
+    batch_size: int = BATCH_SIZE
+    """Images at a time; changes the speed only."""
     max_detections: int = 100
     """Boxes per image that count."""
     class_agnostic: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -71,6 +73,8 @@ def evaluate(arguments: Arguments) -> int:
         raise ValueError("name either --model or --predictions")
     if arguments.max_detections < 1:
         raise ValueError(f"--max-detections must be at least 1, found {arguments.max_detections}")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, found {arguments.batch_size}")
     if arguments.predictions is not None:
         if arguments.detections is not None:
             raise ValueError("--detections writes what a model finds; it goes with --model")
@@ -159,7 +163,13 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
     accelerator = Accelerator()
     accelerator.print(samples.report.summary())
     detections = detect_in(
-        accelerator, model, processor, samples, category_ids, arguments.max_detections
+        accelerator,
+        model,
+        processor,
+        samples,
+        category_ids,
+        arguments.max_detections,
+        arguments.batch_size,
     )
     if not accelerator.is_main_process:
         return samples.ground_truth, None
@@ -187,6 +197,7 @@ def detect_in(
     samples: AnyDataset,
     category_ids: Sequence[int],
     max_detections: int,
+    batch_size: int = BATCH_SIZE,
 ) -> Detections:
     """What a model finds in a data set; to be called by every process.
 
@@ -197,16 +208,21 @@ def detect_in(
         samples: the images.
         category_ids: original category id by class index.
         max_detections: boxes per image, best scores first.
+        batch_size: images at a time; changes the speed only.
     """
     from detrelay.apps.build import eval_data
-    from detrelay.core.data.transforms import VisitSampler
     from detrelay.core.engine.inference import detect
-    from detrelay.core.engine.loaders import make_loader
+    from detrelay.core.engine.loaders import make_eval_loader
     from detrelay.core.evaluation.tables import Detections
 
-    sampler = VisitSampler(len(samples), seed=0, shuffle=False)
-    loader = make_loader(eval_data(samples, processor), sampler, _BATCH_SIZE)
-    prepared, loader = accelerator.prepare(model, loader)
+    loader = make_eval_loader(
+        eval_data(samples, processor),
+        batch_size,
+        processor.pad_size_divisor,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    prepared = accelerator.prepare(model)
     image_ids, results = detect(accelerator, prepared, loader, processor, max_detections)
     return Detections.from_results(results, image_ids, category_ids)
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 _DRAWN_SHAPES_RECIPE = "shapes"
+_FINE_TUNING_RECIPE = "finetune"
 _TRACKERS = ("tensorboard", "trackio", "wandb")
 _NOT_FINITE = 1
 
@@ -59,7 +60,8 @@ class Arguments:
     """Train a detector. Precedence: defaults, then the recipe, then the other options."""
 
     recipe: str | None = None
-    """TOML file, or name of a file in the package. Without recipe and data: drawn shapes."""
+    """TOML file, or name of a file in the package. With --init: the head's finetune recipe; without
+    recipe, data and --init: drawn shapes."""
     head: str | None = None
     """Decoder head, such as dino; module:ConfigClass for one of your own."""
     assigner: str | None = None
@@ -69,7 +71,7 @@ class Arguments:
     output: Path | None = None
     """Folder of the run; runs/[RECIPE-]HEAD-ASSIGNER[-seedN] if not named."""
     init: Path | None = None
-    """Folder of a saved model, or its name on the Hub, whose weights to start from."""
+    """Fine-tune this model: folder or name on the Hub. Gives weights, head and its settings."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue from the newest checkpoint in the output folder, with the recipe stored there."""
     accept_changes: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -104,6 +106,8 @@ def resolve(arguments: Arguments) -> Recipe:
         and run_folder.remains_of_a_run(output)
     ):
         recipe = stored_recipe(output)
+    elif arguments.init is not None and not arguments.resume:
+        recipe = recipe_for_saved(arguments, arguments.init)
     else:
         recipe = load_recipe(recipe_file(arguments))
     if arguments.head is not None and arguments.head != recipe.head:
@@ -124,9 +128,33 @@ def resolve(arguments: Arguments) -> Recipe:
     return override(recipe, [entry for group in arguments.set for entry in group])
 
 
-def recipe_file(arguments: Arguments) -> Path | None:
-    """The recipe to read; None for the bare defaults."""
+def recipe_for_saved(arguments: Arguments, init: Path) -> Recipe:
+    """The recipe to train a saved model on with; the settings of its head are the model's."""
+    from detrelay.apps.saved import saved_head, with_saved_settings
+
+    head = saved_head(init, arguments.head)
+    recipe = load_recipe(recipe_file(arguments, head))
+    if recipe.head != head:
+        if arguments.recipe is not None:
+            raise RecipeError(
+                f"--init {init} is a {head}, but --recipe {arguments.recipe} is for {recipe.head}; "
+                f"leave the recipe out to fine-tune, or name one of {head}"
+            )
+        recipe = replace(recipe, head=head)
+    return with_saved_settings(recipe, init, with_sizes=arguments.recipe is None)
+
+
+def recipe_file(arguments: Arguments, saved: str | None = None) -> Path | None:
+    """The recipe to read; None for the bare defaults.
+
+    Args:
+        arguments: of the command line.
+        saved: the head of the model to start from, for the recipe that fine-tunes it.
+    """
     name = arguments.recipe
+    if name is None and saved is not None:
+        own = RECIPES / f"{_FINE_TUNING_RECIPE}_{saved}.toml"
+        return own if own.is_file() else RECIPES / "base" / f"{_FINE_TUNING_RECIPE}.toml"
     if name is None:
         own = RECIPES / f"{_DRAWN_SHAPES_RECIPE}_{arguments.head}.toml"
         drawn = own if own.is_file() else RECIPES / f"{_DRAWN_SHAPES_RECIPE}.toml"

@@ -37,6 +37,10 @@ class Batch(TypedDict):
     labels: list[dict[str, Tensor]]
 
 
+# of most released programs; a model's own stands in its image processor
+DIVISOR = 32
+
+
 def padded_size(sizes: Iterable[tuple[int, int]], divisor: int) -> tuple[int, int]:
     """The (height, width) of a batch: its largest sides, rounded up to multiples of `divisor`.
 
@@ -56,7 +60,7 @@ def padded_size(sizes: Iterable[tuple[int, int]], divisor: int) -> tuple[int, in
     )
 
 
-def collate(items: Sequence[EncodedSample], *, divisor: int = 32) -> Batch:
+def collate(items: Sequence[EncodedSample], *, divisor: int = DIVISOR) -> Batch:
     """Pad images at the bottom and the right to one size; labels stay as they are.
 
     Boxes are in units of the unpadded image, so no label depends on the rest of the batch.

@@ -22,7 +22,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 
 from detrelay.core.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detrelay.core.data.coco import Sample
-from detrelay.core.data.collate import EncodedSample, padded_size
+from detrelay.core.data.collate import DIVISOR, EncodedSample, padded_size
 from detrelay.core.data.decode import MAX_PIXELS
 from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_sources import pixels_of_any
@@ -80,7 +80,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_pad = True
-    pad_size_divisor = 32
+    pad_size_divisor = DIVISOR
     max_pixels = MAX_PIXELS
     nms_iou_threshold: float | None = None
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - never changed

@@ -46,6 +46,8 @@ class DetectionDataset(Dataset[EncodedSample]):
             it, and the next readable one takes its place; otherwise its `DataError` is raised.
         wide: which samples are wider than high; read by `sampler`.
         aspect_group: how many samples in a row share that; 1 for any order.
+        shapes: (height, width) of each encoded sample, pixels, where they are known beforehand; by
+            them `ShapeBatches` joins images.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class DetectionDataset(Dataset[EncodedSample]):
         skip_broken: bool = False,
         wide: Sequence[bool] = (),
         aspect_group: int = 1,
+        shapes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.samples = samples
         self.transform = transform
@@ -69,6 +72,7 @@ class DetectionDataset(Dataset[EncodedSample]):
         self.mosaic_tile = mosaic_tile
         self.wide = wide
         self.aspect_group = aspect_group
+        self.shapes = shapes
         # shared with the loader's processes, so that only one of them reports an image
         reported = torch.zeros(len(self), dtype=torch.bool) if skip_broken else None
         self._reported = None if reported is None else reported.share_memory_()
@@ -163,6 +167,46 @@ class VisitSampler(Sampler[int]):
             order = _grouped(order, self.wide, self.aspect_group)
         first = self.epoch * self.num_samples
         return iter([first + index for index in order])
+
+
+class ShapeBatches(Sampler[list[int]]):
+    """Every image once, in batches of one padded shape each: no image is padded for another.
+
+    So what a model finds in an image does not depend on the size of the batches.
+
+    Args:
+        shapes: padded (height, width) of each image, pixels.
+        batch_size: images of a batch at most.
+        process: number of this process, from 0.
+        num_processes: how many share the batches; some do one again, so that all have equally many.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        batch_size: int,
+        *,
+        process: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        batches: list[list[int]] = []
+        filling: dict[tuple[int, int], list[int]] = {}
+        for index, shape in enumerate(shapes):
+            batch = filling.setdefault(shape, [])
+            if not batch:
+                batches.append(batch)
+            batch.append(index)
+            if len(batch) == batch_size:
+                del filling[shape]
+        missing = -len(batches) % num_processes
+        batches += [batches[number % len(batches)] for number in range(missing)]
+        self.batches = batches[process::num_processes]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
 
 
 def _grouped(order: Sequence[int], wide: Sequence[bool], size: int) -> list[int]:

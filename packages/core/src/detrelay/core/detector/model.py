@@ -58,6 +58,8 @@ class DetectorForObjectDetection(PreTrainedModel):
         assigner: name of the assigner that the head was published with.
         assigner_options: by name of an assigner, the options it is used with on this head where a
             recipe names no others.
+        object_scores: first parts of the names of class scores whose entry 0 says "object" of any
+            class.
     """
 
     config: DetectorConfig
@@ -68,6 +70,7 @@ class DetectorForObjectDetection(PreTrainedModel):
     _supports_sdpa = True
     loss_config: ClassVar[LossConfig] = LossConfig()
     assigner: ClassVar[str] = "hungarian"
+    object_scores: ClassVar[tuple[str, ...]] = ()
     assigner_options: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     backbone: Backbone

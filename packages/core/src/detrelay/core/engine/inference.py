@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -30,24 +31,24 @@ def detect(
     Args:
         accelerator: gathers the results of all processes.
         model: prepared by the accelerator.
-        loader: prepared by the accelerator, fresh (not one whose first batches are skipped).
+        loader: what `make_eval_loader` gives this process.
         processor: turns outputs into boxes in pixels of the original image.
         max_detections: boxes per image, best scores first.
         on_batch: called after each batch; may raise to stop.
 
     Returns:
-        Image ids, and for each `scores` [n], `labels` [n] and `boxes` [n, 4] xyxy in pixels, on
-        the CPU; the same on every process. Boxes are not cut to the image.
+        Image ids in ascending order, and for each `scores` [n], `labels` [n] and `boxes` [n, 4]
+        xyxy in pixels, on the CPU; the same on every process. Boxes are not cut to the image.
 
     Raises:
         NonFiniteOutput: a score or a box is NaN or infinite; names the images.
     """
     was_training = model.training
     model.eval()
-    image_ids: list[int] = []
-    results: list[ImageResult] = []
+    rows: list[tuple[int, ImageResult]] = []
     try:
-        for batch in loader:
+        for held in loader:
+            batch = send_to_device(held, accelerator.device, non_blocking=True)
             output = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
             sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
             ids = torch.cat([label["image_id"] for label in batch["labels"]]).tolist()
@@ -60,15 +61,13 @@ def detect(
                     f"{error}, in a batch of the image ids {ids}: training has diverged, or the "
                     f"weights are damaged"
                 ) from None
-            rows = [
+            rows += [
                 (image_id, {key: value.cpu() for key, value in result.items()})
                 for image_id, result in zip(ids, found, strict=True)
             ]
-            for image_id, result in accelerator.gather_for_metrics(rows, use_gather_object=True):
-                image_ids.append(image_id)
-                results.append(result)
             if on_batch is not None:
                 on_batch()
     finally:
         model.train(was_training)
-    return image_ids, results
+    by_id = dict(gather_object(rows))  # a process may have done an image again
+    return sorted(by_id), [by_id[image_id] for image_id in sorted(by_id)]

@@ -11,10 +11,10 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from detrelay.core.data.collate import collate
-from detrelay.core.data.transforms import DetectionDataset, VisitSampler
+from detrelay.core.data.collate import DIVISOR, collate, padded_size
+from detrelay.core.data.transforms import DetectionDataset, ShapeBatches, VisitSampler
 
 
 def make_loader(
@@ -24,6 +24,7 @@ def make_loader(
     *,
     num_workers: int = 0,
     drop_last: bool = False,
+    divisor: int = DIVISOR,
 ) -> DataLoader[Any]:
     """A loader that leaves the global random state alone.
 
@@ -33,11 +34,49 @@ def make_loader(
         batch_size: images per process.
         num_workers: loader processes; 0 loads in the calling process.
         drop_last: leave out a last batch that is not full.
+        divisor: of the padded sides, pixels: the `pad_size_divisor` of the model's processor.
     """
+    return _loader(data, BatchSampler(sampler, batch_size, drop_last), divisor, num_workers)
+
+
+def make_eval_loader(
+    data: DetectionDataset,
+    batch_size: int,
+    divisor: int,
+    *,
+    num_workers: int = 0,
+    process: int = 0,
+    num_processes: int = 1,
+) -> DataLoader[Any]:
+    """A loader of every image once, padded no further than alone; see `ShapeBatches`.
+
+    It is not to be prepared by an accelerator: each process has its share already.
+
+    Args:
+        data: with the shapes of its samples; without them, batches hold one image each.
+        batch_size: images of a batch at most.
+        divisor: of the padded sides, pixels: the `pad_size_divisor` of the model's processor.
+        num_workers: loader processes; 0 loads in the calling process.
+        process: number of this process, from 0.
+        num_processes: how many there are.
+    """
+    shapes = [padded_size([shape], divisor) for shape in data.shapes]
+    batches = ShapeBatches(
+        shapes or [(index, 0) for index in range(len(data))],
+        batch_size,
+        process=process,
+        num_processes=num_processes,
+    )
+    return _loader(data, batches, divisor, num_workers)
+
+
+def _loader(
+    data: DetectionDataset, batches: Sampler[list[int]], divisor: int, num_workers: int
+) -> DataLoader[Any]:
     return DataLoader(
         data,
-        batch_sampler=BatchSampler(sampler, batch_size, drop_last),
-        collate_fn=collate,
+        batch_sampler=batches,
+        collate_fn=partial(collate, divisor=divisor),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

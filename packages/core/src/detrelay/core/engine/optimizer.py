@@ -62,21 +62,29 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, betas=_BETAS, eps=settings.adam_epsilon, fused=True)
 
 
+def warmup_steps(steps_per_epoch: int, settings: TrainConfig) -> int:
+    """Steps of the warm-up: their share of the run, rounded up, or the number that is set."""
+    if settings.warmup_share == 0:
+        return settings.warmup_steps
+    return math.ceil(settings.warmup_share * settings.epochs * steps_per_epoch)
+
+
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: TrainConfig) -> float:
     """Factor on every learning rate at a step, counted from 0.
 
-    A linear climb from `warmup_factor` over `warmup_steps`, times `gamma` for each milestone that
+    A linear climb from `warmup_factor` over the warm-up, times `gamma` for each milestone that
     lies behind; or, from the warm-up to the end of the last epoch, half a cosine from 1 to 0.
     Nothing is remembered between steps, so a resumed run needs no state for it.
     """
     factor = 1.0
+    warmup = warmup_steps(steps_per_epoch, settings)
     if settings.schedule == "multi_step":
         factor = settings.gamma ** bisect_right(settings.milestones, step // steps_per_epoch)
-    elif step > settings.warmup_steps:
-        falling = settings.epochs * steps_per_epoch - settings.warmup_steps
-        factor = (1 + math.cos(math.pi * (step - settings.warmup_steps) / falling)) / 2
-    if step < settings.warmup_steps:
-        remaining = 1 - step / settings.warmup_steps
+    elif step > warmup:
+        falling = settings.epochs * steps_per_epoch - warmup
+        factor = (1 + math.cos(math.pi * (step - warmup) / falling)) / 2
+    if step < warmup:
+        remaining = 1 - step / warmup
         factor *= 1 - remaining * (1 - settings.warmup_factor)
     return factor
 

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
@@ -30,7 +29,7 @@ from detrelay.core.engine.checkpoint import (
 from detrelay.core.engine.ema import average_of
 from detrelay.core.engine.failure import NonFiniteStep, random_states, save_failure
 from detrelay.core.engine.inference import ImageResult, detect
-from detrelay.core.engine.loaders import make_loader
+from detrelay.core.engine.loaders import make_eval_loader, make_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, SpeedMeter
 from detrelay.core.engine.memory import peak_memory_mib
 from detrelay.core.engine.optimizer import (
@@ -92,7 +91,8 @@ class Trainer:
         self.images_per_step = per_process * accelerator.num_processes
         self.position = RunPosition(images_per_step=self.images_per_step)
         self._sampler = parts.train_data.sampler()
-        self._prepare(*self._make_loaders(num_workers))
+        train_loader, self._val_loader = self._make_loaders(num_workers)
+        self._prepare(train_loader)
         self.steps_per_epoch = len(self._train_loader) // settings.accumulation_steps
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -108,16 +108,19 @@ class Trainer:
             settings.batch_size,
             num_workers=num_workers,
             drop_last=True,
+            divisor=self.parts.processor.pad_size_divisor,
         )
-        val_loader = make_loader(
+        val_loader = make_eval_loader(
             self.parts.val_data,
-            VisitSampler(len(self.parts.val_data), seed=0, shuffle=False),
             settings.batch_size,
+            self.parts.processor.pad_size_divisor,
             num_workers=num_workers,
+            process=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
         )
         return train_loader, val_loader
 
-    def _prepare(self, train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
+    def _prepare(self, train_loader: DataLoader[Any]) -> None:
         accelerator, model, settings = self.accelerator, self.parts.model, self.settings
         if settings.accumulation_steps > 1:
             _refuse_sharding(accelerator, "train.accumulation_steps", "1")
@@ -130,8 +133,8 @@ class Trainer:
         if settings.compile:
             model.compile(dynamic=True)
         optimizer = build_optimizer(model, with_scaled_rate(settings, self.images_per_step))
-        self._model, self._optimizer, self._train_loader, self._val_loader = accelerator.prepare(
-            model, optimizer, train_loader, val_loader
+        self._model, self._optimizer, self._train_loader = accelerator.prepare(
+            model, optimizer, train_loader
         )
         if self._average is not None:
             # among the accelerator's models it is part of every checkpoint

@@ -120,6 +120,8 @@ class DataConfig:
         allow_outside: also read images whose `file_name` leads out of the image folder.
         eval_short_side: short side in evaluation, pixels.
         eval_max_size: limit of the long side in evaluation, pixels.
+        pad_size_divisor: what the sides of a padded batch are a multiple of, pixels; `--init` takes
+            that of the model.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -155,6 +157,7 @@ class DataConfig:
     allow_outside: bool = False
     eval_short_side: Count = _COCO_SHORT_SIDE
     eval_max_size: Count = _COCO_LONG_SIDE
+    pad_size_divisor: Count = 32
 
     @property
     def mosaic_tile(self) -> int:
@@ -195,6 +198,7 @@ class TrainConfig:
             from the head to the last stage; 1 is none.
         clip_norm: limit of the L2 norm of all gradients together; 0 for no limit.
         warmup_steps: steps over which the rate climbs linearly.
+        warmup_share: the same as a share of all steps of the run, where above 0.
         warmup_factor: fraction of the learning rate at step 0.
         schedule: after the warm-up the rate drops at `milestones` ("multi_step"), or falls to 0
             at the end of the last epoch along half a cosine ("cosine").
@@ -239,6 +243,7 @@ class TrainConfig:
     layer_decay: Fraction = 1.0
     clip_norm: Amount = 1.0
     warmup_steps: NonNegative = 500
+    warmup_share: Fraction = 0.0
     warmup_factor: Fraction = 0.001
     schedule: Schedule = "multi_step"
     milestones: tuple[Count, ...] = (8, 11)

@@ -217,6 +217,7 @@ class DeformableDetrForObjectDetection(DeformableForObjectDetection):
     config: DeformableDetrConfig
     config_class = DeformableDetrConfig
     loss_config: ClassVar[LossConfig] = LossConfig(log_epsilon=1e-8)
+    object_scores: ClassVar[tuple[str, ...]] = ("head.classify_proposals",)
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,250 @@
+"""Saved models: to use as they are, and to start a training from."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from detrelay.apps.training_targets import head_entry
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.detector.transfer import Transfer, transfer_weights
+from detrelay.core.errors import RecipeError, one_line
+from detrelay.core.hub.fetch import model_folder
+from detrelay.core.recipes.recipe import DataConfig, Recipe
+from detrelay.heads import HEADS, HeadEntry, find_head
+
+_OWN_OF_DATA = "category_ids"
+_PIXELS = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
+
+
+def load_saved(
+    folder: Path, head: str | None = None
+) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
+    """A model folder as training writes it.
+
+    Args:
+        folder: where the model is.
+        head: `module:ConfigClass` of its head, if that is not one of this project.
+
+    Raises:
+        ValueError: the folder is missing or does not hold a detector, whole.
+    """
+    if head is not None:
+        head_entry(head)
+    folder = checked_folder(folder)
+    model = _whole_model(AutoModelForObjectDetection, folder)
+    return model, _processor(folder)
+
+
+def checked_folder(source: Path) -> Path:
+    """Where the model is; one that is named as on the Hub is downloaded."""
+    folder = model_folder(source)
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder}: no saved model (it has no config.json); name a folder such as "
+            f"runs/stageinteractor-cross_stage/best, or a model on the Hub (USER/MODEL)"
+        )
+    return folder
+
+
+def saved_head(init: Path, head: str | None = None) -> str:
+    """Name of the head of a saved model.
+
+    Args:
+        init: folder or name on the Hub.
+        head: what the user says it is, needed for a head outside of this project.
+
+    Raises:
+        RecipeError: it holds none of these heads, or another one.
+    """
+    file = checked_folder(init) / "config.json"
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecipeError(f"--init: {file} is not the config of a model") from error
+    if head is not None and head_entry(head).config.model_type == kind:
+        return head
+    found = [name for name, entry in HEADS.items() if entry.config.model_type == kind]
+    if found and head is None:
+        return found[0]
+    if found:
+        raise RecipeError(f"--init {init}: its head is {found[0]}; leave out --head {head}")
+    raise RecipeError(
+        f"--init {init}: holds a {kind!r}; expected one of the heads {', '.join(sorted(HEADS))}, "
+        f"or name yours by --head; `detrelay convert` turns models of other programs into such"
+    )
+
+
+def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Recipe:
+    """A recipe with what a saved model has settled: settings of the head, and its pixels.
+
+    Args:
+        recipe: for the head of the model.
+        init: folder or name on the Hub.
+        with_sizes: take the sizes of images too, for training and evaluation alike.
+
+    Raises:
+        RecipeError: the model's settings, or the pixels it expects, cannot be used.
+    """
+    folder = checked_folder(init)
+    kind = head_entry(recipe.head).config
+    try:
+        config = kind.from_pretrained(folder)
+        default = kind()
+        processor = _processor(folder)
+    except Exception as error:
+        raise RecipeError(f"--init {init}: {one_line(error)}") from error
+    for name in _PIXELS:
+        if getattr(processor, name) != getattr(DetrelayImageProcessor(), name):
+            raise RecipeError(
+                f"--init {init}: its image processor has {name} {getattr(processor, name)}; "
+                f"training knows {getattr(DetrelayImageProcessor(), name)} only"
+            )
+    before = _settings(default)
+    model = {name: value for name, value in _settings(config).items() if value != before[name]}
+    data = replace(recipe.data, pad_size_divisor=processor.pad_size_divisor)
+    if with_sizes:
+        data = _with_sizes(data, processor)
+    return replace(recipe, model=model, data=data)
+
+
+def _with_sizes(data: DataConfig, processor: DetrelayImageProcessor) -> DataConfig:
+    short, long = processor.size["shortest_edge"], processor.size["longest_edge"]
+    if not short or not long:
+        return data
+    return replace(
+        data, short_sides=(short,), max_size=long, eval_short_side=short, eval_max_size=long
+    )
+
+
+def start_from_saved(
+    entry: HeadEntry, config: DetectorConfig, init: Path
+) -> DetectorForObjectDetection:
+    """A model of this config that starts from the weights of a saved one, in float32.
+
+    Says what was kept, what is new and what has no place.
+
+    Raises:
+        ValueError: the saved model is not whole.
+    """
+    old = _whole_model(entry.model, checked_folder(init), dtype=torch.float32)
+    model = entry.model(config)
+    found = transfer_weights(old, model)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(_told(init, old.config, config, found)))
+    return model
+
+
+def _settings(config: DetectorConfig) -> dict[str, Any]:
+    """What the head's config has beyond every config of transformers, but for the data's own."""
+    shared = {field.name for field in fields(PreTrainedConfig)} | {_OWN_OF_DATA}
+    names = [field.name for field in fields(config) if field.name not in shared]
+    return {name: getattr(config, name) for name in names}
+
+
+def _told(init: Path, old: DetectorConfig, config: DetectorConfig, found: Transfer) -> list[str]:
+    lines = []
+    if old.class_names != config.class_names:
+        lines.append(f"  class scores kept: {', '.join(found.kept_classes) or 'none'}")
+        lines.append(f"  class scores new:  {', '.join(found.new_classes) or 'none'}")
+    if found.old_queries is not None and found.queries is not None:
+        more = found.queries - found.old_queries
+        if more > 0:
+            lines.append(f"  queries: {found.old_queries} kept, {more} new")
+        elif more < 0:
+            lines.append(f"  queries: the first {found.queries} of {found.old_queries} kept")
+    if found.new:
+        lines.append(f"  new: {', '.join(found.new)}")
+    if found.left_out:
+        lines.append(f"  left out: {', '.join(found.left_out)}")
+    before = _settings(old)
+    changed = [
+        f"  model.{name}: {before[name]} -> {now}"
+        for name, now in _settings(config).items()
+        if before[name] != now
+    ]
+    others = "all other weights" if lines else "all weights"
+    return [f"start from {init}: {others} are kept", *changed, *lines]
+
+
+def _whole_model(kind: Any, folder: Path, **options: Any) -> DetectorForObjectDetection:
+    """The model of a folder, in the dtype of its file unless told otherwise."""
+    try:
+        with _quiet_loading():  # transformers would print a table of what does not fit
+            # no code of the folder is run, nor is anybody asked whether it should be; no pickles
+            model, report = kind.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+    except Exception as error:
+        raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
+    if not isinstance(model, DetectorForObjectDetection):
+        raise ValueError(
+            f"{folder}: holds a {type(model).__name__}; expected one of the heads "
+            f"{', '.join(sorted(HEADS))}"
+        )
+    _refuse_incomplete(folder, report)
+    return model
+
+
+def _processor(folder: Path) -> DetrelayImageProcessor:
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
+    if not isinstance(processor, DetrelayImageProcessor):
+        raise ValueError(
+            f"{folder}: its image processor is a {type(processor).__name__}, which prepares other "
+            f"pixels than the model has learned from; expected a DetrelayImageProcessor in "
+            f"preprocessor_config.json"
+        )
+    return processor
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _refuse_incomplete(folder: Path, report: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly those of the model that config.json describes.
+
+    Args:
+        folder: where they are.
+        report: what transformers says about loading them.
+
+    Raises:
+        ValueError: an entry is missing, unknown or of another shape; names one.
+    """
+    kinds = {
+        "missing": sorted(report["missing_keys"]),
+        "unknown": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
+    }
+    found = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in kinds.items() if keys]
+    if found:
+        raise ValueError(
+            f"{folder}: its weights are not those of the model in its config.json: "
+            f"{', '.join(found)}; save or download the model again"
+        )
