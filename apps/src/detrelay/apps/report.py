@@ -123,7 +123,12 @@ def look(
     learned = build_assigners(arguments.assigner, model.loss_config)["decoder"]
     count = min(len(samples), arguments.num_images or len(samples))
     sampler = VisitSampler(count, seed=0, shuffle=False)
-    loader = make_loader(eval_data(samples, processor), sampler, arguments.batch_size)
+    loader = make_loader(
+        eval_data(samples, processor),
+        sampler,
+        arguments.batch_size,
+        divisor=processor.pad_size_divisor,
+    )
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise ValueError("a report is made by one process; leave accelerate launch out")
