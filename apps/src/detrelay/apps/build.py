@@ -34,7 +34,7 @@ from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.trainer import Trainer, TrainingParts
-from detrelay.core.errors import RecipeError, one_line
+from detrelay.core.errors import RecipeError
 from detrelay.core.evaluation.evaluators import Evaluator, build_evaluator
 from detrelay.core.recipes.recipe import DataConfig, Recipe
 
@@ -198,8 +198,6 @@ def build_model(
     if fresh:
         model.load_backbone_weights(recipe.train.backbone_weights)
     return model
-
-
 
 
 def build_trainer(

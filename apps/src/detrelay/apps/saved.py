@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -23,7 +22,7 @@ from detrelay.core.detector.transfer import Transfer, transfer_weights
 from detrelay.core.errors import RecipeError, one_line
 from detrelay.core.hub.fetch import model_folder
 from detrelay.core.recipes.recipe import DataConfig, Recipe
-from detrelay.heads import HEADS, HeadEntry, find_head
+from detrelay.heads import HEADS, HeadEntry
 
 _OWN_OF_DATA = "category_ids"
 _PIXELS = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
