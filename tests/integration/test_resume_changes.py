@@ -150,6 +150,23 @@ def test_a_moved_folder_and_what_changes_no_result_are_free_and_recorded(
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
+def test_less_patience_than_was_already_taken_ends_the_run_with_an_evaluation(
+    copied: Path,
+) -> None:
+    assert resume(copied, "train.epochs=3") == 0  # evaluations without a better AP than 0
+    assert resume(copied, "train.epochs=9", "train.early_stopping_patience=1") == 0
+    lines = read_metrics(copied / "run" / "metrics.jsonl")
+    assert lines[-1]["kind"] == "evaluation"
+    assert lines[-1]["step"] == 6  # no step more
+    assert json.loads((copied / "run" / "results.json").read_text())["step"] == 6
+
+
+def test_fewer_epochs_than_are_done_may_be_accepted(copied: Path) -> None:
+    assert resume(copied, "train.epochs=3") == 0
+    assert resume(copied, "train.epochs=1", accept_changes=True) == 0
+    assert read_metrics(copied / "run" / "metrics.jsonl")[-1]["step"] == 6
+
+
 def test_workers_are_free(copied: Path) -> None:
     assert resume(copied, "data.num_workers=1") == 0
 

@@ -172,9 +172,10 @@ class Trainer:
                     if self._evaluation_is_due():
                         last = self._evaluate(stop, progress)
                     self.position = replace(self.position, epoch=self.position.epoch + 1, batch=0)
+                if last is None:  # resumed with fewer epochs or less patience than it already took
+                    last = self._evaluate(stop, progress)
         finally:
             progress.close()
-        assert last is not None  # a run ends with an evaluation
         self._save_model(run_folder.LAST, last)
         return last
 
