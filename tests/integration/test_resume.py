@@ -116,9 +116,9 @@ def test_signal_during_an_evaluation(
     with monkeypatch.context() as patch:
         original = DetrelayImageProcessor.post_process_object_detection
 
-        def interrupted(*arguments: object) -> object:
+        def interrupted(*arguments: object, **options: object) -> object:
             os.kill(os.getpid(), signal.SIGINT)
-            return original(*arguments)
+            return original(*arguments, **options)
 
         patch.setattr(DetrelayImageProcessor, "post_process_object_detection", interrupted)
         assert tiny_run(output, EPOCHS, AVERAGED) == 130
