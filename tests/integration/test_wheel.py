@@ -111,11 +111,14 @@ def test_train_and_predict(detrelay: Path, folder: Path) -> None:
 
 def test_recipes_by_name_and_own_parts_by_file(detrelay: Path, folder: Path) -> None:
     (folder / "my_head.py").write_text(source_of("my_head.py"))
+    (folder / "late_boxes.py").write_text(source_of("late_boxes.py"))
     shown = run(detrelay, folder, "train", "--recipe", "shapes_dino", "--dry-run")
     assert 'head = "dino"' in shown
     settings = [entry for entry in SMALL if not entry.startswith("model.")]
-    arguments = ("--head", "my_head:MyHeadConfig")
+    arguments = ("--head", "my_head:MyHeadConfig", "--assigner", "late_boxes:LateBoxesAssigner")
     run(detrelay, folder, "train", *arguments, "--output", "own", "--set", *settings)
+    record = json.loads((folder / "own" / "best" / "training.json").read_text())
+    assert record["assigner"] == "late_boxes:LateBoxesAssigner"
     assert (
         json.loads((folder / "own" / "best" / "config.json").read_text())["model_type"] == "my_head"
     )

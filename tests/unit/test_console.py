@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detrelay.apps import console
+from detrelay.apps.cli import COMMANDS
 from detrelay.core.boxes import cxcywh_to_xyxy
 from detrelay.core.errors import DataError, RecipeError
 
@@ -115,31 +118,23 @@ def test_debug_shows_the_traceback_before_the_line(capsys: pytest.CaptureFixture
     assert shown.endswith("\nerror: x\n")
 
 
-@pytest.mark.parametrize("app", ["convert", "evaluate", "predict", "publish", "replay", "train"])
-def test_every_command_takes_debug(
-    app: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_stands_behind_the_door_and_takes_debug(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = __import__(f"detrelay.apps.{app}", fromlist=["main"])
+    module = import_module(f"detrelay.apps.{command.replace('-', '_')}")
+    assert "debug" in {field.name for field in dataclasses.fields(module.Arguments)}
 
-    def broken(arguments: object) -> int:
-        raise RecipeError("stop here")
+    def broken(kind: type) -> object:
+        raise KeyError("a fault")
 
-    needed = {
-        "convert": ["--checkpoint", "a", "--output", "b"],
-        "evaluate": ["--data", "a"],
-        "predict": ["--model", "a", "--input", "b", "--output", "c"],
-        "publish": ["a", "b"],
-        "replay": ["--file", "a"],
-        "train": [],
-    }
-    monkeypatch.setattr(module, app, broken)
-    monkeypatch.setattr(sys, "argv", [app, *needed[app], "--debug"])
-    with pytest.raises(SystemExit) as stop:
-        module.main()
-    assert stop.value.code == 2
-    shown = capsys.readouterr().err
-    assert "Traceback" in shown
-    assert shown.endswith("error: stop here\n")
+    monkeypatch.setattr(module, "read_arguments", broken)
+    for words, begins in ((["detrelay"], "error: KeyError: "), (["x", "--debug"], "Traceback")):
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        assert stop.value.code == 1
+        assert capsys.readouterr().err.startswith(begins)
 
 
 def test_nobody_is_told_to_unpickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
