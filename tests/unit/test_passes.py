@@ -122,7 +122,7 @@ def test_every_parameter_learns_and_evaluation_runs_the_decoder_alone(case: str,
     assert not silent
     sizes = []
     for name, module in model.head.named_modules():
-        if name.endswith("self_attention") or (name.endswith(".attention") and "stages" in name):
+        if name.endswith(("self_attention_norm", ".attention_norm")) and "encoder" not in name:
             module.register_forward_hook(lambda _m, args, _o: sizes.append(args[0].shape[1]))
     with torch.no_grad():
         model.eval()(pixel_values=pixels())

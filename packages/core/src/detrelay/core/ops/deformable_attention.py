@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from detrelay.core.ops.numbers import filled
 from detrelay.core.ops.token_sampling import Shapes, sample_points
 
 
@@ -77,8 +78,8 @@ class DeformableAttention(nn.Module):
         weights = weights.to(references.dtype).softmax(-1).unflatten(-1, per_point[1:])
         around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 or 4]
         if references.shape[-1] == 2:
-            unit = references.new_tensor([(1 / width, 1 / height) for height, width in shapes])
-            locations = around + offsets * unit[:, None]
+            sizes = filled([(width, height) for height, width in shapes], references)
+            locations = around + offsets / sizes[:, None]
         else:
             locations = around[..., :2] + offsets * (around[..., 2:] * (0.5 / self.num_points))
         sampled = sample_points(value, shapes, locations[:, :, :, None], weights[:, :, :, None])

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detrelay.core.ops.reference import empty_sums, in_transform, sample_by_definition
+from detrelay.core.ops.numbers import filled
+from detrelay.core.ops.reference import Shapes, empty_sums, in_transform, sample_by_definition
+from detrelay.core.ops.traced import sample_by_gather
 
 _INT32_ROWS = 2**31  # a level of more is numbered by int64
 
@@ -38,6 +40,8 @@ def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
     Reference:
         Teng et al., ICCV 2023, section 3.3.
     """
+    if torch.compiler.is_exporting():
+        return sample_by_gather(*_as_points(levels, locations, weights))
     if weights.numel() == 0:
         return empty_sums((*weights.shape[1:], levels[0].shape[-1]), *levels, locations, weights)
     if in_transform():
@@ -95,16 +99,23 @@ class _TwiceDifferentiable(torch.autograd.Function):
 
 
 def _by_definition(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    return sample_by_definition(*_as_points(levels, locations, weights))
+
+
+def _as_points(
+    levels: Sequence[Tensor], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Shapes, Tensor, Tensor]:
+    """The same as arguments of `sample_points`."""
     shapes = tuple((level.shape[1], level.shape[2]) for level in levels)
     values = torch.cat([level.flatten(1, 2) for level in levels], dim=1)
     at = locations.permute(2, 3, 4, 5, 1, 0)[..., None, :]  # [B, Q, G, N, L, 1, 2]
-    return sample_by_definition(values, shapes, at, weights.movedim(0, -1)[..., None])
+    return values, shapes, at, weights.movedim(0, -1)[..., None]
 
 
 def _corners(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in its level of the four cells around every point, and their shares: [L, points, 4]."""
     batch, _, groups, _ = weights.shape[1:]
-    sizes = locations.new_tensor([[w, h] for _, h, w, _, _ in (level.shape for level in levels)])
+    sizes = filled([[w, h] for _, h, w, _, _ in (level.shape for level in levels)], locations)
     sizes = sizes.t()[..., None, None, None, None]  # [2, L, 1, 1, 1, 1]
     position = locations * sizes - 0.5
     low = position.detach().floor()

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detrelay.core.ops.numbers import filled
 from detrelay.core.ops.reference import (
     Shapes,
     empty_sums,
     in_transform,
     sample_by_definition,
 )
+from detrelay.core.ops.traced import sample_by_gather
 
 __all__ = ["Shapes", "flatten_levels", "sample_points", "uses_kernel"]
 
@@ -63,6 +65,8 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         Zhu et al., ICLR 2021, equation 3 (N = 1); Teng et al., ICCV 2023, section 3.3 (P = 1).
     """
     batch, queries, groups, sums = locations.shape[:4]
+    if torch.compiler.is_exporting():
+        return sample_by_gather(values, shapes, locations, weights)
     if weights.numel() == 0:
         return empty_sums((*weights.shape[:4], values.shape[-1]), values, locations, weights)
     if in_transform():
@@ -147,11 +151,11 @@ class _Corners:
     """
 
     def __init__(self, shapes: Shapes, locations: Tensor, slots: int) -> None:
-        self.size = locations.new_tensor([(width, height) for height, width in shapes])[:, None]
+        self.size = filled([(width, height) for height, width in shapes], locations)[:, None]
         cells = [height * width for height, width in shapes]
         total = sum(cells)
-        first = torch.tensor([sum(cells[:level]) for level in range(len(cells))])
         slot = torch.arange(slots, dtype=torch.int32, device=locations.device) * total
+        first = filled([[sum(cells[:level]) for level in range(len(cells))]], slot)[0]
         position = locations * self.size - 0.5  # [X, M, L, P, 2]
         low = position.floor()
         high_share = position - low
@@ -167,7 +171,7 @@ class _Corners:
         self.column_share, self.row_share = share[..., 0], share[..., 1]  # [2, X, M, L, P]
         self.column_slope, self.row_slope = slope[..., 0], slope[..., 1]
         width = self.size[..., 0].to(torch.int32)
-        line = cell[..., 1] * width + first.to(width)[:, None] + slot.view(-1, 1, 1, 1)
+        line = cell[..., 1] * width + first[:, None] + slot.view(-1, 1, 1, 1)
         row = line[:, None] + cell[None, ..., 0]  # [2, 2, X, M, L, P]
         self.row = row.flatten(0, 1).movedim(0, -1).flatten(0, 1).flatten(1)
 

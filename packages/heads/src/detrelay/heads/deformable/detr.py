@@ -152,7 +152,7 @@ class DeformableDetrHead(DecoderHead):
         """
         memory = self.encoder(pyramid)
         if not self.two_stage:
-            return self.decode(self._learned(len(pyramid.image_sizes)), memory)
+            return self.decode(self._learned(pyramid.image_sizes.shape[0]), memory)
         sets, proposals = self._propose(*memory)
         own, *others = self.decode(sets, memory)
         return (own, StageGroup("proposals", (proposals,), class_agnostic=True), *others)

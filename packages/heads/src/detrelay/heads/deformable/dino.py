@@ -173,7 +173,9 @@ class DinoHead(DecoderHead):
         references = boxes.detach()
         rows = content.get_parameter("weight")[: references.shape[1]]
         # the same boxes with the gradient of the stage before: a stage's loss looks forward twice
-        return DecoderState(rows.expand(len(references), -1, -1), references, supervised=references)
+        return DecoderState(
+            rows.repeat(references.shape[0], 1, 1), references, supervised=references
+        )
 
     def place(self, state: DecoderState, memory: Memory) -> Tensor:
         """Code of the boxes, y before x; as seen from the finest padded level, as released."""

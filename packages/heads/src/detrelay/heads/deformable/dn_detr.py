@@ -124,7 +124,7 @@ class DnDetrHead(DecoderHead):
             of the other passes.
         """
         memory = self.encoder(pyramid)
-        batch = len(pyramid.image_sizes)
+        batch = pyramid.image_sizes.shape[0]
         sets = [QuerySet(DECODER, self._start(self.anchors, self.content, batch))]
         if not self.training:
             return self.decode(sets, memory)

@@ -22,6 +22,7 @@ from detrelay.core.detector.config import require_positive
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.detector.pyramid import LevelMapper
 from detrelay.core.losses import CLASS_PRIOR_BIAS
+from detrelay.core.ops.attention import attend
 from detrelay.core.ops.deformable_attention import DeformableAttention
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
 from detrelay.core.ops.token_sampling import Shapes, flatten_levels
@@ -201,7 +202,7 @@ def token_grid(valid: Sequence[Tensor], dtype: torch.dtype) -> TokenGrid:
         y = torch.arange(height, dtype=dtype, device=level.device) + 0.5
         cells = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1)
         centers.append(cells.flatten(0, 1) / real[:, None])
-        ratios.append(real / real.new_tensor([width, height]))
+        ratios.append(torch.stack([real[:, 0] / width, real[:, 1] / height], dim=1))
     return TokenGrid(
         shapes=tuple((level.shape[1], level.shape[2]) for level in valid),
         valid=torch.cat([level.flatten(1) for level in valid], dim=1),
@@ -342,11 +343,24 @@ class DecoderLayer(nn.Module):
     def attend(self, queries: Tensor, position: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Self-attention: [B, Q, C] -> [B, Q, C]."""
         placed = queries + position
-        # torch spells the formula out only where the weights are asked for
-        eager = self.config._attn_implementation == "eager"
-        attended, _ = self.self_attention(
-            placed, placed, queries, attn_mask=attn_mask, need_weights=eager
-        )
+        bias = None
+        if attn_mask is not None:
+            bias = queries.new_zeros(attn_mask.shape).masked_fill(attn_mask, -torch.inf)
+        module = self.self_attention
+        projected = []
+        for x, weight, shift in zip(
+            (placed, placed, queries),
+            module.in_proj_weight.chunk(3),
+            module.in_proj_bias.chunk(3),
+            strict=True,
+        ):
+            heads = F.linear(x, weight, shift).unflatten(-1, (module.num_heads, -1))
+            projected.append(heads.transpose(1, 2))  # [B, heads, Q, D]
+        dropout = module.dropout if self.training else 0.0
+        query, key, value = projected
+        implementation = self.config._attn_implementation or "sdpa"
+        read = attend(query, key, value, bias, implementation, dropout)
+        attended = module.out_proj(read.transpose(1, 2).flatten(2))
         return self.self_attention_norm(queries + self.dropout(attended))
 
     def read(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrelay.core.ops.attention import attend
 from detrelay.heads.stageinteractor.config import StageInteractorConfig
 from detrelay.heads.stageinteractor.geometry import log_coverage
 
@@ -45,16 +46,5 @@ class OverlapBiasedAttention(nn.Module):
         query, key, value = heads.unbind(0)  # [B, heads, Q, C / heads]
         bias = self.overlap_scale.view(-1, 1, 1) * log_coverage(boxes)[:, None]
         implementation = self.config._attn_implementation
-        attended = _attend(query, key, value, bias.to(query.dtype), implementation)
+        attended = attend(query, key, value, bias.to(query.dtype), implementation)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, implementation: str) -> Tensor:
-    """Attention over [B, heads, Q, D] with a bias [B, heads, Q, Q] on its logits.
-
-    `implementation` is that of transformers: "eager" spells the formula out.
-    """
-    if implementation != "eager":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5 + bias
-    return logits.softmax(dim=-1) @ value

@@ -20,10 +20,10 @@ def sizes_of(boxes: Tensor) -> Tensor:
 def position_code(boxes: Tensor, dim: int) -> Tensor:
     """Sine and cosine code [..., dim] of boxes (x, y, log2 scale, log2 ratio) [..., 4]."""
     width = dim // 4
-    unit = boxes.new_tensor([_POSITION_UNIT_PX, _POSITION_UNIT_PX, 1, 1])
+    turns = torch.cat([boxes[..., :2] / _POSITION_UNIT_PX, boxes[..., 2:]], dim=-1)
     # float32 even for float64 boxes, as in the released code
     exponent = 2 * torch.arange(width // 2, dtype=torch.float32, device=boxes.device) / width
-    angle = (boxes / unit)[..., None] / (_POSITION_TEMPERATURE**exponent).to(boxes.dtype)
+    angle = turns[..., None] / (_POSITION_TEMPERATURE**exponent).to(boxes.dtype)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
 
 

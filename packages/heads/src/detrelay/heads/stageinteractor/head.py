@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.detector.pyramid import ChannelMapper
 from detrelay.core.losses import CLASS_PRIOR_BIAS, LossConfig
+from detrelay.core.ops.numbers import filled
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction, Targets
 from detrelay.heads.query_sets import DECODER, RECOLLECTED
@@ -248,7 +249,7 @@ class StageInteractorHead(nn.Module):
             (level.shape[-1] * stride, level.shape[-2] * stride)
             for level, stride in zip(pyramid.levels, pyramid.strides, strict=True)
         ]
-        return _Scene(whwh[:, None], whwh.new_tensor(level_sizes))
+        return _Scene(whwh[:, None], filled(level_sizes, whwh))
 
     def _start(self, content: Tensor, scene: _Scene) -> StageState:
         """Every query starts with its content [Q, C] and the whole unpadded image as its box."""

@@ -1,0 +1,31 @@
+"""Attention by the implementation that a config names."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    implementation: str,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention over [B, heads, Q, D].
+
+    Args:
+        query: [B, heads, Q, D].
+        key: [B, heads, Q, D].
+        value: [B, heads, Q, D].
+        bias: added to the logits, broadcast to [B, heads, Q, Q]; minus infinity hides.
+        implementation: name of transformers; "eager" spells the formula out, others take torch's.
+        dropout: share of attention weights that is dropped.
+    """
+    if implementation != "eager":
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout)
+    logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+    return F.dropout(weights, dropout) @ value
