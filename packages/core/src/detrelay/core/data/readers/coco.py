@@ -200,7 +200,9 @@ def _parse_carefully(
     """Refuse anything but well-formed lists, by a message that names the entry."""
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise DataError(f"cannot read {path} as json: it is nested too deeply") from None
+    except ValueError as error:
         raise DataError(f"cannot read {path} as json: {one_line(error)}") from error
     if not isinstance(content, dict):
         rows = isinstance(content, list) and content and isinstance(content[0], dict)

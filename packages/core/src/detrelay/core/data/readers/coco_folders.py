@@ -45,9 +45,9 @@ def read(
 def _is_coco(file: Path) -> bool:
     with file.open("rb") as stream:
         start = stream.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return not start.startswith(b"[") and not (
-        b'"shapes"' in start and b'"categories"' not in start
-    )
+    if start.startswith(b"["):  # a list of detections is refused with a better reason
+        return b'"data"' not in start
+    return b'"shapes"' not in start or b'"categories"' in start
 
 
 def _files(place: Path) -> dict[str, tuple[Path, Path | None]]:

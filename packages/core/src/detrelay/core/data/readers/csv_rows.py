@@ -105,12 +105,15 @@ def _tables(place: Path) -> dict[str, Path]:
         if not file.name.lower().startswith(_NO_ANNOTATIONS)
     ]
     for file in files:
-        first = file.stem.replace("-", "_").partition("_")[0]
-        if (named := split_name(first)) is not None:
+        if (named := split_name(_first_word(file))) is not None:
             found.setdefault(named, file)
     if not found and len(files) == 1:
         found = {ALL: files[0]}
     return {split: found[split] for split in (TRAIN, VAL, TEST, ALL) if split in found}
+
+
+def _first_word(file: Path) -> str:
+    return file.stem.replace("-", "_").partition("_")[0]
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -238,7 +241,8 @@ def _find(table: Table, dialect: _Dialect, name: str) -> Path | None:
         path = table.folder / text
         if path.is_file() and path.resolve().is_relative_to(table.folder.resolve()):
             return path
-    for folder in (table.folder, table.folder / "images"):
+    own = _first_word(table.source)  # TensorFlow's train_labels.csv stands beside the folder train
+    for folder in (table.folder, table.folder / "images", table.folder / own):
         if folder not in dialect.places:
             files = image_files(folder) if folder.is_dir() else []
             dialect.places[folder] = {path.stem: path for path in files}

@@ -146,6 +146,8 @@ def _load(place: Path | str) -> dict[str, Any]:
 
     datasets.utils.logging.disable_progress_bar()
     try:
+        if isinstance(place, Path):
+            place = place.resolve()  # of "." it would take no name
         if isinstance(place, str):
             found = datasets.load_dataset(place)
         elif place.is_file():

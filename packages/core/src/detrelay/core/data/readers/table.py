@@ -105,7 +105,9 @@ def read_json(path: Path) -> Any:
     try:
         refuse_endless(path)
         return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise DataError(f"cannot read {path} as json: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} as json: {one_line(error)}") from error
 
 

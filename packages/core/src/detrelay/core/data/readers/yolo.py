@@ -104,7 +104,9 @@ def _names_in(folder: Path) -> Path | None:
 def _from_yaml(file: Path, images: Path | None) -> dict[str, Annotations]:
     try:
         content: Any = yaml.load(read_text(file), Loader=yaml.BaseLoader)  # all values stay text
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except RecursionError:
+        raise DataError(f"cannot read {file} as YAML: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read {file} as YAML: {one_line(error)}") from error

@@ -1,0 +1,158 @@
+"""Public data sets in their owners' layout give the canonical COCO files beside them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.coco import AnnotatedImages
+from detrelay.core.data.places import open_place
+
+Rows = Mapping[str, Counter[tuple[object, ...]]]
+
+
+def rows_of(part: Annotations, digits: int = 2, *, only_whole: bool = False) -> Rows:
+    """By file name: how often each category and corners occur."""
+    result: dict[str, Counter[tuple[object, ...]]] = {
+        Path(part.images.name(row)).name: Counter() for row in range(len(part))
+    }
+    for image, label, (x, y, w, h) in zip(
+        part.box_image.tolist(), part.box_class.tolist(), part.boxes_xywh.tolist(), strict=True
+    ):
+        if (w > 0 and h > 0) or not only_whole:
+            corners = (round(value, digits) + 0.0 for value in (x, y, x + w, y + h))
+            name = Path(part.images.name(image)).name
+            result[name][part.categories[label].name, *corners] += 1
+    return result
+
+
+def split(place: str, name: str, images: Path | None = None) -> Annotations:
+    return open_place(place, images).splits[name]
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_blood_cells_read_as_coco_voc_and_yolo_are_the_same(real_data: Path, name: str) -> None:
+    folder = real_data / "bccd"
+    images = folder / "images"
+    truth = split(str(folder), name)
+    voc = split(str(folder / "voc"), name, images)
+    # its known defect: one box without area in each list
+    assert rows_of(voc, only_whole=True) == rows_of(truth)
+    assert len(voc.box_ids) == len(truth.box_ids) + 1
+    parts = {"coco": truth, "voc": voc}
+    if name == "val":
+        parts["yolo"] = split(str(folder / "yolo"), "all", images)
+        assert rows_of(parts["yolo"], 0) == rows_of(truth, 0)
+    samples = {key: AnnotatedImages(part) for key, part in parts.items()}
+    order = {
+        key: {one.file_name(row): row for row in range(len(one))} for key, one in samples.items()
+    }
+    for file in list(order["coco"])[:20]:
+        targets = []
+        for key, one in samples.items():
+            sample = (
+                one[order[key][Path(file).name]] if file in order[key] else one[order[key][file]]
+            )
+            names = [one.categories[label].name for label in sample.class_labels.tolist()]
+            boxes = sample.boxes_xyxy.round(decimals=2).tolist()
+            targets.append(sorted(zip(names, boxes, strict=True)))
+        for other in targets[1:]:
+            assert [name for name, _ in other] == [name for name, _ in targets[0]]
+            for ours, theirs in zip(other, targets[0], strict=True):
+                assert ours[1] == pytest.approx(theirs[1], abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("folder", "place", "names"),
+    [
+        ("aquarium", "data.yaml", {"train": "train", "val": "val"}),
+        ("cards", "voc:images/train", {"all": "train.json val.json"}),
+        ("cards", "images/train_labels.csv", {"all": "train.json val.json"}),
+        ("chess", "coco:.", {"train": "train", "val": "val"}),
+    ],
+)
+def test_owners_layout_gives_the_canonical_file(
+    real_data: Path,
+    folder: str,
+    place: str,
+    names: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(real_data / folder)
+    found = open_place(place)
+    for ours, theirs in names.items():
+        truth: dict[str, Counter[tuple[object, ...]]] = {}
+        for file in theirs.split():
+            path = file if file.endswith(".json") else f"{file}.json"
+            (part,) = open_place(path).splits.values()
+            truth |= rows_of(part, 1)
+        assert rows_of(found.splits[ours], 1) == truth
+
+
+def made_images(folder: Path, part: list[tuple[str, int, int]]) -> Path:
+    for name, width, height in part:
+        Image.new("RGB", (width, height)).save(folder / name)
+    return folder
+
+
+VOC100 = (
+    *("coco_format_v1", "coco_format_v2", "cvat_format", "imagenet_format", "labelme_format"),
+    *("openimages_format", "pascalvoc_format"),
+)
+
+
+def test_one_set_exported_in_seven_formats_gives_the_same_boxes(
+    real_data: Path, tmp_path: Path
+) -> None:
+    folder = real_data / "formats" / "voc100"
+    content = json.loads(next((folder / "coco_format_v1").glob("*.json")).read_text())
+    sizes = [(entry["file_name"], entry["width"], entry["height"]) for entry in content["images"]]
+    images = made_images(tmp_path, sizes)
+    truth: Rows | None = None
+    for name in VOC100:
+        place = folder / name
+        files = [file for file in place.iterdir() if file.is_file()]
+        place = files[0] if name.startswith(("cvat", "openimages")) else place
+        (part,) = open_place(str(place), images).splits.values()
+        rows = rows_of(part, 2)
+        truth = rows if truth is None else truth
+        assert rows.keys() == truth.keys(), name
+        assert sum(map(Counter.total, rows.values())) == 273
+        if name == "openimages_format":  # six decimals of fractions
+            rows, expected = rows_of(part, 0), {k: Counter() for k in truth}
+            for file, boxes in truth.items():
+                for (label, *corners), count in boxes.items():
+                    expected[file][label, *(round(value) + 0.0 for value in corners)] += count
+            assert rows == expected
+        else:
+            assert rows == truth, name
+
+
+def test_examples_of_each_layout_give_one_truth(real_data: Path) -> None:
+    folder = real_data / "formats" / "synthetic"
+    truth = json.loads((folder / "truth.json").read_text())["images"]
+    places = [place for place in sorted(folder.iterdir()) if place.is_dir()]
+    places = [place for place in places if place.name not in ("createml", "hub")]
+    places += sorted((folder / "hub").glob("image*")) + sorted(
+        (folder / "hub" / "parquet").iterdir()
+    )
+    assert len(places) >= 22
+    for place in places:
+        prefix = {"voc_devkit": "voc_devkit:", "strings_xyxy": "hub_xyxy:"}.get(place.stem, "")
+        numbers = place.name == "imagefolder" or "no_metadata" in place.name
+        for part in open_place(f"{prefix}{place}").splits.values():
+            for file, boxes in rows_of(part, 1).items():
+                name = file.removeprefix("0a1b2c3d-").replace("b_c", "b c")
+                expected = Counter(
+                    (label, *map(float, box)) for label, *box in truth[name]["objects"]
+                )
+                if numbers:  # no names anywhere: the ids become the names
+                    classes = ["cat", "dog", "traffic light"]
+                    boxes = Counter({(classes[int(k[0])], *k[1:]): v for k, v in boxes.items()})
+                assert boxes == expected, (place, file)
