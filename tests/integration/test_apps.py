@@ -13,7 +13,14 @@ import pytest
 import torch
 import tyro
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    ResNetConfig,
+)
 
 from detrelay.apps import console, evaluate, predict, report
 from detrelay.apps.build import build_datasets, build_parts
@@ -469,6 +476,41 @@ def test_report_is_one_page_and_its_figures(
     ]  # fmt: skip
     assert page.count("data:image/png;base64,") == len(charts)
     assert "http" not in page  # it needs nothing from elsewhere
+
+
+def test_report_on_a_detector_of_transformers(
+    coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = json.loads((coco_folder / "val.json").read_text())
+    names = ["spare", *(category["name"] for category in truth["categories"])]
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage4"],
+    )  # fmt: skip
+    config = DetrConfig(
+        backbone_config=backbone, d_model=16, encoder_layers=1, decoder_layers=2, num_queries=5,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, id2label=dict(enumerate(names)),
+    )  # fmt: skip
+    folder, output = tmp_path / "detr", tmp_path / "report"
+    DetrForObjectDetection(config).save_pretrained(folder)
+    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    arguments = ("--data", coco_folder / "val.json", "--model", folder, "--output", output)
+    code, _, err = command(
+        report.report, report.Arguments, capsys, *arguments, "--gallery", "0", "--num-images", "2"
+    )
+    assert code == 0, err
+    figures = json.loads((output / "figures.json").read_text())
+    assert len(figures["stages"]) == 2
+    assert figures["about"]["model_type"] == "detr"
+    assert figures["about"]["images"] == 2
+    assert figures["similarity"] is None
+    assert "no similarity of stages" in (output / "report.html").read_text()
+    config.id2label = dict(enumerate(["spare"] * len(names)))
+    config.save_pretrained(folder)
+    code, _, err = command(report.report, report.Arguments, capsys, *arguments)
+    assert code == 2
+    assert "has no class named" in err
 
 
 @pytest.mark.parametrize("annotations", [{}, {"annotations": []}])

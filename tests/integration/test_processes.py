@@ -53,8 +53,8 @@ SETTINGS = (
 WITHOUT_OBJECTS = {visit + 1 for visit in list(VisitSampler(IMAGES, seed=0))[6:8]}
 
 
-def collate_double(items: list[Any]) -> Any:
-    batch = collate(items)
+def collate_double(items: list[Any], divisor: int) -> Any:
+    batch = collate(items, divisor=divisor)
     batch["pixel_values"] = batch["pixel_values"].double()
     for label in batch["labels"]:
         label["boxes"] = label["boxes"].double()
@@ -301,7 +301,9 @@ class RecordedProcessor:
     def __init__(self, results: list[ImageResult]) -> None:
         self.results = results
 
-    def post_process_object_detection(self, output: Tensor, *_: object) -> list[ImageResult]:
+    def post_process_object_detection(
+        self, output: Tensor, *_: object, **options: object
+    ) -> list[ImageResult]:
         return [self.results[int(number)] for number in output.flatten()]
 
 

@@ -193,3 +193,9 @@ def test_cosine_falls_from_the_warm_up_to_the_end() -> None:
     for step, factor in expected.items():
         assert learning_rate_factor(step, 100, settings) == pytest.approx(factor, abs=1e-9)
     assert 0 < learning_rate_factor(1099, 100, settings) < 1e-5
+
+
+def test_warm_up_as_a_share_of_the_run() -> None:
+    settings = TrainConfig(schedule="cosine", epochs=4, warmup_share=0.25, warmup_factor=0.0)
+    for step, factor in ((0, 0.0), (5, 0.5), (10, 1.0), (25, 0.5), (40, 0.0)):
+        assert learning_rate_factor(step, 10, settings) == pytest.approx(factor, abs=1e-12), step

@@ -386,3 +386,21 @@ def test_cross_stage_labels_are_those_of_the_recipe_without_one_too(head: str) -
     decoder, expected = bare.assigners["decoder"], build_criterion(recipe_of(name)).assigners
     for option in ("window", "thresholds", "inclusive", "keep_own", "leak", "scope"):
         assert getattr(decoder, option) == getattr(expected["decoder"], option)
+
+
+FROZEN = (
+    *("stageinteractor_swin_s_300q_crop_3x", "deformable_detr_r50_50e", "dino_r50_4scale_12e"),
+    "finetune_dn_detr",
+)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_the_whole_backbone_can_be_frozen(name: str) -> None:
+    recipe = recipe_of(name)
+    frozen = {**recipe.model, "backbone_frozen_stages": 4}
+    model = model_of(dataclasses.replace(recipe, model=frozen))
+    assert parameter_groups(model, recipe.train)
+    trained = {key for key, value in model.named_parameters() if value.requires_grad}
+    assert any(key.startswith("head.") for key in trained)
+    left = {key for key in trained if key.startswith("backbone.")}
+    assert all("hidden_states_norms" in key for key in left)  # those of a Swin's maps

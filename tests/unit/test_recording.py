@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import (
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    ResNetConfig,
+)
 
+from detrelay.apps.transformers_stages import ForeignDetector
 from detrelay.assigners import CrossStageAssigner, HungarianAssigner
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.evaluation.cascade import instability, moved_labels, refinement
@@ -131,3 +139,39 @@ def test_every_head_shows_its_stages(case: str) -> None:
     last = found.detections[-1].select(np.flatnonzero(found.detections[-1].image_ids == 1))
     half = len(last) // 2
     np.testing.assert_allclose(last.scores[:half], expected[0]["scores"].numpy(), atol=1e-6)
+
+
+def tiny_transformers_model(kind: str) -> Any:
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"] if kind == "deformable" else ["stage4"],
+    )  # fmt: skip
+    common: dict[str, Any] = {
+        "backbone_config": backbone, "d_model": 32, "encoder_layers": 1, "decoder_layers": 3,
+        "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 6, "num_labels": 4,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "auxiliary_loss": True,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "deformable":
+        return DeformableDetrForObjectDetection(DeformableDetrConfig(**common)).eval()
+    return DetrForObjectDetection(DetrConfig(**common)).eval()
+
+
+@pytest.mark.parametrize("kind", ["deformable", "softmax"])
+def test_models_of_transformers_show_their_stages(kind: str) -> None:
+    model = tiny_transformers_model(kind)
+    batch = batch_of(1, boxes=[OBJECT], size=128)
+    with torch.no_grad():
+        output = model(batch["pixel_values"], pixel_mask=batch["pixel_mask"])
+    scores = output.logits.sigmoid() if kind == "deformable" else output.logits.softmax(-1)[..., :4]
+    found = record(ForeignDetector(model), [batch], category_ids=[1, 2, -1, 4], class_indices=[0])
+    assert len(found.detections) == 3
+    last = found.detections[-1]
+    expected = scores.flatten().sort(descending=True).values
+    np.testing.assert_allclose(last.scores, expected.numpy(), atol=1e-5)
+    assert set(last.category_ids.tolist()) == {1, 2, -1, 4}
+    centre = output.pred_boxes[0, :, :2] - output.pred_boxes[0, :, 2:] / 2
+    np.testing.assert_allclose(
+        found.cascade.boxes[-1, 0, :, :2], (centre * torch.tensor([200, 100])).numpy(), atol=1e-3
+    )
+    assert found.similarity is None  # its query features are not looked for

@@ -13,9 +13,10 @@ from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
     from detrelay.core.data.coco import CocoDataset
-    from detrelay.core.detector.model import DetectorForObjectDetection
+    from detrelay.core.data.image_processing import DetrelayImageProcessor
     from detrelay.core.evaluation.recording import Recording
     from detrelay.core.evaluation.tables import Found, GroundTruth
+    from detrelay.core.losses import LossConfig
 
 _THRESHOLD = 0.3
 _NMS_IOU = 0.7
@@ -59,16 +60,16 @@ def report(arguments: Arguments) -> int:
     if arguments.gallery < 0:
         raise ValueError(f"--gallery must be at least 0, found {arguments.gallery}")
 
-    from detrelay.apps.build import load_saved
-    from detrelay.apps.evaluate import known_categories, write_json
+    from detrelay.apps.evaluate import write_json
     from detrelay.apps.report_page import write_page
+    from detrelay.apps.transformers_stages import is_foreign
     from detrelay.core.data.coco import CocoDataset
     from detrelay.core.evaluation.tables import GroundTruth
 
     samples = CocoDataset(arguments.data, arguments.images)
-    model, processor = load_saved(arguments.model, arguments.head)
-    category_ids = known_categories(model, samples, data=arguments.data, source=arguments.model)
-    recording = look(model, processor, samples, category_ids, arguments)
+    foreign = arguments.head is None and is_foreign(arguments.model)
+    look = look_at_foreign if foreign else look_at_own
+    recording, model_type = look(samples, arguments)
     content = samples.ground_truth
     shown = set(recording.image_ids.tolist())
     truth = GroundTruth.from_coco(
@@ -83,7 +84,7 @@ def report(arguments: Arguments) -> int:
     figures["categories"] = [category.name for category in samples.categories]
     figures["about"] = {
         "model": str(arguments.model),
-        "model_type": model.config.model_type,
+        "model_type": model_type,
         "data": str(arguments.data),
         "images": len(recording.image_ids),
         "objects": len(recording.cascade.image),
@@ -102,27 +103,20 @@ def report(arguments: Arguments) -> int:
     return 0
 
 
-def look(
-    model: DetectorForObjectDetection,
-    processor: Any,
-    samples: CocoDataset,
-    category_ids: list[int],
-    arguments: Arguments,
-) -> Recording:
-    """Record all stages over the images."""
+def look_at_own(samples: CocoDataset, arguments: Arguments) -> tuple[Recording, str]:
+    """Record all stages of a model of this project over the images; also its type."""
     from accelerate import Accelerator
-    from tqdm import tqdm
 
-    from detrelay.apps.build import eval_data
-    from detrelay.assigners import build_assigners
+    from detrelay.apps.build import eval_data, load_saved
+    from detrelay.apps.evaluate import known_categories
+    from detrelay.core.data.image_processing import DetrelayImageProcessor
     from detrelay.core.data.transforms import VisitSampler
     from detrelay.core.engine.loaders import make_loader
-    from detrelay.core.evaluation.recording import record_stages
 
-    own = build_assigners("hungarian", model.loss_config)["decoder"]
-    learned = build_assigners(arguments.assigner, model.loss_config)["decoder"]
-    count = min(len(samples), arguments.num_images or len(samples))
-    sampler = VisitSampler(count, seed=0, shuffle=False)
+    model, processor = load_saved(arguments.model, arguments.head)
+    category_ids = known_categories(model, samples, data=arguments.data, source=arguments.model)
+    classes = [category_ids.index(category.id) for category in samples.categories]
+    sampler = VisitSampler(number_of_images(samples, arguments), seed=0, shuffle=False)
     loader = make_loader(
         eval_data(samples, processor),
         sampler,
@@ -132,16 +126,75 @@ def look(
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise ValueError("a report is made by one process; leave accelerate launch out")
+    losses, kind = model.loss_config, model.config.model_type
     model, loader = accelerator.prepare(model, loader)
-    with tqdm(total=len(loader), desc="report", unit="batch") as bar:
+    assert isinstance(processor, DetrelayImageProcessor)
+    return record(model, loader, processor, category_ids, classes, losses, arguments), kind
+
+
+def look_at_foreign(samples: CocoDataset, arguments: Arguments) -> tuple[Recording, str]:
+    """Record all stages of a model of transformers over the images; also its type."""
+    import torch
+
+    from detrelay.apps.transformers_stages import (
+        foreign_batches,
+        foreign_categories,
+        load_foreign,
+    )
+    from detrelay.core.data.image_processing import DetrelayImageProcessor
+    from detrelay.core.losses import LossConfig
+
+    model, own_processor = load_foreign(arguments.model)
+    category_ids, classes = foreign_categories(model, samples, arguments.model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    indices = range(number_of_images(samples, arguments))
+    batches = foreign_batches(samples, own_processor, indices)
+    on_device = (
+        {
+            "pixel_values": batch["pixel_values"].to(device),
+            "pixel_mask": batch["pixel_mask"].to(device),
+            "labels": [
+                {key: value.to(device) for key, value in label.items()} for label in batch["labels"]
+            ],
+        }
+        for batch in batches
+    )
+    recording = record(
+        model, on_device, DetrelayImageProcessor(), category_ids, classes, LossConfig(), arguments
+    )
+    return recording, str(model.config.model_type)
+
+
+def number_of_images(samples: CocoDataset, arguments: Arguments) -> int:
+    """How many images are looked at."""
+    return min(len(samples), arguments.num_images or len(samples))
+
+
+def record(
+    model: Any,
+    batches: Any,
+    processor: DetrelayImageProcessor,
+    category_ids: list[int],
+    classes: list[int],
+    losses: LossConfig,
+    arguments: Arguments,
+) -> Recording:
+    """Record all stages over some batches, with a bar of progress."""
+    from tqdm import tqdm
+
+    from detrelay.assigners import build_assigners
+    from detrelay.core.evaluation.recording import record_stages
+
+    with tqdm(desc="report", unit="batch") as bar:
         return record_stages(
             model,
-            loader,
+            batches,
             processor,
             category_ids,
-            [category_ids.index(category.id) for category in samples.categories],
-            own,
-            learned,
+            classes,
+            build_assigners("hungarian", losses)["decoder"],
+            build_assigners(arguments.assigner, losses)["decoder"],
             arguments.max_detections,
             bar.update,
         )

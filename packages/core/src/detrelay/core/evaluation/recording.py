@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detrelay.core.criterion import Assigner
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.detector.model import DetectorForObjectDetection, DetectorOutput
+from detrelay.core.detector.model import DetectorOutput
 from detrelay.core.evaluation.cascade import Cascade, Labels, StageSimilarity
 from detrelay.core.evaluation.tables import Detections
 from detrelay.core.structures import Assignment, StageGroup, StagePrediction, Targets
@@ -42,7 +42,7 @@ class Recording:
 
 @torch.no_grad()
 def record_stages(
-    model: DetectorForObjectDetection,
+    model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     processor: DetrelayImageProcessor,
     category_ids: Sequence[int],
@@ -55,7 +55,7 @@ def record_stages(
     """Run the model over all batches.
 
     Args:
-        model: on the device of the batches.
+        model: on the device of the batches; its part `head` returns the groups of stages.
         batches: `pixel_values`, `pixel_mask` and `labels` each.
         processor: turns outputs into boxes in pixels of the original image.
         category_ids: original category id by class index of the model.
@@ -89,13 +89,15 @@ def record_stages(
 
 @contextmanager
 def _captured(
-    model: DetectorForObjectDetection,
+    model: nn.Module,
 ) -> Iterator[tuple[list[tuple[StageGroup, ...]], list[Tensor]]]:
     """What the head returns, and what its classifiers are given, in the order of the calls."""
     groups: list[tuple[StageGroup, ...]] = []
     features: list[Tensor] = []
-    handles = [model.head.register_forward_hook(lambda _, __, output: groups.append(output))]
-    for name, module in model.head.named_modules():
+    head = model.head
+    assert isinstance(head, nn.Module)
+    handles = [head.register_forward_hook(lambda _, __, output: groups.append(output))]
+    for name, module in head.named_modules():
         if _CLASSIFIER.search(name) and not isinstance(module, nn.ModuleList):
             handles.append(
                 module.register_forward_pre_hook(lambda _, given: features.append(given[0]))
