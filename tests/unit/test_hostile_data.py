@@ -112,7 +112,7 @@ def survive(name: str, folder: Path, seconds: float, seed: int) -> int:
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name not in SLOW_READERS])
 def test_readers_survive_damage(name: str, tmp_path: Path) -> None:
-    assert survive(name, tmp_path, seconds=0.05, seed=0) > 0
+    assert survive(name, tmp_path, seconds=0.1, seed=0) > 0
 
 
 @pytest.mark.slow

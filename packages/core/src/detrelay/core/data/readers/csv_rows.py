@@ -202,7 +202,7 @@ def _add(
     table: Table, dialect: _Dialect, row: Sequence[str], where: str, missing: list[str]
 ) -> None:
     columns = dialect.columns
-    if len(row) <= max(columns[name] for name in _NEEDED):
+    if len(row) <= max(columns.values()):
         raise DataError(f"{where}: expected {max(columns.values()) + 1} columns, found {len(row)}")
     path = _find(table, dialect, row[columns["image"]])
     if path is None:
