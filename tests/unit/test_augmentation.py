@@ -138,3 +138,54 @@ def test_a_recipe_with_a_list_reads_back_equal() -> None:
 def test_lists_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_train_transform(DataConfig(**changes))
+
+
+STRONG = (
+    {"name": "photometric_distort", "probability": 1.0},
+    {"name": "iou_crop", "probability": 1.0},
+)
+
+
+def test_photometric_distortion_changes_colours_only() -> None:
+    sample = make_sample()
+    transform = build_train_transform(
+        DataConfig(transforms=(STRONG[0],), flip_probability=0.5, short_sides=(60,))
+    )
+    torch.manual_seed(0)
+    changed = transform(sample)
+    assert torch.equal(changed.boxes_xyxy, sample.boxes_xyxy)
+    assert changed.image.shape == sample.image.shape
+    assert changed.image.dtype == torch.uint8
+    assert not torch.equal(changed.image, sample.image)
+
+
+def test_iou_crop_keeps_boxes_on_their_pixels() -> None:
+    # an image whose pixels say where they are: red is the column, green the row
+    rows, columns = torch.meshgrid(torch.arange(60), torch.arange(80), indexing="ij")
+    pixels = torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
+    sample = replace(make_sample(), image=pixels)
+    transform = build_train_transform(DataConfig(transforms=(STRONG[1],)))
+    sizes = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        cropped = transform(sample)
+        assert type(cropped.image) is type(cropped.boxes_xyxy) is torch.Tensor
+        left, top = cropped.image[0, 0, 0].item(), cropped.image[1, 0, 0].item()
+        height, width = cropped.image.shape[-2:]
+        sizes.add((height, width))
+        assert 0 < len(cropped.boxes_xyxy) == len(cropped.class_labels)
+        limit = torch.tensor([width, height, width, height])
+        for box, label in zip(cropped.boxes_xyxy, cropped.class_labels.tolist(), strict=True):
+            whole = sample.boxes_xyxy[label] - torch.tensor([left, top, left, top])
+            assert torch.equal(box, torch.minimum(whole.clamp(min=0), limit))
+    assert len(sizes) > 5
+    empty = make_sample(boxes=[])
+    assert transform(empty) is empty
+
+
+def test_strong_transforms_are_left_out_late() -> None:
+    listed = (*STRONG, {"name": "resize", "short_sides": [30]})
+    config = DataConfig(transforms=listed)
+    late = build_train_transform(config, strong=False)
+    sample = make_sample()
+    assert_same([late(sample)], [resize(sample, 30, config.max_size)])

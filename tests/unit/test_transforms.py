@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pickle
 from collections import Counter
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from detrelay.core.data.augmentation import build_eval_transform, build_train_transform
 from detrelay.core.data.coco import CocoDataset, Sample
-from detrelay.core.data.geometry import make_mosaic, resized_shape
+from detrelay.core.data.collate import EncodedSample
+from detrelay.core.data.geometry import make_mosaic, mix, resized_shape
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import DetectionDataset, VisitSampler
@@ -434,3 +436,55 @@ def test_data_knows_the_order_of_its_visits() -> None:
     order = list(data.sampler())
     assert order == list(VisitSampler(6, seed=5, wide=[True, False] * 3, aspect_group=2))
     assert order[0] % 2 == order[1] % 2
+
+
+def test_a_mixture_holds_both_images_and_all_boxes() -> None:
+    first, second = make_sample(60, 80, seed=1), make_sample(90, 50, seed=2)
+    torch.manual_seed(3)
+    mixed = mix(first, second)
+    assert mixed.image.shape == (3, 90, 80)
+    assert torch.equal(mixed.boxes_xyxy, torch.cat([first.boxes_xyxy, second.boxes_xyxy]))
+    assert mixed.class_labels.tolist() == [0, 1, 0, 1]
+    # where only one of them is, its share can be read off; the shares sum to one
+    alone = (mixed.image[:, :60, 50:].float() / first.image[:, :60, 50:].clamp(min=1)).median()
+    other = (mixed.image[:, 60:, :50].float() / second.image[:, 60:].clamp(min=1)).median()
+    assert 0 < alone < 1
+    assert float(alone + other) == pytest.approx(1, abs=0.03)
+    both = alone * first.image[:, :60, :50] + other * second.image[:, :60, :50]
+    assert (mixed.image[:, :60, :50] - both).abs().max() < 4
+
+
+def test_strong_augmentation_stops_and_repeats_by_visit() -> None:
+    samples = ShapesDataset(6, image_size=48, seed=1)
+    plain = DataConfig(short_sides=(32,), max_size=64, flip_probability=0)
+    strong = dataclasses.replace(
+        plain, transforms=({"name": "photometric_distort", "probability": 1.0}, {"name": "resize"})
+    )
+
+    def data(**options: Any) -> DetectionDataset:
+        return DetectionDataset(
+            samples,
+            build_train_transform(strong),
+            DetrelayImageProcessor(),
+            seed=4,
+            late_transform=build_train_transform(strong, strong=False),
+            **options,
+        )
+
+    late = data(strong_epochs=2, mosaic=1.0, mixup=1.0)
+    never = data(mosaic=1.0, mixup=1.0)
+    quiet = DetectionDataset(
+        samples, build_train_transform(plain), DetrelayImageProcessor(), seed=4
+    )
+    for visit in (0, 6, 11):  # epochs 0 and 1
+        assert torch.equal(late[visit]["pixel_values"], never[visit]["pixel_values"])
+        assert torch.equal(late[visit]["pixel_values"], late[visit]["pixel_values"])
+        assert not same_pixels(late[visit], quiet[visit])
+    for visit in (12, 17, 30):
+        assert same_pixels(late[visit], quiet[visit])
+        assert not same_pixels(never[visit], quiet[visit])
+    assert not same_pixels(data(mosaic=1.0)[3], data(mosaic=1.0, mixup=1.0)[3])
+
+
+def same_pixels(first: EncodedSample, second: EncodedSample) -> bool:
+    return torch.equal(first["pixel_values"], second["pixel_values"])

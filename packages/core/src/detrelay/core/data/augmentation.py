@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
@@ -121,19 +122,78 @@ class ColorJitter:
         return replace(sample, image=self.change(sample.image))
 
 
+class PhotometricDistort:
+    """Random brightness, contrast, saturation, hue and order of channels, as SSD does it.
+
+    Args:
+        probability: how often each of them changes; 0.5 in RT-DETR.
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.change = v2.RandomPhotometricDistort(p=probability)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Change the colours of the image."""
+        return replace(sample, image=self.change(sample.image))
+
+
+class IouCrop:
+    """SSD's random window that keeps enough of some object, and objects whose centre is inside.
+
+    Args:
+        probability: how often; 0.8 in RT-DETR.
+    """
+
+    def __init__(self, probability: float = 0.8) -> None:
+        self.probability = probability
+        self.crop = v2.RandomIoUCrop()
+        self.keep = v2.SanitizeBoundingBoxes()  # it leaves boxes outside the window without area
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Cut image and boxes, or return the sample as it is."""
+        if len(sample.boxes_xyxy) == 0 or torch.rand(()) >= self.probability:
+            return sample
+        height, width = sample.image.shape[-2:]
+        boxes = tv_tensors.BoundingBoxes(
+            sample.boxes_xyxy,
+            format=tv_tensors.BoundingBoxFormat.XYXY,
+            canvas_size=(height, width),
+        )
+        whole = {
+            "image": tv_tensors.Image(sample.image),
+            "boxes": boxes,
+            "labels": sample.class_labels,
+        }
+        part = self.keep(self.crop(whole))
+        return replace(
+            sample,
+            image=part["image"].as_subclass(torch.Tensor),
+            boxes_xyxy=part["boxes"].as_subclass(torch.Tensor),
+            class_labels=part["labels"],
+        )
+
+
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "flip": Flip,
     "crop": Crop,
     "resize": Resize,
     "scale_jitter": ScaleJitter,
     "color_jitter": ColorJitter,
+    "photometric_distort": PhotometricDistort,
+    "iou_crop": IouCrop,
 }
+# `strong_epochs` ends them, as it ends mosaics and mixtures
+_STRONG = frozenset({"photometric_distort", "iou_crop"})
 # there only where a setting asks for them
 _OPTIONAL = frozenset({"crop", "scale_jitter", "color_jitter"})
 
 
-def build_train_transform(config: DataConfig) -> Transform:
+def build_train_transform(config: DataConfig, *, strong: bool = True) -> Transform:
     """The transforms that `config.transforms` lists, or those that its other settings ask for.
+
+    Args:
+        config: settings of the data.
+        strong: with the strong ones, as until `config.strong_epochs`.
 
     What an entry leaves out, it takes from the settings of the same thing: the size of "resize" is
     that of `short_sides` and `max_size`.
@@ -158,6 +218,8 @@ def build_train_transform(config: DataConfig) -> Transform:
             f"data.transforms leaves out {', '.join(forgotten)}, which other settings of data ask "
             f"for; list it, or take these settings back"
         )
+    if not strong:
+        listed = tuple(entry for entry in listed if entry.get("name") not in _STRONG)
     try:
         return partial(_in_turn, transforms=[_build(entry, given) for entry in listed])
     except ValueError as error:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from detrelay.core.data.augmentation import Transform
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.collate import EncodedSample
-from detrelay.core.data.geometry import make_mosaic
+from detrelay.core.data.geometry import make_mosaic, mix
 from detrelay.core.errors import DataError
 
 # What a seed is used for; keeps the random numbers of the order and of the images apart.
@@ -42,6 +42,9 @@ class DetectionDataset(Dataset[EncodedSample]):
         seed: which random numbers.
         mosaic: chance that a sample becomes one of four before the transform.
         mosaic_tile: side of each, pixels; see `make_mosaic`.
+        mixup: chance that a sample, or a mosaic, is laid over another; see `mix`.
+        strong_epochs: epochs after which mosaics and mixtures stop; 0 for never.
+        late_transform: what then stands in for `transform`; None for the same.
         skip_broken: an image that cannot be read is reported once, by the process that first meets
             it, and the next readable one takes its place; otherwise its `DataError` is raised.
         wide: which samples are wider than high; read by `sampler`.
@@ -59,6 +62,9 @@ class DetectionDataset(Dataset[EncodedSample]):
         seed: int,
         mosaic: float = 0.0,
         mosaic_tile: int = 640,
+        mixup: float = 0.0,
+        strong_epochs: int = 0,
+        late_transform: Transform | None = None,
         skip_broken: bool = False,
         wide: Sequence[bool] = (),
         aspect_group: int = 1,
@@ -70,6 +76,9 @@ class DetectionDataset(Dataset[EncodedSample]):
         self.seed = seed
         self.mosaic = mosaic
         self.mosaic_tile = mosaic_tile
+        self.mixup = mixup
+        self.strong_epochs = strong_epochs
+        self.late_transform = late_transform or transform
         self.wide = wide
         self.aspect_group = aspect_group
         self.shapes = shapes
@@ -90,11 +99,22 @@ class DetectionDataset(Dataset[EncodedSample]):
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reset the generators of the accelerators as well
             torch.default_generator.manual_seed(_mix(_IMAGE, self.seed, visit))
-            if self.mosaic > 0 and torch.rand(()) < self.mosaic:
-                others = [self._read(int(torch.randint(len(self), ()))) for _ in range(3)]
-                sample = make_mosaic([sample, *others], self.mosaic_tile)
-            sample = self.transform(sample)
+            if self.strong_epochs and visit // len(self) >= self.strong_epochs:
+                sample = self.late_transform(sample)
+            else:
+                sample = self.transform(self._joined(sample))
         return self.processor.encode(sample)
+
+    def _joined(self, sample: Sample) -> Sample:
+        """The sample, or one made of it and others."""
+        if self.mosaic > 0 and torch.rand(()) < self.mosaic:
+            sample = make_mosaic([sample, *(self._any() for _ in range(3))], self.mosaic_tile)
+        if self.mixup > 0 and torch.rand(()) < self.mixup:
+            sample = mix(sample, self._any())
+        return sample
+
+    def _any(self) -> Sample:
+        return self._read(int(torch.randint(len(self), ())))
 
     @property
     def skips_broken(self) -> bool:

@@ -106,6 +106,10 @@ class DataConfig:
             pixels; 1024 in the paper.
         jitter_range: least and greatest scale of the large-scale jitter.
         mosaic: chance that four images are joined into one; 0 in the papers.
+        mixup: chance that an image (or a mosaic) is laid over another, both seen through; 0 in the
+            papers of the published recipes.
+        strong_epochs: epochs at whose end mosaic, mixup, "photometric_distort" and "iou_crop" stop,
+            as the recipes of RT-DETR's successors do; 0 for never.
         color_jitter: strength of random brightness, contrast and saturation; 0 in the papers.
         transforms: what is done to a training image, in this order, as tables with a `name`, a key
             of `TRANSFORMS` or module:Class for one of your own, and its options; none for flip,
@@ -148,6 +152,8 @@ class DataConfig:
     jitter_size: NonNegative = 0
     jitter_range: tuple[Scale, Scale] = (0.1, 2.0)
     mosaic: Fraction = 0.0
+    mixup: Fraction = 0.0
+    strong_epochs: NonNegative = 0
     color_jitter: Fraction = 0.0
     transforms: tuple[dict[str, Any], ...] = ()
     aspect_group: Count = 1

@@ -7,7 +7,6 @@ keras-retinanet's, whose six columns cannot be taken for others.
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from detrelay.core.data.readers.table import (
     Table,
     finish,
     image_files,
-    read_text,
     split_folders,
     split_name,
     to_number,
@@ -58,12 +56,14 @@ class _Dialect:
         fractions: corners are fractions of the image (Open Images).
         names: what the class codes of the file mean, where a list says it.
         places: image files by name and by stem, filled as folders are looked through.
+        images: position, height and width by the name in a row; None for one that is missing.
     """
 
     columns: Mapping[str, int]
     fractions: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     places: dict[Path, dict[str, Path]] = field(default_factory=dict)
+    images: dict[str, tuple[int, int, int] | None] = field(default_factory=dict)
 
 
 def recognises(place: Path) -> bool:
@@ -118,16 +118,22 @@ def _first_word(file: Path) -> str:
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows that hold anything, with their line numbers."""
-    text = read_text(file)
-    head = text.partition("\n")[0]
-    delimiter = max(",;\t", key=head.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    line = 0
     try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield reader.line_num, [cell.strip() for cell in row]
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            head = stream.readline()
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=max(",;\t", key=head.count))
+            for row in reader:
+                line = reader.line_num
+                if any(cell.strip() for cell in row):
+                    yield line, [cell.strip() for cell in row]
     except csv.Error as error:
-        raise DataError(f"{file} line {reader.line_num}: {one_line(error)}") from error
+        raise DataError(f"{file} line {line + 1}: {one_line(error)}") from error
+    except UnicodeDecodeError:
+        raise DataError(f"{file} is no text in UTF-8") from None
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {one_line(error)}") from error
 
 
 def _read(file: Path, images: Path | None) -> Table:
@@ -204,17 +210,14 @@ def _add(
     columns = dialect.columns
     if len(row) <= max(columns.values()):
         raise DataError(f"{where}: expected {max(columns.values()) + 1} columns, found {len(row)}")
-    path = _find(table, dialect, row[columns["image"]])
-    if path is None:
-        missing.append(row[columns["image"]])
+    name = row[columns["image"]]
+    if name not in dialect.images:  # most rows name the image of the row before
+        dialect.images[name] = _image(table, dialect, row, where)
+    known = dialect.images[name]
+    if known is None:
+        missing.append(name)
         return
-    size = None
-    if not dialect.fractions and {"width", "height"} <= columns.keys():
-        size = (
-            int(to_number(row[columns["height"]], f"{where} height")),
-            int(to_number(row[columns["width"]], f"{where} width")),
-        )
-    image, height, width = table.image(path, size)
+    image, height, width = known
     cells = [row[columns[name]] for name in ("left", "top", "right", "bottom")]
     if not any(cells):
         return
@@ -234,12 +237,27 @@ def _add(
         table.crowd()
 
 
+def _image(
+    table: Table, dialect: _Dialect, row: Sequence[str], where: str
+) -> tuple[int, int, int] | None:
+    columns = dialect.columns
+    path = _find(table, dialect, row[columns["image"]])
+    if path is None:
+        return None
+    if dialect.fractions or not {"width", "height"} <= columns.keys():
+        return table.image(path)
+    height, width = (
+        int(to_number(row[columns[key]], f"{where} {key}")) for key in ("height", "width")
+    )
+    return table.image(path, (height, width))
+
+
 def _find(table: Table, dialect: _Dialect, name: str) -> Path | None:
     """The image file: under the folder, or by its name alone if another machine wrote the path."""
     name = name.replace("\\", "/")
     for text in (name, unquote(name)):
         path = table.folder / text
-        if path.is_file() and path.resolve().is_relative_to(table.folder.resolve()):
+        if ".." not in path.parts and not Path(text).is_absolute() and path.is_file():
             return path
     own = _first_word(table.source)  # TensorFlow's train_labels.csv stands beside the folder train
     for folder in (table.folder, table.folder / "images", table.folder / own):
@@ -252,7 +270,7 @@ def _find(table: Table, dialect: _Dialect, name: str) -> Path | None:
             path_or_none = known.get(Path(text).name)
             if path_or_none is not None:
                 if "/" in name:
-                    table.note("rows whose image was found by its name alone")
+                    table.note("images were found by their name alone")
                 return path_or_none
     return None
 
