@@ -92,6 +92,7 @@ def survive(name: str, folder: Path, seconds: float, seed: int) -> int:
         if file.suffix in (".json", ".jsonl", ".xml", ".txt", ".csv", ".yaml", ".data", ".names")
     ]
     chance, said = random.Random(seed), list[str]()
+    open_place(place)  # imports take their time once
     end, tries = time.monotonic() + seconds, 0
     while time.monotonic() < end or tries == 0:
         file = chance.choice(files)

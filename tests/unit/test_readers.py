@@ -162,6 +162,13 @@ def test_yaml_of_yolo_that_is_refused(tmp_path: Path, yaml: str, message: str) -
         open_place(str(tmp_path / "data.yaml"))
 
 
+def test_an_empty_list_of_names_is_refused(tmp_path: Path) -> None:
+    place, _ = write_format("yolo_darknet", tmp_path)
+    (tmp_path / "obj.names").write_text("\n")
+    with pytest.raises(DataError, match=r"obj\.names: lists no category names"):
+        open_place(place)
+
+
 def test_a_list_may_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     picture(tmp_path / "secret.jpg")
     place = yolo(tmp_path / "set", "", "train: list.txt\nnames: [cat]")

@@ -112,7 +112,7 @@ def _from_yaml(file: Path, images: Path | None) -> dict[str, Annotations]:
         raise DataError(f"cannot read {file} as YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected keys such as train, val and names, found no mapping")
-    names = _Names(file, _names_of(file, content), "kpt_shape" in content)
+    names = _checked(_Names(file, _names_of(file, content), "kpt_shape" in content))
     roots = [file.parent]
     if isinstance(content.get("path"), str) and content["path"]:
         roots.insert(0, file.parent / content["path"])
@@ -221,7 +221,7 @@ def _from_darknet(file: Path) -> dict[str, Annotations]:
         raise DataError(
             f"{file}: the list of names {values.get('names', 'obj.names')} is not there"
         )
-    names = _Names(listed, _numbered(listed))
+    names = _checked(_Names(listed, _numbered(listed)))
     tables = {}
     for key, split in (("train", TRAIN), ("valid", VAL), ("test", TEST)):
         if not values.get(key):
@@ -240,11 +240,17 @@ def _numbered(file: Path) -> dict[int, str]:
     return dict(enumerate(line.strip() for line in read_text(file).splitlines() if line.strip()))
 
 
+def _checked(names: _Names) -> _Names:
+    if not names.by_id:
+        raise DataError(f"{names.source}: lists no category names; there is nothing to learn")
+    return names
+
+
 def _from_folders(place: Path, images: Path | None) -> dict[str, Annotations]:
     """Label folders beside a list of names: images and labels apart, or side by side."""
     listed = _names_in(place)
     assert listed is not None
-    names = _Names(listed, _numbered(listed))
+    names = _checked(_Names(listed, _numbered(listed)))
     if images is not None:
         labels = place / "labels" if (place / "labels").is_dir() else place
         table = Table(place, Path(images))
