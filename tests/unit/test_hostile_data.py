@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -120,3 +121,11 @@ def test_readers_survive_damage(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 def test_readers_survive_much_damage(name: str, tmp_path: Path) -> None:
     assert survive(name, tmp_path, seconds=10, seed=1) > 5
+
+
+def test_the_page_of_pains_names_tests_that_exist() -> None:
+    named = re.findall(r"`(test_\w+)`", (DOCS / "pains.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    files = Path(__file__).parents[1].rglob("test_*.py")
+    known = set(re.findall(r"def (test_\w+)", "".join(map(Path.read_text, files))))
+    assert set(named) <= known
