@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from detrelay.apps.comparison import Interval, Row, RunScores, compare, interval, latex, markdown
+from detrelay.apps.comparison import (
+    Interval,
+    Row,
+    RunScores,
+    compare,
+    interval,
+    latex,
+    markdown,
+    student_quantile,
+)
 from detrelay.core.evaluation.backends import IOU_THRESHOLDS
 from detrelay.core.evaluation.matching import Matches, match
 from detrelay.core.evaluation.resampling import image_weights, resampled_ap
@@ -34,6 +43,13 @@ def test_drawn_images_are_as_many_as_there_are() -> None:
     assert weights.sum(axis=1).tolist() == [7] * 50
     assert weights.tolist() == image_weights(7, 50, seed=3).tolist()
     assert weights.tolist() != image_weights(7, 50, seed=4).tolist()
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.3, 2.0, 7.7, 100.0, 1e5, 1e7, np.inf])
+def test_quantiles_are_those_of_scipy(freedom: float) -> None:
+    for confidence in (0.5, 0.95, 0.99):
+        expected = student.ppf(0.5 + confidence / 2, freedom)
+        assert student_quantile(freedom, confidence) == pytest.approx(expected, rel=1e-6)
 
 
 def test_interval_by_hand() -> None:

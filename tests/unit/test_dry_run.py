@@ -53,11 +53,15 @@ def test_the_plan_is_printed_and_nothing_is_trained(
     assert "GiB at least" in out
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("nowhere", r"no annotation file or folder .*nowhere"), (".", r"no annotations in a known")],
+)
 def test_data_that_are_named_and_missing_end_it_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DataError, match=r"no annotation file .*train\.json"):
-        tiny_run(tmp_path / "run", dry_run=True, data=(tmp_path,))
+    with pytest.raises(DataError, match=message):
+        tiny_run(tmp_path / "run", dry_run=True, data=(tmp_path / place,))
     assert capsys.readouterr().out == ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,9 @@ def locked(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # while it is still held: whoever waits on the old file sees that it has lost its name
+        with suppress(OSError):
+            (output / LOCK).unlink(missing_ok=True)
         lock.release()
 
 
