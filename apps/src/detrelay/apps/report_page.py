@@ -223,6 +223,8 @@ def _moved(figures: dict[str, Any]) -> Section:
         total = np.array(moved["by_iou"]).sum(axis=0)
         by_iou.bar((np.arange(10) + 0.5) / 10, total, 0.092)
         by_iou.set(title="by IoU of the query's box, all stages", xlabel="IoU")
+        for axis in (by_origin, by_size, by_iou):
+            axis.set_ylim(bottom=0)
         figure.tight_layout()
         return figure
 
