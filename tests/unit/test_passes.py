@@ -171,6 +171,18 @@ def test_the_run_without_self_attention_parts_ways_after_the_first_stage() -> No
     assert (own[1].logits - alone[1].logits).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("case", ["deformable_detr", "dino"])
+def test_the_run_without_self_attention_is_judged_by_the_decoders_boxes(case: str) -> None:
+    model = build(case, without_self_attention=True)
+    groups = train_groups(model)
+    facts = {fact.name: fact for fact in model.config.stage_groups()}
+    assert facts["no_self_attention"].references
+    pairs = zip(groups["no_self_attention"].stages, groups["decoder"].stages, strict=True)
+    for alone, own in pairs:
+        assert torch.equal(alone.references, own.boxes)
+        assert not alone.references.requires_grad
+
+
 def test_the_branch_reads_before_queries_talk_to_each_other() -> None:
     """Another query's content moves the decoder's first stage, but not that of the branch."""
     groups = []

@@ -86,7 +86,10 @@ class DeformableDetrConfig(PassesConfig):
             # without proposals the first stage starts from points
             GroupFacts(DECODER, references=self.two_stage),
             *((proposals,) if self.two_stage else ()),
-            *(replace(group, references=self.two_stage) for group in self.pass_groups),
+            *(
+                replace(group, references=self.two_stage or group.references)
+                for group in self.pass_groups
+            ),
         )
 
 

@@ -34,7 +34,8 @@ class PassesConfig(DeformableConfig):
 
     Attributes:
         without_self_attention: a second run of the same queries and layers without self-attention,
-            stage group "no_self_attention" (DAC-DETR).
+            stage group "no_self_attention" (DAC-DETR). The references of its stages are the boxes
+            that the decoder's own run predicts for the same queries, by which DAC-DETR assigns.
         one_to_many_branch: layers read the image before queries talk to each other, and predict
             from what they have read too, stage group "one_to_many" (MS-DETR). It changes the
             layers, so weights trained without it do not fit.
@@ -61,7 +62,12 @@ class PassesConfig(DeformableConfig):
     def pass_groups(self) -> tuple[GroupFacts, ...]:
         """The stage groups that training has beside the decoder's and the head's own others."""
         runs = {ALONE: self.without_self_attention, BRANCH: self.one_to_many_branch}
-        added = (GroupFacts(name, slots=DECODER) for name, on in runs.items() if on)
+        added = (
+            # the run without self-attention gives the decoder's boxes in place of its own
+            GroupFacts(name, slots=DECODER, references=name == ALONE)
+            for name, on in runs.items()
+            if on
+        )
         return (*super().pass_groups, *added)
 
 
@@ -229,6 +235,10 @@ class DecoderHead(nn.Module):
             own_states = [each.rows(own) for each in states]
             if self.without_self_attention:
                 alone = self._without_self_attention(own_states[0], memory)
+                alone = tuple(
+                    replace(stage, references=primary.boxes.detach())
+                    for stage, primary in zip(alone, groups[0].stages, strict=True)
+                )
                 groups.append(StageGroup(ALONE, alone, slots=DECODER))
             if self.recollect_queries:
                 again = self._recollect(own_states, memory)
