@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -180,9 +181,15 @@ def test_label_outside_the_classes_is_refused() -> None:
         criterion()([StageGroup("decoder", tuple(make_stages()))], targets)
 
 
-def test_group_without_assigner_is_refused() -> None:
-    with pytest.raises(KeyError, match="no assigner for stage group 'proposals'"):
-        criterion()([StageGroup("proposals", tuple(make_stages()))], make_targets())
+def test_groups_without_assigner_are_refused_all_at_once() -> None:
+    groups = [StageGroup(name, tuple(make_stages())) for name in ("decoder", "hybrid", "group/1")]
+    message = (
+        "no assigner for stage groups hybrid, group/1; assigners are given for decoder. Set "
+        "groups.hybrid.assigner.name in the recipe or, where a model is called with labels, its "
+        "loss_function to a Criterion"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        criterion()(groups, make_targets())
 
 
 def test_l1_formats_differ_as_they_should() -> None:

@@ -76,6 +76,13 @@ def test_evaluation_has_a_loss_too_and_no_list_that_nobody_asked_for() -> None:
     assert set(model(batch["pixel_values"])) == {"logits", "pred_boxes"}
 
 
+def test_labels_without_an_assigner_for_a_group_are_refused_in_training_only() -> None:
+    model, batch = make_model("dino", hybrid_queries=4), make_batch()
+    with pytest.raises(ValueError, match=r"no assigner for stage groups hybrid; .* loss_function"):
+        model.train()(**batch)
+    assert model.eval()(**batch).loss.isfinite()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_auxiliary_outputs_are_the_stages_before_the_last(name: str) -> None:
     model, batch = make_model(name).train(), make_batch()

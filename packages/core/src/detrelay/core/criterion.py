@@ -133,8 +133,8 @@ class Criterion:
 
         Raises:
             FloatingPointError: a loss is NaN or infinite; names group, stage and images.
-            KeyError: a group has neither known pairs nor an assigner.
-            ValueError: a label lies outside the model's classes.
+            ValueError: a label lies outside the model's classes, or a group has neither known pairs
+                nor an assigner.
         """
         plan = self.plan(groups, targets)
         return self.losses(plan, sum_over_processes(plan.counts), image_ids)
@@ -144,11 +144,12 @@ class Criterion:
 
         Raises:
             FloatingPointError: a matching cost is NaN or infinite.
-            KeyError: a group has neither known pairs nor an assigner.
-            ValueError: a label lies outside the model's classes, a group joins one with which it
-                shares no slots, or an assigner gave too few or too many assignments.
+            ValueError: a label lies outside the model's classes, a group has neither known pairs
+                nor an assigner or joins one with which it shares no slots, or an assigner gave too
+                few or too many assignments.
         """
         _check_labels(groups, targets)
+        self._check_assigners(groups)
         predictions = {group.name: [stage.float() for stage in group.stages] for group in groups}
         assignments = {}
         for group in groups:
@@ -198,6 +199,17 @@ class Criterion:
             assignments[stage.group] = (*assignments.get(stage.group, ()), stage.assignment)
         return CriterionOutput(total, losses, assignments)
 
+    def _check_assigners(self, groups: Sequence[StageGroup]) -> None:
+        served = {*self.assigners, *self.joins}
+        missing = [g.name for g in groups if g.known_pairs is None and g.name not in served]
+        if missing:
+            raise ValueError(
+                f"no assigner for stage groups {', '.join(missing)}; assigners are given for "
+                f"{', '.join(self.assigners)}. Set groups.{missing[0]}.assigner.name in the recipe "
+                f"or, where a model is called with labels, its loss_function to a Criterion with "
+                f"an assigner for each"
+            )
+
     def _members(self, leader: StageGroup, groups: Sequence[StageGroup]) -> list[StageGroup]:
         """The groups that an assigner sees together, joining ones first."""
         joining = [group for group in groups if self.joins.get(group.name) == leader.name]
@@ -212,11 +224,6 @@ class Criterion:
         targets: Targets,
     ) -> dict[str, list[Assignment]]:
         name = members[-1].name
-        if name not in self.assigners:
-            raise KeyError(
-                f"no assigner for stage group {name!r}; assigners are given for "
-                f"{sorted(self.assigners)}"
-            )
         stages = [stage for group in members for stage in predictions[group.name]]
         with torch.no_grad():
             detached = [stage.detach().by_slot() for stage in stages]
