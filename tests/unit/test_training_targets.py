@@ -42,6 +42,7 @@ def recipe(text: str, tmp_path: Path, *overrides: str) -> Recipe:
 
 
 DINO = 'head = "dino"\n'
+GROUPS = 'head = "deformable_detr"\n[model]\nquery_groups = 4\n[groups.group]\nweight = 0.5\n'
 UNION_UNDER_LABELS = """
 head = "dino"
 [assigner]
@@ -195,6 +196,14 @@ def test_defaults_are_as_published() -> None:
             DINO + '[assigner]\nname = "iou"\noptions = {treshold = 1}',
             "assigner 'iou' has no option 'treshold'; did you mean 'threshold'?",
         ),
+        (
+            GROUPS,
+            "groups.group/1: head deformable_detr has this group of stages, and nothing assigns it",
+        ),
+        (
+            GROUPS.replace("query_groups = 4", "query_groups = 1"),
+            "groups.group: head deformable_detr has no such group of stages with these settings",
+        ),
         (DINO + '[assigner]\ncosts = ["foca:2"]', "unknown cost 'foca'; did you mean 'focal'?"),
         (DINO + "[assigner]\ncosts = [2]", 'a cost must be "name", "name:weight" or a table'),
         (
@@ -232,6 +241,26 @@ def test_proposals_may_join_the_decoder_where_they_share_slots(tmp_path: Path) -
     criterion = build_criterion(recipe(text, tmp_path))
     assert criterion.joins == {"proposals": "decoder"}
     assert list(criterion.assigners) == ["decoder"]
+
+
+def test_one_table_serves_all_groups_of_a_name(tmp_path: Path) -> None:
+    text = (
+        GROUPS
+        + """
+        assigner = {name = "repeated", options = {times = 2}}
+        loss = {class_weight = 3}
+        [groups."group/2"]
+        weight = 0.25
+        assigner = {name = "simota"}
+        """
+    )
+    criterion = build_criterion(recipe(text, tmp_path))
+    kinds = {name: type(part).__name__ for name, part in criterion.assigners.items()}
+    assert kinds["group/1"] == kinds["group/3"] == "RepeatedAssigner"
+    assert kinds["group/2"] == "SimOtaAssigner"
+    assert criterion.group_weights == {"group/1": 0.5, "group/2": 0.25, "group/3": 0.5}
+    weights = [criterion.terms_of(f"group/{index}")[0].weight for index in (1, 2, 3)]
+    assert weights == [3, 2, 3]
 
 
 OWN = """

@@ -61,6 +61,7 @@ def build_criterion(recipe: Recipe) -> Criterion:
     entry = head_entry(recipe.head)
     facts = model_config(recipe, entry).stage_groups()
     if facts is not None:
+        recipe = replace(recipe, groups=_by_group(recipe.groups, facts))
         _check_groups(recipe, facts)
     progress = TrainingProgress()
     try:
@@ -102,6 +103,20 @@ def _assigners(recipe: Recipe, entry: HeadEntry) -> dict[str, AssignerSettings]:
         elif group.assigner is not None:
             found[name] = group.assigner
     return found
+
+
+def _by_group(
+    settings: Mapping[str, GroupSettings], facts: tuple[GroupFacts, ...]
+) -> dict[str, GroupSettings]:
+    """Settings by group: the table "group" serves each "group/..." that has none of its own."""
+    families = {fact.name: fact.name.split("/")[0] for fact in facts if "/" in fact.name}
+    shared = {
+        name: settings[family]
+        for name, family in families.items()
+        if family in settings and name not in settings
+    }
+    own = {name: group for name, group in settings.items() if name not in families.values()}
+    return {**own, **shared}
 
 
 def _check_groups(recipe: Recipe, facts: tuple[GroupFacts, ...]) -> None:

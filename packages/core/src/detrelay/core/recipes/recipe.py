@@ -283,7 +283,8 @@ class Recipe:
         assigner: the training targets.
         loss: fields of the head's published loss numbers that differ from them.
         groups: by name, groups of stages that learn otherwise; which a head has depends on its
-            settings ("decoder", "proposals", "denoising", ...).
+            settings ("decoder", "proposals", "denoising", ...). "group" serves each of "group/1",
+            "group/2", ... that has no table of its own.
         data: images and augmentation.
         train: schedule and bookkeeping.
     """
