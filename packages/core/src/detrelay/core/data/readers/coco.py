@@ -110,9 +110,7 @@ def read(
         empty = "categories" if listed else "images"
         raise DataError(f"{path} lists no {empty}: there is nothing to use")
     notes: list[str] = []
-    classes = _without_group(classes, set(np.unique(columns.category_ids).tolist()), notes)
-    for key in ("id", "name"):
-        _check_unique(path, "categories", key, [getattr(entry, key) for entry in classes])
+    classes = _checked_classes(path, classes, set(np.unique(columns.category_ids).tolist()), notes)
     image_ids = np.array([entry.id for entry in listed], dtype=np.int64)
     _check_ids(path, "images", image_ids)
     _check_ids(path, "annotations", columns.ids)
@@ -124,14 +122,11 @@ def read(
     folders = image_folders(path, images) if with_files else [path.parent]
     files = ImageFiles(folders, names, str(path), allow_outside=allow_outside or not with_files)
     sizes = np.array([(entry.height or 0, entry.width or 0) for entry in listed], dtype=np.int64)
-    unknown = [None in (entry.height, entry.width) for entry in listed]
     if with_files:
-        if any(unknown):
-            from detrelay.core.data.decode import upright_size  # torch: scoring files does without
-
-            for row in np.flatnonzero(unknown):
-                sizes[row] = upright_size(files.open(int(row)))
-            notes.append(f"the size of {sum(unknown)} images is taken from their files")
+        unknown = np.array([None in (entry.height, entry.width) for entry in listed])
+        if unknown.any():
+            _fill_sizes(sizes, np.flatnonzero(unknown), files)
+            notes.append(f"the size of {unknown.sum()} images is taken from their files")
         _check_sizes(path, image_ids, sizes)
         if doubt := doubtful_boxes(columns.boxes, sizes[box_image][:, ::-1]):
             notes.append(doubt)
@@ -145,9 +140,7 @@ def read(
         box_image=box_image,
         box_class=box_class,
         box_ids=columns.ids,
-        areas=np.where(
-            np.isnan(columns.areas), columns.boxes[:, 2] * columns.boxes[:, 3], columns.areas
-        ),
+        areas=_areas(columns),
         crowd=columns.crowd.astype(np.bool_),
         notes=tuple(notes),
     )
@@ -294,8 +287,10 @@ def _is_number(value: object, largest: float = _LARGEST_COORDINATE) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
 
 
-def _without_group(classes: list[_Class], used: Set[int], notes: list[str]) -> list[_Class]:
-    """The categories by id, without one that is a mere group.
+def _checked_classes(
+    path: Path, classes: list[_Class], used: Set[int], notes: list[str]
+) -> list[_Class]:
+    """The categories by id, ids and names unique, without one that is a mere group.
 
     Roboflow writes the name of the whole as a category that no box has and all others name as
     their supercategory; a model must not have a class for it.
@@ -313,7 +308,10 @@ def _without_group(classes: list[_Class], used: Set[int], notes: list[str]) -> l
                 f"category {group.id} {group.name} left out: it has no boxes and is the "
                 f"supercategory of all others"
             )
-            return others
+            classes = others
+            break
+    for key in ("id", "name"):
+        _check_unique(path, "categories", key, [getattr(entry, key) for entry in classes])
     return classes
 
 
@@ -343,6 +341,12 @@ def _check_numbers(path: Path, columns: _Columns) -> None:
         raise _bad_crowd(path, columns.ids[wild[0]], int(columns.crowd[wild[0]]))
 
 
+def _areas(columns: _Columns) -> Floats:
+    """The areas; width x height where the file gives none."""
+    boxes = columns.boxes
+    return np.where(np.isnan(columns.areas), boxes[:, 2] * boxes[:, 3], columns.areas)
+
+
 def _positions(path: Path, key: str, columns: _Columns, named: Ints, ids: Ints) -> Ints:
     """The position in `ids` of what each object names under `key`."""
     order = np.argsort(ids)
@@ -355,6 +359,13 @@ def _positions(path: Path, key: str, columns: _Columns, named: Ints, ids: Ints) 
             f"does not list; {len(unknown)} such annotations"
         )
     return place
+
+
+def _fill_sizes(sizes: Ints, rows: Ints, files: ImageFiles) -> None:
+    from detrelay.core.data.decode import upright_size  # torch: scoring files does without
+
+    for row in rows:
+        sizes[row] = upright_size(files.open(int(row)))
 
 
 def _check_sizes(path: Path, image_ids: Ints, sizes: Ints) -> None:
