@@ -6,23 +6,19 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import tyro
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
-    DetrConfig,
-    DetrForObjectDetection,
-    DetrImageProcessor,
-    ResNetConfig,
 )
 
-from detrelay.apps import console, evaluate, predict, report
+from commands import command
+from detrelay.apps import console, evaluate, predict
 from detrelay.apps.build import build_datasets, build_parts
 from detrelay.apps.train import Arguments, resolve, train
 from detrelay.core.data.shapes import ShapesDataset
@@ -63,16 +59,6 @@ def run(small: None, coco_folder: Path, tmp_path_factory: pytest.TempPathFactory
     output = tmp_path_factory.mktemp("runs") / "cells"
     assert tiny_run(output, data=(coco_folder,)) == 0
     return output
-
-
-def command(
-    main: Callable[[object], int], kind: type, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command line."""
-    with pytest.raises(SystemExit) as stop:
-        console.run(lambda: main(tyro.cli(kind, args=[str(item) for item in arguments])))
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
 
 
 def test_a_run_leaves_what_it_promises(run: Path) -> None:
@@ -451,94 +437,6 @@ def test_evaluate_refuses_a_model_of_other_categories(
     assert "hexagon" in err
 
 
-def test_report_is_one_page_and_its_figures(
-    run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "report"
-    code, out, err = command(
-        report.report, report.Arguments, capsys,
-        *("--model", run / "last", "--data", coco_folder / "val.json", "--output", output),
-        *("--gallery", "1", "--backend", "hotcoco"),
-    )  # fmt: skip
-    assert code == 0, err
-    assert "AP by stage (maxDets 100): " in out
-    figures = json.loads((output / "figures.json").read_text())
-    measured = json.loads((run / "results.json").read_text())["stats"]
-    assert len(figures["stages"]) == 3
-    assert figures["stages"][-1]["stats"] == pytest.approx(measured, abs=1e-6)
-    assert [len(row) for row in figures["similarity"]] == [3, 3, 3]
-    assert figures["moved_labels"]["own"] == [figures["about"]["objects"]] * 3
-    page = (output / "report.html").read_text()
-    charts = sorted(path.stem for path in output.glob("*.png"))
-    assert charts == [
-        "boxes", "duplicates", "errors", "hardest_1", "instability", "moved_labels", "precision",
-        "similarity",
-    ]  # fmt: skip
-    assert page.count("data:image/png;base64,") == len(charts)
-    assert "http" not in page  # it needs nothing from elsewhere
-
-
-def test_report_on_a_detector_of_transformers(
-    coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    truth = json.loads((coco_folder / "val.json").read_text())
-    names = ["spare", *(category["name"] for category in truth["categories"])]
-    backbone = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], layer_type="basic",
-        out_features=["stage4"],
-    )  # fmt: skip
-    config = DetrConfig(
-        backbone_config=backbone, d_model=16, encoder_layers=1, decoder_layers=2, num_queries=5,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
-        decoder_ffn_dim=16, id2label=dict(enumerate(names)),
-    )  # fmt: skip
-    folder, output = tmp_path / "detr", tmp_path / "report"
-    DetrForObjectDetection(config).save_pretrained(folder)
-    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    arguments = ("--data", coco_folder / "val.json", "--model", folder, "--output", output)
-    code, _, err = command(
-        report.report, report.Arguments, capsys, *arguments, "--gallery", "0", "--num-images", "2"
-    )
-    assert code == 0, err
-    figures = json.loads((output / "figures.json").read_text())
-    assert len(figures["stages"]) == 2
-    assert figures["about"]["model_type"] == "detr"
-    assert figures["about"]["images"] == 2
-    assert figures["similarity"] is None
-    assert "no similarity of stages" in (output / "report.html").read_text()
-    config.id2label = dict(enumerate(["spare"] * len(names)))
-    config.save_pretrained(folder)
-    code, _, err = command(report.report, report.Arguments, capsys, *arguments)
-    assert code == 2
-    assert "has no class named" in err
-
-
-@pytest.mark.parametrize("annotations", [{}, {"annotations": []}])
-def test_files_without_annotations_get_detections_only(
-    annotations: dict[str, object],
-    run: Path,
-    coco_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    truth = json.loads((coco_folder / "val.json").read_text())
-    unlabelled, written = tmp_path / "test.json", tmp_path / "found.json"
-    kept = {key: truth[key] for key in ("images", "categories")}
-    unlabelled.write_text(json.dumps(kept | annotations))
-    arguments = ("--model", run / "last", "--data", unlabelled, "--images", coco_folder / "images")
-    code, out, _ = command(
-        evaluate.evaluate, evaluate.Arguments, capsys, *arguments, "--detections", written
-    )
-    assert code == 0
-    assert "no annotations: nothing is scored" in out
-    assert "AP" not in out
-    rows = json.loads(written.read_text())
-    assert {row["image_id"] for row in rows} == {image["id"] for image in truth["images"]}
-    code, _, err = command(evaluate.evaluate, evaluate.Arguments, capsys, *arguments)
-    assert code == 2
-    assert "--detections FILE" in err
-
-
 def test_evaluate_accepts_a_model_that_knows_more(
     run: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -583,34 +481,3 @@ def test_predict_refuses_in_one_line(
     assert code == 2
     assert message in err.splitlines()[-1]
     assert not Path("out").exists()
-
-
-@pytest.mark.parametrize(
-    ("folder", "truth", "detections"),
-    [
-        ("bccd", "val.json", "noisy_detections.json"),
-        ("coco_mini", "instances.json", "noisy_detections.json"),
-        ("coco_fake100", "instances_gt.json", "fakebbox100_results.json"),
-    ],
-)
-def test_evaluator_reproduces_published_figures_to_six_decimals(
-    folder: str,
-    truth: str,
-    detections: str,
-    real_data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    data = real_data / folder
-    target = tmp_path / "figures.json"
-    code, out, _ = command(
-        evaluate.evaluate, evaluate.Arguments, capsys,
-        *("--predictions", data / detections, "--data", data / truth, "--output", target),
-    )  # fmt: skip
-    assert code == 0
-    expected = json.loads((data / "expected_eval.json").read_text())
-    figures = json.loads(target.read_text())
-    for part in ("stats", "AP_per_category"):
-        assert figures[part] == expected[part]
-    lines = [line.split() for line in out.splitlines()]
-    assert ["AP", f"{100 * expected['stats']['AP']:.1f}", "maxDets", "100"] in lines
