@@ -102,8 +102,7 @@ def read(
             results for.
 
     Raises:
-        DataError: the file cannot be read, or does not hold well-formed lists whose ids are unique
-            and point to each other.
+        DataError: the file cannot be read, or its lists and ids do not hold together.
     """
     listed, classes, columns = _parse(path, with_files, annotated)
     if not listed or not classes:
