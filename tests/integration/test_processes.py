@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -322,7 +323,7 @@ def recorded_case(
     return truth, results
 
 
-def score_recorded(cases: dict[str, tuple[GroundTruth, list[ImageResult]]], folder: Path) -> None:
+def detect_recorded(cases: dict[str, tuple[GroundTruth, list[ImageResult]]], folder: Path) -> None:
     """Detect by a recorded model in the images of this process; all processes get all results."""
     accelerator = Accelerator(cpu=True)
     for name, (truth, results) in cases.items():
@@ -343,25 +344,28 @@ def score_recorded(cases: dict[str, tuple[GroundTruth, list[ImageResult]]], fold
         ids, gathered = detect(accelerator, Recorded(), loader, RecordedProcessor(results), 300)
         assert sorted(ids) == truth.image_ids.tolist()  # none twice, none lost
         found = Detections.from_results(gathered, ids, truth.category_ids.tolist())
-        scores = {
-            backend: evaluate_coco(truth, found, backend=backend).to_dict() for backend in BACKENDS
-        }
-        file = folder / f"{name}-{accelerator.process_index}.json"
-        file.write_text(json.dumps(scores))
+        np.savez(folder / f"{name}-{accelerator.process_index}.npz", **asdict(found))
 
 
 def figures_in_two_processes(
     cases: dict[str, tuple[GroundTruth, list[ImageResult]]], folder: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """The figures of every process and back end, by case."""
-    in_processes(score_recorded, cases, folder)
+    """The figures of what every process holds, by every back end, by case.
+
+    Scored here: a fast back end's threads, if another test has started them, do not survive a fork.
+    """
+    in_processes(detect_recorded, cases, folder)
+    found = {
+        name: [Detections(**np.load(folder / f"{name}-{process}.npz")) for process in range(2)]
+        for name in cases
+    }
     return {
         name: [
-            scores
-            for process in range(2)
-            for scores in json.loads((folder / f"{name}-{process}.json").read_text()).values()
+            evaluate_coco(truth, detections, backend=backend).to_dict()
+            for detections in found[name]
+            for backend in BACKENDS
         ]
-        for name in cases
+        for name, (truth, _) in cases.items()
     }
 
 
