@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from detrelay.core.data.places import cut, evaluation_split, open_place, train_and_val
+from detrelay.core.data.places import FORMATS, cut, evaluation_split, open_place, train_and_val
 from detrelay.core.errors import DataError
 from factories_formats import write_format
 
@@ -31,6 +33,7 @@ NOTHING: list[tuple[str, Callable[[Path], object], str]] = [
     ("nowhere", lambda place: None, "no annotation file or folder"),
     ("empty", lambda place: place.mkdir(), "no annotations in a known format"),
     ("a.txt", lambda place: place.touch(), "no annotations in a known format"),
+    ("a.json", os.mkfifo, "no annotations in a known format"),
     ("vok:nowhere", lambda place: None, "unknown format vok; did you mean voc?"),
     ("x" * 300, lambda place: None, "no annotation file or folder"),
     ("a\0b", lambda place: None, "no annotation file or folder"),
@@ -45,6 +48,32 @@ def test_places_without_annotations(
     place = name if ":" in name else str(tmp_path / name)
     with pytest.raises(DataError, match=message):
         open_place(place)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_place_of_another_format_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(DataError, match="does not look like"):
+            open_place(f"{name}:{place}")
+
+
+@pytest.mark.parametrize("name", ["coco", "voc", "labelme", "csv_tensorflow", "cvat", "yolo_v5"])
+def test_pipes_in_the_place_of_files_are_refused(name: str, tmp_path: Path) -> None:
+    place, _ = write_format(name, tmp_path)
+    files = [
+        file
+        for file in sorted(tmp_path.rglob("*"))
+        if file.suffix in (".json", ".xml", ".txt", ".csv", ".yaml") and file.is_file()
+    ]
+    for file in (files[0], files[-1]):
+        whole = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        with contextlib.suppress(DataError):  # what counts is that it comes back
+            open_place(place)
+        file.unlink()
+        file.write_bytes(whole)
 
 
 def test_a_share_is_cut_where_nothing_is_held_out(tmp_path: Path) -> None:

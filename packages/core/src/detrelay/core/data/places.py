@@ -39,13 +39,15 @@ class Format:
 
     Attributes:
         title: what it is called in messages.
-        recognises: whether a place looks like it; None for one that must be named.
+        recognises: whether a place looks like it.
         read: its reader.
+        named: it is read only where it is asked for, since its files look like another's.
     """
 
     title: str
-    recognises: Callable[[Path], bool] | None
+    recognises: Callable[[Path], bool]
     read: Read
+    named: bool = False
 
 
 # In the order in which a place is tried; the name before a colon asks for one of them.
@@ -54,9 +56,11 @@ FORMATS: Mapping[str, Format] = {
     "yolo": Format("YOLO", yolo.recognises, yolo.read),
     "cvat": Format("CVAT for images", cvat.recognises, cvat.read),
     "voc": Format("Pascal VOC", voc.recognises, voc.read),
-    "voc_devkit": Format("Pascal VOC counted from 1", None, voc.read_devkit),
+    "voc_devkit": Format("Pascal VOC counted from 1", voc.recognises, voc.read_devkit, named=True),
     "hub": Format("Hugging Face datasets", hub.recognises, hub.read),
-    "hub_xyxy": Format("Hugging Face datasets with corners", None, hub.read_corners),
+    "hub_xyxy": Format(
+        "Hugging Face datasets with corners", hub.recognises, hub.read_corners, True
+    ),
     "labelme": Format("LabelMe", labelme.recognises, labelme.read),
     "csv": Format("csv", csv_rows.recognises, csv_rows.read),
     "label_studio": Format("Label Studio", label_studio.recognises, label_studio.read),
@@ -118,16 +122,11 @@ def open_place(place: str, images: Path | None = None, *, allow_outside: bool = 
             reader = hub.read if name == "hub" else hub.read_corners
             return Found(rest, name, reader(rest))
         _check_exists(path)
+        if not _recognised(name, path):
+            raise DataError(f"{rest} does not look like {FORMATS[name].title}")
         return Found(rest, name, _read(name, path, images, allow_outside))
     _check_exists(path)
-    try:
-        names = [
-            name
-            for name, known in FORMATS.items()
-            if known.recognises is not None and known.recognises(path)
-        ]
-    except OSError as error:
-        raise DataError(f"cannot look into {place}: {error.strerror or error}") from error
+    names = [name for name, known in FORMATS.items() if not known.named and _recognised(name, path)]
     if not names:
         raise DataError(
             f"{place}: no annotations in a known format ({', '.join(FORMATS)}); name the file, or "
@@ -135,6 +134,15 @@ def open_place(place: str, images: Path | None = None, *, allow_outside: bool = 
         )
     splits = _read(names[0], path, images, allow_outside)
     return Found(place, names[0], splits, tuple(names[1:]))
+
+
+def _recognised(name: str, path: Path) -> bool:
+    try:
+        return FORMATS[name].recognises(path)
+    except NotADirectoryError:  # a device, or a file where folders are looked for
+        return False
+    except OSError as error:
+        raise DataError(f"cannot look into {path}: {error.strerror or error}") from error
 
 
 def _read(

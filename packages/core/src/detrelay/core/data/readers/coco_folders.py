@@ -88,7 +88,7 @@ def _folder(place: Path, name: str, split: str) -> Path:
 
 def _looks_like_truth(file: Path) -> bool:
     """Whether a json begins or ends like a COCO file; its lists may come in any order."""
-    if file.name == KEPT_IDS:
+    if file.name == KEPT_IDS or not file.is_file():
         return False
     with file.open("rb") as stream:
         start = stream.read(_START).lstrip()

@@ -28,6 +28,7 @@ from detrelay.core.data.readers.table import (
 )
 from detrelay.core.data.sample import Category, shown, some
 from detrelay.core.errors import DataError, one_line
+from detrelay.core.plain_file import refuse_endless
 
 # What a column is called, small letters, without spaces and underscores
 _COLUMNS: Mapping[str, Sequence[str]] = {
@@ -120,6 +121,7 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows that hold anything, with their line numbers."""
     line = 0
     try:
+        refuse_endless(file)
         with file.open(encoding="utf-8-sig", newline="") as stream:
             head = stream.readline()
             stream.seek(0)

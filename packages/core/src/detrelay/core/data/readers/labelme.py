@@ -48,7 +48,7 @@ def _folders(place: Path) -> dict[str, Path]:
 
 def _is_labelme(folder: Path) -> bool:
     first = next(iter(sorted(folder.glob("*.json"))), None)
-    if first is None:
+    if first is None or not first.is_file():
         return False
     with first.open("rb") as file:
         start = file.read(1 << 16)

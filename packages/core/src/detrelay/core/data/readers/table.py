@@ -69,6 +69,7 @@ def read_text(path: Path) -> str:
     """
     try:
         refuse_endless(path)
+        refuse_endless(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is no text in UTF-8") from None
@@ -83,6 +84,7 @@ def read_xml(path: Path) -> ElementTree.Element:
         DataError: it cannot be read, is not XML, or defines entities, which can grow without end.
     """
     try:
+        refuse_endless(path)
         refuse_endless(path)
         data = path.read_bytes()
         if b"<!ENTITY" in data.replace(b"\0", b""):
@@ -103,6 +105,7 @@ def read_json(path: Path) -> Any:
         DataError: it cannot be read, or is not json.
     """
     try:
+        refuse_endless(path)
         refuse_endless(path)
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except RecursionError:

@@ -37,7 +37,7 @@ def recognises(place: Path) -> bool:
     folders = [_xml_folder(place), *map(_xml_folder, split_folders(place).values())]
     for folder in folders:
         first = next(iter(sorted(folder.glob("*.xml"))), None)
-        if first is not None:
+        if first is not None and first.is_file():
             with first.open("rb") as file:
                 return b"<annotation>" in file.read(4096).replace(b"\0", b"")
     return False
