@@ -30,9 +30,10 @@ from detrelay.apps.resume import (
     stored_recipe,
     stored_record,
 )
+from detrelay.apps.trackers import check_trackers, start_trackers
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.atomic_folder import recover, recover_all, write_text
-from detrelay.core.errors import RecipeError, one_line, unknown_name
+from detrelay.core.errors import RecipeError, unknown_name
 from detrelay.core.recipes.recipe import (
     AssignerSettings,
     DataConfig,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parent / "recipes"
 _DRAWN_SHAPES_RECIPE = "shapes"
 _FINE_TUNING_RECIPE = "finetune"
-_TRACKERS = ("tensorboard", "trackio", "wandb")
 _NOT_FINITE = 1
 
 
@@ -323,41 +323,6 @@ def claim(
             for model in (run_folder.BEST, run_folder.LAST):
                 recover(output / model)
             recover_all(output / run_folder.CHECKPOINTS)
-
-
-def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse a tracker that is unknown or whose package is missing."""
-    from accelerate.tracking import get_available_trackers
-
-    for name in names:
-        if name not in _TRACKERS:
-            raise RecipeError(f"train.trackers: {unknown_name('tracker', name, _TRACKERS)}")
-        if name not in map(str, get_available_trackers()):
-            raise RecipeError(
-                f"train.trackers: {name} is not installed; pip install {name}, or leave it out"
-            )
-
-
-def start_trackers(
-    accelerator: Accelerator, recipe: Recipe, record: dict[str, Any], output: Path
-) -> None:
-    """Open the run at every tracker.
-
-    Raises:
-        RecipeError: one of them cannot start, for want of an account or a network.
-    """
-    names = recipe.train.trackers
-    if not names:
-        return
-    facts = {key: str(value) for key, value in record.items()}
-    own_files = {"wandb": {"dir": str(output)}}
-    try:
-        accelerator.init_trackers("detrelay", facts, init_kwargs=own_files)
-    except Exception as error:  # each package has errors of its own
-        raise RecipeError(
-            f"train.trackers={','.join(names)}: cannot start ({one_line(error)}); set the tracker "
-            f"up, or leave it out"
-        ) from error
 
 
 def check_push(arguments: Arguments) -> None:
