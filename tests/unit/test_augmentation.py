@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
-from detrelay.core.data.augmentation import build_train_transform
+from detrelay.core.data.augmentation import Crop, build_train_transform
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.geometry import on_both, random_crop, resize, scale
 from detrelay.core.errors import RecipeError
@@ -189,3 +189,16 @@ def test_strong_transforms_are_left_out_late() -> None:
     late = build_train_transform(config, strong=False)
     sample = make_sample()
     assert_same([late(sample)], [resize(sample, 30, config.max_size)])
+
+
+def test_half_of_the_images_are_cropped() -> None:
+    sample, crop = make_sample(24, 32), Crop(short_sides=(30,), window=(10, 20))
+    draws, cut = [], []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        draws.append(float(torch.rand(())))
+        torch.manual_seed(seed)
+        cut.append(crop(sample) is not sample)
+    assert cut == [draw < 0.5 for draw in draws]
+    assert max(draw for draw in draws if draw < 0.5) > 0.49
+    assert min(draw for draw in draws if draw >= 0.5) < 0.51

@@ -259,3 +259,21 @@ def test_a_negative_weight_of_an_own_loss_is_refused() -> None:
         ValueError, match=r"loss\.extra_losses: the weight of a:B must be from 0 on"
     ):
         LossConfig(extra_losses=("a:B:-1",)).terms()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_taken_in_float32(dtype: torch.dtype) -> None:
+    stages, targets = make_stages(stages=2), make_targets()
+    half = [
+        StagePrediction(stage.logits.to(dtype), stage.boxes.to(dtype).requires_grad_())
+        for stage in stages
+    ]
+    found = criterion()([StageGroup("decoder", tuple(half))], targets)
+    full = [StagePrediction(stage.logits.float(), stage.boxes.float()) for stage in half]
+    expected = criterion()([StageGroup("decoder", tuple(full))], targets)
+    assert found.total.dtype == torch.float32
+    for key, loss in expected.losses.items():
+        assert found.losses[key].dtype == torch.float32, key
+        assert torch.equal(found.losses[key], loss), key
+    found.total.backward()
+    assert all(stage.boxes.grad is not None and stage.boxes.grad.dtype == dtype for stage in half)

@@ -185,6 +185,13 @@ def test_detections_by_hand() -> None:
     torch.testing.assert_close(result["boxes"], torch.tensor([first, second, first]))
 
 
+def test_a_score_at_the_threshold_is_no_detection() -> None:
+    even = Outputs(logits=torch.zeros(1, 1, 1), pred_boxes=torch.full((1, 1, 4), 0.5))
+    process = processor().post_process_object_detection
+    assert process(even, 0.5)[0]["scores"].tolist() == []
+    assert process(even, 0.4999)[0]["scores"].tolist() == [0.5]
+
+
 def test_threshold_and_top_k() -> None:
     process = processor().post_process_object_detection
     assert process(outputs(), 0.0, None, 4)[0]["labels"].tolist() == [0, 1, 2, 2]

@@ -99,13 +99,24 @@ def test_workers_outlive_signals_to_the_group() -> None:
 
 
 def test_workers_do_not_outlive_what_fails(tmp_path: Path) -> None:
-    # neither a process of multiprocessing nor the program itself, which ends in other ways
+    # neither a process of multiprocessing nor the program itself, which ends in other ways; a
+    # worker that would live on kills whom it would keep waiting for ever, so that no clock is asked
     script = tmp_path / "fails.py"
     script.write_text(
-        "import multiprocessing\n"
+        "import multiprocessing, os, signal\n"
         "import detrelay.core.engine.loaders as loaders\n"
         "from detrelay.core.data.transforms import VisitSampler\n"
         "loaders.collate = lambda items, divisor: items\n"
+        "original = loaders._outlive_signals\n"
+        "def watched(*arguments):\n"
+        "    original(*arguments)\n"
+        "    handler = signal.getsignal(signal.SIGTERM)\n"
+        "    def end(*received):\n"
+        "        handler(*received)\n"
+        "        os.kill(os.getppid(), signal.SIGKILL)\n"
+        "        os._exit(1)\n"
+        "    signal.signal(signal.SIGTERM, end)\n"
+        "loaders._outlive_signals = watched\n"
         "def fail(code):\n"
         "    global batches\n"
         "    sampler = VisitSampler(3, seed=0, shuffle=False)\n"
@@ -117,7 +128,7 @@ def test_workers_do_not_outlive_what_fails(tmp_path: Path) -> None:
         "child.join()\n"
         "fail(child.exitcode + 1)\n"
     )
-    ended = subprocess.run([sys.executable, str(script)], timeout=60, check=False)
+    ended = subprocess.run([sys.executable, str(script)], check=False)
     assert ended.returncode == 6
 
 
