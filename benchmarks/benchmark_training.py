@@ -44,7 +44,7 @@ class TrainingCase:
         recipe: its name of a recipe; images are of one size, whatever it says.
         precision: autocast type, as in `train.mixed_precision`.
         compiled: whether torch.compile is used.
-        batch_size: images a step.
+        batch_size: images per step.
         height, width: pixels of the images after resizing.
         steps: timed steps, after two to warm up.
         threads: CPU threads.

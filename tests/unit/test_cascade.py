@@ -36,17 +36,21 @@ def cascade() -> Cascade:
 
     Stage 1 moves object A from query 0 to query 3, and puts three boxes right.
     """
-    wanted = np.array([[0, 0, 20, 20], [100, 100, 200, 100], [50, 50, 50, 50]], dtype=float)
+    target_boxes = np.array([[0, 0, 20, 20], [100, 100, 200, 100], [50, 50, 50, 50]], dtype=float)
     boxes = np.tile(np.array([300, 300, 10, 10], dtype=np.float32), (3, 2, 4, 1))
     boxes[:, 0, 0] = [[0, 0, 20, 20], [0, 0, 20, 16], [0, 0, 20, 16]]  # IoU with A 1, 0.8, 0.8
     boxes[:, 0, 3] = [[0, 0, 20, 10], [0, 0, 20, 20], [0, 0, 20, 20]]  # IoU with A 0.5, 1, 1
-    boxes[:, 0, 1] = [[100, 100, 100, 100], wanted[B], wanted[B]]  # IoU with B 0.5, 1, 1
-    boxes[:, 1, 2] = wanted[C]
+    boxes[:, 0, 1] = [
+        [100, 100, 100, 100],
+        target_boxes[B],
+        target_boxes[B],
+    ]  # IoU with B 0.5, 1, 1
+    boxes[:, 1, 2] = target_boxes[C]
     first, later = labels((A, 0), (B, 1), (C, 2)), labels((A, 3), (B, 1), (C, 2))
     return Cascade(
         image=np.array([0, 0, 1]),
         category=np.array([0, 1, 0]),
-        wanted=wanted,
+        target_boxes=target_boxes,
         boxes=boxes,
         own=(first, later, later),
         learned=(
@@ -67,7 +71,7 @@ def test_matching_changes_are_counted(cascade: Cascade) -> None:
 
 def test_a_swap_of_two_objects_changes_labels_of_other_classes_only(cascade: Cascade) -> None:
     swapped = Cascade(
-        cascade.image, cascade.category, cascade.wanted, cascade.boxes,
+        cascade.image, cascade.category, cascade.target_boxes, cascade.boxes,
         own=(labels((A, 0), (B, 1)), labels((A, 1), (B, 0))), learned=(),
     )  # fmt: skip
     (change,) = instability(swapped)
@@ -100,7 +104,7 @@ def test_boxes_are_followed_back_from_the_last_stage(cascade: Cascade) -> None:
 def test_nothing_to_find_is_no_number(cascade: Cascade) -> None:
     none = labels()
     empty = Cascade(
-        cascade.image[:0], cascade.category[:0], cascade.wanted[:0], cascade.boxes,
+        cascade.image[:0], cascade.category[:0], cascade.target_boxes[:0], cascade.boxes,
         own=(none,) * 3, learned=(none,) * 3,
     )  # fmt: skip
     assert instability(empty)[0].moved_share is None

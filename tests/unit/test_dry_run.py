@@ -47,7 +47,7 @@ def test_the_plan_is_printed_and_nothing_is_trained(
     assert "train: 14 images" in out
     assert "step: 4 images (1 process(es) x 4 images x 1 pass(es)), learning rate 0.001" in out
     assert "published: 16 images" in out
-    assert "steps: 3 an epoch x 2 epochs = 6; 24 images seen" in out
+    assert "steps: 3 per epoch x 2 epochs = 6; 24 images seen" in out
     (slow,) = [line for line in out.splitlines() if line.endswith("backbone.conv1.weight")]
     assert slow.split()[2:4] == ["0.0001", "0.0001"]
     assert "GiB at least" in out
@@ -82,10 +82,10 @@ def test_without_the_data_of_a_published_recipe_the_rest_is_printed(
 
 def test_drops_are_given_in_steps() -> None:
     recipe = tiny_recipe("train.epochs=12", "train.milestones=[8,11,12]", "train.gamma=0.1")
-    *_, rate = plans.schedule_lines(recipe, 2, 800)  # 4 x 2 images a step: 100 steps an epoch
+    *_, rate = plans.schedule_lines(recipe, 2, 800)  # 4 x 2 images per step: 100 steps per epoch
     assert rate == "learning rate: warm-up of 2 steps, then x 0.1 at steps 800, 1100"
     _, steps, _ = plans.schedule_lines(tiny_recipe("train.accumulation_steps=3"), 2, 800)
-    assert steps == "steps: 33 an epoch x 2 epochs = 66; 1584 images seen"  # of 24 images each
+    assert steps == "steps: 33 per epoch x 2 epochs = 66; 1584 images seen"  # of 24 images each
     recipe = tiny_recipe("train.schedule=cosine")
     assert plans.schedule_lines(recipe, 1, 14)[-1].endswith("then half a cosine to 0")
 
@@ -101,7 +101,7 @@ def test_groups_are_counted() -> None:
         *("train.lr_multipliers.backbone=0.1", "train.published_batch_size=2"),
         "train.scale_learning_rate=linear",
     ]
-    _, _, slow_again, *_ = plans.group_lines(model, tiny_recipe(*scaled), 3)  # 12 images a step
+    _, _, slow_again, *_ = plans.group_lines(model, tiny_recipe(*scaled), 3)  # 12 images per step
     assert float(slow_again.split()[2]) == pytest.approx(6 * float(slow.split()[2]))
     counts = [int(line.split()[1].replace(",", "")) for line in (slow, fast, frozen)]
     assert sum(counts) == sum(parameter.numel() for parameter in model.parameters())

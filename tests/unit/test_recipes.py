@@ -64,7 +64,7 @@ def test_headers_say_what_is_published_and_on_what(name: str) -> None:
     assert f"Hardware: {processes} " in header
     assert f"with {recipe.train.batch_size} image" in header
     assert processes * recipe.train.batch_size == recipe.train.published_batch_size
-    assert f"the {recipe.train.published_batch_size} images a step" in header
+    assert f"the {recipe.train.published_batch_size} images per step" in header
     assert f"train.accumulation_steps={processes}" in header
     assert recipe.train.accumulation_steps == 1
     assert recipe.train.ema_decay == 0

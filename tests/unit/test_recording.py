@@ -88,7 +88,7 @@ def test_planted_facts_are_recorded_and_counted() -> None:
     assert found.image_ids.tolist() == [31, 4, 8]
     assert cascade.image.tolist() == [0, 2]
     assert cascade.category.tolist() == [0, 0]  # of the data; the model's is 1
-    np.testing.assert_allclose(cascade.wanted, [[30, 30, 40, 40]] * 2, atol=1e-4)
+    np.testing.assert_allclose(cascade.target_boxes, [[30, 30, 40, 40]] * 2, atol=1e-4)
     np.testing.assert_allclose(cascade.boxes[0, 1, 0], [30, 30, 40, 40], atol=1e-4)
     np.testing.assert_allclose(cascade.boxes[0, 2, 2], [150, 75, 20, 10], atol=1e-4)
     assert cascade.query_of().tolist() == [[0, 0], [1, 1]]

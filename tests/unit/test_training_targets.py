@@ -178,7 +178,7 @@ def test_defaults_are_as_published() -> None:
         ),
         (
             DINO + '[assigner]\nname = "cross_stage"\nbase = {name = "rank_weighted"}',
-            "assigner 'cross_stage': base: a lent label has no rank",
+            "assigner 'cross_stage': base: a label from another stage has no rank",
         ),
         (
             'head = "deformable_detr"\n[assigner]\nname = "iou"\noptions = {boxes = "initial"}',

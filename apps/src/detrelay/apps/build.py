@@ -252,7 +252,7 @@ def build_trainer(
 
 
 def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, Any]:
-    """What a reader of a saved model needs to make it again, for `training.json`."""
+    """Everything needed to reproduce a saved model, for `training.json`."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "recipe": recipe.to_mapping(),

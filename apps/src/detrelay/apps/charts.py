@@ -99,8 +99,8 @@ def calibration(bins: Calibration) -> Figure:
     centres = (np.arange(len(bins.counts)) + 0.5) * width
     upper.bar(centres, [value or 0 for value in bins.right], width * 0.92, color=_BLUE)
     upper.plot([0, 1], [0, 1], color=_GREY, ls="--", label="perfectly calibrated")
-    told = "no detections" if bins.error is None else f"expected error {100 * bins.error:.1f} %"
-    upper.set_title(f"Calibration at IoU 0.5: {told}", fontsize=10)
+    summary = "no detections" if bins.error is None else f"expected error {100 * bins.error:.1f} %"
+    upper.set_title(f"Calibration at IoU 0.5: {summary}", fontsize=10)
     upper.set(ylabel="share of right detections", ylim=(0, 1), xlim=(0, 1))
     upper.legend(fontsize=8)
     lower.bar(centres, bins.counts, width * 0.92, color=_GREY)

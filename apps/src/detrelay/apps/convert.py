@@ -33,9 +33,9 @@ class Arguments:
     output: Path
     """Folder to write, for from_pretrained."""
     head: str | None = None
-    """stageinteractor, adamixer, deformable_detr or dino; told by the names if left out."""
+    """stageinteractor, adamixer, deformable_detr or dino; inferred from the names if left out."""
     variant: str | None = None
-    """Published model that the checkpoint must be, such as r50_1x; told by the shapes if left
+    """Published model that the checkpoint must be, such as r50_1x; inferred from the shapes if left
     out."""
     weights: Literal["average", "plain"] | None = None
     """Which weights of a file that also holds their running average; the average if left out."""

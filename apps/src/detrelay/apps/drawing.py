@@ -62,10 +62,10 @@ def draw_boxes(
         are replaced by `class N`, which is said once.
     """
     height, width = image.shape[-2:]
-    wanted = min(
+    factor = min(
         _LEAST_SHORT_SIDE / min(height, width), _LONGEST_ENLARGED_SIDE / max(height, width)
     )
-    scale = max(1.0, wanted)
+    scale = max(1.0, factor)
     if scale > 1:
         image = tv_functional.resize(image, [round(height * scale), round(width * scale)])
     if len(boxes_xyxy) == 0:

@@ -105,7 +105,7 @@ def schedule_lines(recipe: Recipe, processes: int, images: int | None) -> list[s
         return [*lines, f"steps: {train.epochs} epochs of unknown length"]
     steps = images // batch
     lines.append(
-        f"steps: {steps} an epoch x {train.epochs} epochs = {steps * train.epochs}; "
+        f"steps: {steps} per epoch x {train.epochs} epochs = {steps * train.epochs}; "
         f"{steps * train.epochs * batch} images seen"
     )
     if train.schedule == "cosine":

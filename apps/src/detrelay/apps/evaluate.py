@@ -41,7 +41,7 @@ class Arguments:
     model: Path | None = None
     """Folder of a saved model, or its name on the Hub."""
     head: str | None = None
-    """The model's head as module:ConfigClass, if it is none of this project's."""
+    """The model's head as module:ConfigClass, for a custom head."""
     predictions: Path | None = None
     """COCO results list to score instead of a model's."""
     images: Path | None = None

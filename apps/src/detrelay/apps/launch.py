@@ -57,8 +57,8 @@ def with_launch_settings(
                 f"accelerate launch asks for {what} ({variable}), which detrelay cannot train "
                 f"with; use data parallelism, FSDP or DeepSpeed"
             )
-    wanted = _wanted(recipe)
-    for key, (value, source) in wanted.items():
+    requested = _requested(recipe)
+    for key, (value, source) in requested.items():
         section, _, name = key.partition(".")
         stated = getattr(getattr(recipe, section), name)
         if str(stated).lower() == value:
@@ -74,9 +74,9 @@ def with_launch_settings(
     return recipe
 
 
-def _wanted(recipe: Recipe) -> dict[str, tuple[str, str]]:
+def _requested(recipe: Recipe) -> dict[str, tuple[str, str]]:
     """Recipe keys that the launcher has an opinion on: the value, and the variable it is in."""
-    wanted = {}
+    requested = {}
     precision = os.environ.get(_PRECISION, "").lower()
     if precision not in _UNSET:
         if precision not in ("bf16", "fp16"):
@@ -84,23 +84,23 @@ def _wanted(recipe: Recipe) -> dict[str, tuple[str, str]]:
                 f"accelerate launch asks for {precision} ({_PRECISION}); training knows no, bf16 "
                 f"and fp16"
             )
-        wanted["train.mixed_precision"] = (precision, _PRECISION)
+        requested["train.mixed_precision"] = (precision, _PRECISION)
     accumulation = os.environ.get(_ACCUMULATION, "").strip().lower()
     if accumulation not in (*_UNSET, "1"):
         if not accumulation.isdecimal() or int(accumulation) == 0:
             raise RecipeError(f"{_ACCUMULATION} must be a whole number, found {accumulation!r}")
-        wanted["train.accumulation_steps"] = (accumulation, _ACCUMULATION)
+        requested["train.accumulation_steps"] = (accumulation, _ACCUMULATION)
     backend = os.environ.get(f"{_DYNAMO}BACKEND", "").lower()
     if backend not in _UNSET:
         _refuse_special_dynamo()
-        wanted["train.compile"] = ("true", f"{_DYNAMO}BACKEND")
+        requested["train.compile"] = ("true", f"{_DYNAMO}BACKEND")
     clipping = os.environ.get(_CLIPPING, "").lower()
     if clipping not in _UNSET and float(clipping) != recipe.train.clip_norm:
         raise RecipeError(
             f"accelerate launch lets DeepSpeed clip gradients at {clipping} ({_CLIPPING}), but the "
             f"recipe says train.clip_norm={recipe.train.clip_norm:g}; make them equal"
         )
-    return wanted
+    return requested
 
 
 def _refuse_special_dynamo() -> None:

@@ -46,7 +46,7 @@ class Arguments:
     threshold: float = 0.5
     """Minimum score of a detection, 0 to 1."""
     head: str | None = None
-    """The model's head as module:ConfigClass, if it is none of this project's."""
+    """The model's head as module:ConfigClass, for a custom head."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of an image; larger ones are not decoded."""
     allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False

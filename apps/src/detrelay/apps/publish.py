@@ -31,7 +31,7 @@ class Arguments:
     """Licence of the weights, as the Hub names it, for a card that is written here; if not named,
     apache-2.0, or unknown for converted weights."""
     head: str | None = None
-    """The model's head as module:ConfigClass, if it is none of this project's."""
+    """The model's head as module:ConfigClass, for a custom head."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Check the folder and print its files and its card; ask nothing of the Hub."""
     debug: Debug = False

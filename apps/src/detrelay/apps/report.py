@@ -35,7 +35,7 @@ class Arguments:
     images: Path | None = None
     """Folder of the images; the json's own surroundings if not named."""
     head: str | None = None
-    """The model's head as module:ConfigClass, if it is none of this project's."""
+    """The model's head as module:ConfigClass, for a custom head."""
     assigner: str = "cross_stage"
     """Whose labels are compared with each stage's own matching."""
     num_images: int | None = None

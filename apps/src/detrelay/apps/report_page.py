@@ -157,7 +157,7 @@ def _precision(figures: dict[str, Any]) -> Section:
         "precision",
         "AP of every stage",
         "Average precision if the decoder ended after each stage: what each further stage adds. "
-        f"AP looks at {limits['AP']} detections of a category in an image.",
+        f"AP looks at {limits['AP']} detections per category and image.",
         lambda: _lines(names, curves, "percent"),
         [
             ["stage", *(f"{key} (maxDets {limits[key]})" for key in keys)],
@@ -204,12 +204,12 @@ def _moved(figures: dict[str, Any]) -> Section:
         figure, (by_origin, by_size, by_iou) = plt.subplots(1, 3, figsize=(12, 3.8))
         colors = plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(names)))
         bottom = np.zeros(len(names))
-        for lender, name in enumerate(names):
+        for source_stage, name in enumerate(names):
             by_origin.bar(
-                names, origin[:, lender], bottom=bottom, color=colors[lender],
+                names, origin[:, source_stage], bottom=bottom, color=colors[source_stage],
                 label=f"from stage {name}",
             )  # fmt: skip
-            bottom += origin[:, lender]
+            bottom += origin[:, source_stage]
         by_origin.bar(names, moved["foreign"], bottom=bottom, color="0.7", label="from no stage")
         by_origin.legend(fontsize=7)
         by_origin.set(title="by origin", xlabel="stage that learns", ylabel="labels")

@@ -248,13 +248,13 @@ def check(jobs: Sequence[Job]) -> None:
 
     for job in jobs:
         try:
-            wanted = resolve(job.arguments)
-            model_config(wanted, head_entry(wanted.head))
-            build_criterion(wanted)
+            resolved = resolve(job.arguments)
+            model_config(resolved, head_entry(resolved.head))
+            build_criterion(resolved)
         except ValueError as error:
             raise StudyError(f"setting {job.setting}: {error}") from error
         folder = output_of(job)
-        if is_finished(job) and (changed := differences(stored_recipe(folder), wanted)):
+        if is_finished(job) and (changed := differences(stored_recipe(folder), resolved)):
             listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
             raise StudyError(
                 f"{folder}: was trained by another recipe: {listed}; name another --output"
@@ -274,15 +274,15 @@ def is_finished(job: Job) -> bool:
 
 def command(job: Job, launch: str | None) -> list[str]:
     """The command line of a run; it resumes where there is something to resume."""
-    wanted, folder = job.arguments, output_of(job)
+    resolved, folder = job.arguments, output_of(job)
     program = shlex.split(launch) if launch else [sys.executable]
     words = [*program, "-m", "detrelay.apps.train", "--output", str(folder)]
     for key in ("recipe", "head", "assigner", "seed"):
-        if (value := getattr(wanted, key)) is not None:
+        if (value := getattr(resolved, key)) is not None:
             words += [f"--{key}", str(value)]
-    if wanted.data:
-        words += ["--data", *map(str, wanted.data)]
-    for part in wanted.set:
+    if resolved.data:
+        words += ["--data", *map(str, resolved.data)]
+    for part in resolved.set:
         words += ["--set", *part]
     return [*words, "--resume"] if run_folder.remains_of_a_run(folder) else words
 
@@ -332,8 +332,10 @@ class Runner:
                     process.terminate()
                     process.wait()
         self._count(job, (time.monotonic() - began) / 60)
-        told = "done" if is_finished(job) else f"failed (exit code {process.returncode}), see {log}"
-        print(f"{job.name}: {told}", flush=True)
+        outcome = (
+            "done" if is_finished(job) else f"failed (exit code {process.returncode}), see {log}"
+        )
+        print(f"{job.name}: {outcome}", flush=True)
 
     def _count(self, job: Job, minutes: float) -> None:
         with self._lock:

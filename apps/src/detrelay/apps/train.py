@@ -411,16 +411,16 @@ def resumed_facts(
         output, facts["data"], changes, accept_changes=arguments.accept_changes
     )
     history = list(stored.get("changes", []))
-    told = [listed(changes)] if changes else []
-    told += [f"{split}: {', '.join(words)}" for split, words in changed_data.items()]
-    if told:
-        say(f"changed since the run began: {'; '.join(told)}")
+    news = [listed(changes)] if changes else []
+    news += [f"{split}: {', '.join(words)}" for split, words in changed_data.items()]
+    if news:
+        say(f"changed since the run began: {'; '.join(news)}")
         history.append({"command": facts["command"], "recipe": changes, "data": changed_data})
     return {**facts, "init": stored.get("init"), "changes": history}
 
 
 def fitting_recipe(recipe: Recipe, parts: TrainingParts, accelerator: Accelerator) -> Recipe:
-    """The recipe with the largest batches that fit, and the same images a step."""
+    """The recipe with the largest batches that fit, and the same images per step."""
     from detrelay.apps.dry_run import largest_batch
     from detrelay.core.engine.memory import find_fitting_batch
 

@@ -139,15 +139,17 @@ def foreign_categories(
         ValueError: the model does not know a category of the data.
     """
     names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-    wanted = [category.name for category in samples.categories]
-    strange = [name for name in wanted if name not in names]
+    class_names = [category.name for category in samples.categories]
+    strange = [name for name in class_names if name not in names]
     if strange:
         raise ValueError(
-            f"{source}: has no class named {strange[0]!r} ({len(strange)} of {len(wanted)} "
+            f"{source}: has no class named {strange[0]!r} ({len(strange)} of {len(class_names)} "
             f"categories of the data are unknown to it)"
         )
-    ids = dict(zip(wanted, (category.id for category in samples.categories), strict=True))
-    return [ids.get(name, UNKNOWN_CATEGORY) for name in names], [names.index(n) for n in wanted]
+    ids = dict(zip(class_names, (category.id for category in samples.categories), strict=True))
+    return [ids.get(name, UNKNOWN_CATEGORY) for name in names], [
+        names.index(n) for n in class_names
+    ]
 
 
 def foreign_batches(

@@ -138,8 +138,8 @@ class HighOrderCost:
         """Weighted cost [T, Q]."""
         p = prediction.logits[targets.image, :, targets.labels].sigmoid()
         predicted = cxcywh_to_xyxy(prediction.boxes[targets.image])
-        wanted = cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
-        return -self.weight * p * iou(predicted, wanted, self.epsilon) ** self.power
+        target = cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
+        return -self.weight * p * iou(predicted, target, self.epsilon) ** self.power
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +151,10 @@ class L1BoxCost:
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
-        predicted, wanted = prediction.boxes[targets.image], targets.boxes[:, None]  # [T, Q, 4]
+        predicted, target = prediction.boxes[targets.image], targets.boxes[:, None]  # [T, Q, 4]
         if self.box_format == "xyxy":
-            predicted, wanted = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
-        return self.weight * (predicted - wanted).abs().sum(-1)
+            predicted, target = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target)
+        return self.weight * (predicted - target).abs().sum(-1)
 
 
 @dataclass(frozen=True, slots=True)

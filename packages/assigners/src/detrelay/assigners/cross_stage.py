@@ -27,11 +27,11 @@ class CrossStageAssigner:
 
     Args:
         base: gives every stage's own pairs; Hungarian matching if None.
-        window: first and last offset j - i of the stages that lend labels, None for no limit on
+        window: first and last offset j - i of the stages that hand on labels, None for no limit on
             that side; must hold 0. (-1, None), the released setting: the stage before, the stage
             itself and all later ones.
-        iou_threshold: least overlap of the current stage's box with the target; one value for all
-            stages or one a stage.
+        iou_threshold: minimum overlap of the current stage's box with the target; one value for all
+            stages or one per stage.
         inclusive: an overlap equal to the threshold counts, as in the released StageInteractor;
             the paper's figure 5 writes "greater than", and so do the released Deformable DETR
             variant and our recipes of its kin, see `DeformableForObjectDetection`.
@@ -64,7 +64,7 @@ class CrossStageAssigner:
         self.base = base if base is not None else HungarianAssigner()
         if isinstance(self.base, RankWeightedAssigner):
             raise ValueError(
-                "base: a lent label has no rank among the pairs of the stage that borrows it; use "
+                "base: a label from another stage has no rank among the pairs of this one; use "
                 "rank_weighted with base cross_stage instead"
             )
         first, last = window
@@ -91,8 +91,8 @@ class CrossStageAssigner:
             targets: the objects of the batch.
 
         Returns:
-            One assignment a stage: `boxes` the base's, `classes` the cross-stage ones. A pair that
-            several stages agree on stands once.
+            One assignment per stage: `boxes` the base's, `classes` the cross-stage ones. A pair
+            that several stages agree on stands once.
 
         Raises:
             ValueError: there are neither one nor S thresholds.
@@ -101,7 +101,7 @@ class CrossStageAssigner:
         if len(self.thresholds) not in (1, count):
             raise ValueError(
                 f"iou_threshold has {len(self.thresholds)} values for {count} stages; "
-                f"give one, or one a stage"
+                f"give one, or one per stage"
             )
         own = self.base(stages, targets)
         return [
@@ -123,16 +123,16 @@ class CrossStageAssigner:
         start = 0 if first is None else max(0, index + first)
         stop = len(own) if last is None else min(len(own), index + last + 1)
         kept = []
-        for lender in range(start, stop):
-            pairs = own[lender].classes
+        for source_stage in range(start, stop):
+            pairs = own[source_stage].classes
             predicted = cxcywh_to_xyxy(stage.boxes[pairs.image, pairs.query])
-            wanted = cxcywh_to_xyxy(targets.boxes[pairs.target]).to(predicted.dtype)
-            if lender == index and self.keep_own:
+            target = cxcywh_to_xyxy(targets.boxes[pairs.target]).to(predicted.dtype)
+            if source_stage == index and self.keep_own:
                 kept.append(pairs)
             else:
-                kept.append(pairs.select(self._passes(index, iou(predicted, wanted))))
+                kept.append(pairs.select(self._passes(index, iou(predicted, target))))
             if self.leak:
-                near = self._passes(index, iou(predicted, wanted[:, None]))
+                near = self._passes(index, iou(predicted, target[:, None]))
                 learner, source = (near & (pairs.image[:, None] == pairs.image)).nonzero().unbind(1)
                 kept.append(Pairs(pairs.image[learner], pairs.query[learner], pairs.target[source]))
         return _distinct(Pairs.cat(kept))

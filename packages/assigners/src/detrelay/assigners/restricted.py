@@ -30,7 +30,7 @@ class RestrictedAssigner(TableAssigner):
     by more. A target without candidates stays unmatched.
 
     Args:
-        threshold: least overlap of a candidate.
+        threshold: minimum overlap of a candidate.
         costs: which candidate is the cheapest; 1 softmax and 2 GIoU if None.
         boxes: whose overlap makes a candidate: the "predicted" boxes', or the stage's "references"
             (the proposals, in TSP-RCNN). Costs look at the predicted boxes in any case.

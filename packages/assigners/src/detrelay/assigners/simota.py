@@ -62,10 +62,10 @@ class SimOtaAssigner(TableAssigner):
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
         """Cost, overlap, and 1 where a query is in a target and where it is near; [4, T, Q]."""
         cost = total_cost(self.costs, stage, targets)
-        wanted = targets.boxes.to(stage.boxes.dtype)[:, None]  # [T, 1, 4]
-        away = (stage.boxes[targets.image, :, :2] - wanted[..., :2]).abs()  # [T, Q, 2]
-        inside = (away < 0.5 * wanted[..., 2:]).all(-1)
-        near = (away < self.radius * wanted[..., 2:]).all(-1)
+        target = targets.boxes.to(stage.boxes.dtype)[:, None]  # [T, 1, 4]
+        away = (stage.boxes[targets.image, :, :2] - target[..., :2]).abs()  # [T, Q, 2]
+        inside = (away < 0.5 * target[..., 2:]).all(-1)
+        near = (away < self.radius * target[..., 2:]).all(-1)
         overlap = overlap_table(stage, targets)
         return torch.stack([cost, overlap, inside.to(cost.dtype), near.to(cost.dtype)])
 

@@ -35,7 +35,7 @@ class TableAssigner(ABC):
             targets: the objects of the batch.
 
         Returns:
-            One assignment a stage.
+            One assignment per stage.
 
         Raises:
             FloatingPointError: a cost or score is NaN or infinite; names stage and images.
@@ -125,7 +125,7 @@ def judged(stage: StagePrediction, boxes: str) -> StagePrediction:
     """The prediction with the boxes that an assigner is to look at.
 
     Raises:
-        ValueError: references are wanted and the stage has none.
+        ValueError: references are target and the stage has none.
     """
     if boxes == "predicted":
         return stage
@@ -140,8 +140,8 @@ def judged(stage: StagePrediction, boxes: str) -> StagePrediction:
 def overlap_table(stage: StagePrediction, targets: Targets, epsilon: float = 0.0) -> Tensor:
     """IoU [T, Q] of the stage's boxes with each target of their image."""
     predicted = cxcywh_to_xyxy(stage.boxes[targets.image])  # [T, Q, 4]
-    wanted = cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
-    return iou(predicted, wanted, epsilon)
+    target = cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
+    return iou(predicted, target, epsilon)
 
 
 def score_table(stage: StagePrediction, targets: Targets) -> Tensor:

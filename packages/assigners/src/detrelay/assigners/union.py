@@ -38,7 +38,7 @@ class UnionAssigner:
             targets: the objects of the batch.
 
         Returns:
-            One assignment a stage; all share their box pairs.
+            One assignment per stage; all share their box pairs.
         """
         own = self.base(stages, targets)
         boxes = most_voted(

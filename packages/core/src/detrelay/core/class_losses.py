@@ -43,17 +43,17 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
 
 
 def score_gap_loss(
-    logits: Tensor, wanted: Tensor, positive: Tensor, alpha: float, gamma: float
+    logits: Tensor, target_scores: Tensor, positive: Tensor, alpha: float, gamma: float
 ) -> Tensor:
     """Focal loss of entries that aim at scores in [0, 1]: the gap |y - p| takes 1 - p's place."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none")
     balance = torch.where(positive, alpha, 1 - alpha)
-    return balance * (wanted - logits.sigmoid()).abs() ** gamma * cross_entropy
+    return balance * (target_scores - logits.sigmoid()).abs() ** gamma * cross_entropy
 
 
-def weighted_entropy(logits: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+def weighted_entropy(logits: Tensor, target_scores: Tensor, weights: Tensor) -> Tensor:
     """Sum of every entry's binary cross entropy times its weight."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none")
     return (weights * cross_entropy).sum()
 
 
@@ -84,8 +84,8 @@ class FocalClassLoss:
         """Sum over [B, Q, K] / divisor."""
         pairs, logits = assignment.classes, prediction.logits
         if pairs.weight is None:
-            wanted = class_targets(prediction, targets, pairs)
-            loss = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma)
+            target_scores = class_targets(prediction, targets, pairs)
+            loss = sigmoid_focal_loss(logits, target_scores, self.alpha, self.gamma)
         else:
             scores = score_targets(prediction, targets, pairs, pairs.weight)
             loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
@@ -126,10 +126,10 @@ class SoftmaxClassLoss:
         normalizers: Normalizers,
     ) -> Tensor:
         """Weighted sum over [B, Q] / sum of weights."""
-        wanted, empty = self._wanted(prediction, targets, assignment.classes)
+        target_scores, empty = self._target_probabilities(prediction, targets, assignment.classes)
         logits = F.pad(prediction.logits, (0, 1))  # [B, Q, K + 1]
         log_p = logits.log_softmax(-1)
-        loss = -(wanted * log_p).sum(-1) * self._weights(empty, log_p)
+        loss = -(target_scores * log_p).sum(-1) * self._weights(empty, log_p)
         if self.easy_no_object:
             p = log_p[..., -1].detach().exp()
             loss = torch.where(empty, 2 * (1 - p) ** 2, 1.0) * loss
@@ -139,20 +139,22 @@ class SoftmaxClassLoss:
         self, prediction: StagePrediction, targets: Targets, assignment: Assignment
     ) -> Tensor:
         """The sum of the queries' weights."""
-        empty = self._wanted(prediction, targets, assignment.classes)[1]
+        empty = self._target_probabilities(prediction, targets, assignment.classes)[1]
         return self._weights(empty, prediction.logits).sum()
 
     def _weights(self, empty: Tensor, like: Tensor) -> Tensor:
         return torch.where(empty, self.no_object_weight, 1.0).to(like.dtype)
 
-    def _wanted(
+    def _target_probabilities(
         self, prediction: StagePrediction, targets: Targets, pairs: Pairs
     ) -> tuple[Tensor, Tensor]:
-        """Wanted probabilities [B, Q, K + 1], and [B, Q], True for queries without a class."""
+        """Target probabilities [B, Q, K + 1], and [B, Q], True for queries without a class."""
         weights = pairs.weights(prediction.logits)
-        wanted, positive = score_targets(prediction, targets, pairs, weights)
+        target_scores, positive = score_targets(prediction, targets, pairs, weights)
         empty = ~positive.any(-1)
-        share = wanted / wanted.sum(-1, keepdim=True).clamp(min=torch.finfo(wanted.dtype).tiny)
+        share = target_scores / target_scores.sum(-1, keepdim=True).clamp(
+            min=torch.finfo(target_scores.dtype).tiny
+        )
         return torch.cat([share, empty[..., None].to(share.dtype)], dim=-1), empty
 
 
@@ -189,8 +191,10 @@ class VarifocalClassLoss:
         normalizers: Normalizers,
     ) -> Tensor:
         """Sum over [B, Q, K] / divisor."""
-        wanted, weights = self.entries(prediction, targets, assignment.classes)
-        return weighted_entropy(prediction.logits, wanted, weights) / normalizers.of(self.divisor)
+        target_scores, weights = self.entries(prediction, targets, assignment.classes)
+        return weighted_entropy(prediction.logits, target_scores, weights) / normalizers.of(
+            self.divisor
+        )
 
     def entries(
         self, prediction: StagePrediction, targets: Targets, pairs: Pairs
@@ -198,9 +202,11 @@ class VarifocalClassLoss:
         """Wanted scores and weights, both [B, Q, K]."""
         overlap = paired_overlap(prediction, targets, pairs, self.epsilon)
         aim = overlap * pairs.weights(overlap)
-        wanted, positive = score_targets(prediction, targets, pairs, aim)
+        target_scores, positive = score_targets(prediction, targets, pairs, aim)
         logits = prediction.logits.detach() if self.detach else prediction.logits
-        return wanted, torch.where(positive, wanted, self.alpha * logits.sigmoid() ** self.gamma)
+        return target_scores, torch.where(
+            positive, target_scores, self.alpha * logits.sigmoid() ** self.gamma
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +237,10 @@ class MatchabilityClassLoss:
         normalizers: Normalizers,
     ) -> Tensor:
         """Sum over [B, Q, K] / divisor."""
-        wanted, weights = self.entries(prediction, targets, assignment.classes)
-        return weighted_entropy(prediction.logits, wanted, weights) / normalizers.of(self.divisor)
+        target_scores, weights = self.entries(prediction, targets, assignment.classes)
+        return weighted_entropy(prediction.logits, target_scores, weights) / normalizers.of(
+            self.divisor
+        )
 
     def entries(
         self, prediction: StagePrediction, targets: Targets, pairs: Pairs
@@ -240,8 +248,8 @@ class MatchabilityClassLoss:
         """Wanted scores and weights, both [B, Q, K]."""
         quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.gamma
         aim = quality * pairs.weights(quality)
-        wanted, positive = score_targets(prediction, targets, pairs, aim)
-        return wanted, torch.where(
+        target_scores, positive = score_targets(prediction, targets, pairs, aim)
+        return target_scores, torch.where(
             positive, 1.0, prediction.logits.detach().sigmoid() ** self.gamma
         )
 
@@ -277,9 +285,9 @@ class IaBceClassLoss:
         pairs, logits = assignment.classes, prediction.logits
         quality = task_alignment(prediction, targets, pairs, self.epsilon)
         aim = quality * pairs.weights(quality)
-        wanted, positive = score_targets(prediction, targets, pairs, aim)
+        target_scores, positive = score_targets(prediction, targets, pairs, aim)
         weights = torch.where(positive, 1.0, logits.sigmoid() ** self.gamma)
-        return weighted_entropy(logits, wanted, weights) / normalizers.of(self.divisor)
+        return weighted_entropy(logits, target_scores, weights) / normalizers.of(self.divisor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class CriterionOutput:
     Attributes:
         total: scalar, the weighted sum that is differentiated.
         losses: unweighted terms by key, such as "decoder/5/giou"; same keys on every process.
-        assignments: the assignments of each group, by group name, one a stage.
+        assignments: the assignments of each group, by group name, one per stage.
     """
 
     total: Tensor
@@ -81,7 +81,7 @@ class Criterion:
     """Sums the loss terms over every stage of every group.
 
     Class scores learn from `Assignment.classes`, boxes from `Assignment.boxes`. Each term chooses
-    its `Divisor`; unless told otherwise class losses are divided by max(box pairs, positive class
+    its `Divisor`; unless given otherwise, class losses are divided by max(box pairs, positive class
     entries), box losses by box pairs. Divisors are counted over all batches and processes of one
     update and never below 1, then divided by the number of processes, whose gradients are
     averaged: N processes learn what one would from all their images. Losses are taken in float32

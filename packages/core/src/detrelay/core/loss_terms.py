@@ -146,21 +146,21 @@ def score_targets(
         scores: [M], what each pair's query is to score; of several for one class the highest holds.
 
     Returns:
-        Wanted scores [B, Q, K], and bool [B, Q, K], True where some pair names the entry (its
+        Target scores [B, Q, K], and bool [B, Q, K], True where some pair names the entry (its
         score may be 0).
     """
     positive = class_targets(prediction, targets, pairs) > 0
     _, num_queries, num_classes = prediction.logits.shape
     entry = (pairs.image * num_queries + pairs.query) * num_classes + targets.labels[pairs.target]
-    wanted = torch.zeros_like(prediction.logits).flatten()
-    wanted = wanted.scatter_reduce(0, entry, scores.to(wanted.dtype), "amax")
-    return wanted.view_as(positive), positive
+    target_scores = torch.zeros_like(prediction.logits).flatten()
+    target_scores = target_scores.scatter_reduce(0, entry, scores.to(target_scores.dtype), "amax")
+    return target_scores.view_as(positive), positive
 
 
 def paired_boxes(
     prediction: StagePrediction, targets: Targets, pairs: Pairs
 ) -> tuple[Tensor, Tensor]:
-    """Predicted and wanted boxes [M, 4] of pairs, cxcywh."""
+    """Predicted and target boxes [M, 4] of pairs, cxcywh."""
     predicted = prediction.boxes[pairs.image, pairs.query]
     return predicted, targets.boxes[pairs.target].to(predicted.dtype)
 
@@ -174,8 +174,8 @@ def paired_overlap(
     generalized: bool = False,
 ) -> Tensor:
     """IoU or GIoU [M] of the predicted box of each pair with its target, without gradient."""
-    predicted, wanted = map(cxcywh_to_xyxy, paired_boxes(prediction, targets, pairs))
-    return (giou if generalized else iou)(predicted, wanted, epsilon)
+    predicted, target = map(cxcywh_to_xyxy, paired_boxes(prediction, targets, pairs))
+    return (giou if generalized else iou)(predicted, target, epsilon)
 
 
 @torch.no_grad()

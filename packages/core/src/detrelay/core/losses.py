@@ -48,10 +48,10 @@ class L1BoxLoss:
         normalizers: Normalizers,
     ) -> Tensor:
         """Weighted sum over pairs and coordinates / divisor."""
-        predicted, wanted = paired_boxes(prediction, targets, assignment.boxes)
+        predicted, target = paired_boxes(prediction, targets, assignment.boxes)
         if self.box_format == "xyxy":
-            predicted, wanted = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
-        distance = (predicted - wanted).abs()
+            predicted, target = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target)
+        distance = (predicted - target).abs()
         if assignment.boxes.weight is not None:
             distance = distance * assignment.boxes.weights(distance)[:, None]
         return distance.sum() / normalizers.of(self.divisor)
@@ -74,8 +74,8 @@ class GIoUBoxLoss:
         normalizers: Normalizers,
     ) -> Tensor:
         """Weighted sum over pairs / divisor."""
-        predicted, wanted = paired_boxes(prediction, targets, assignment.boxes)
-        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted), self.epsilon)
+        predicted, target = paired_boxes(prediction, targets, assignment.boxes)
+        overlap = giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target), self.epsilon)
         distance = 1 - overlap
         if assignment.boxes.weight is not None:
             distance = distance * assignment.boxes.weights(distance)

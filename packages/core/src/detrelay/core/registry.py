@@ -41,7 +41,7 @@ def import_module(kind: str, name: str, module_name: str) -> Any:
     """A module that may stand in the working directory.
 
     Raises:
-        ValueError: it cannot be found; `kind` and `name` say for what it was wanted.
+        ValueError: it cannot be found; `kind` and `name` say for what it was needed.
     """
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise ValueError(
@@ -88,8 +88,8 @@ def make_part(
             raise ValueError(
                 f"{kind} {name!r} has no option {key!r}; {nearest(key, allowed, repr)}"
             )
-    wanted = {key: value for key, value in given.items() if key in parameters}
+    accepted = {key: value for key, value in given.items() if key in parameters}
     try:
-        return part(**{**wanted, **options})
+        return part(**{**accepted, **options})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{kind} {name!r}: {one_line(error)}") from error

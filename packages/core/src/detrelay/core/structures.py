@@ -47,7 +47,7 @@ class Targets:
         """Concatenate the Hugging Face style labels of a batch.
 
         Args:
-            labels: one mapping an image with `class_labels` int64 [n] and `boxes` [n, 4].
+            labels: one mapping per image with `class_labels` int64 [n] and `boxes` [n, 4].
 
         Raises:
             ValueError: no image at all, or an image whose labels and boxes differ in number.

@@ -315,7 +315,7 @@ def find_naming(state: Mapping[str, Tensor]) -> tuple[Naming, str]:
 
 
 def find_backbone(state: Mapping[str, Tensor]) -> str:
-    """The name of weights under our names, told by their shapes.
+    """The name of weights under our names, inferred from their shapes.
 
     Raises:
         ValueError: none has these shapes.

@@ -29,7 +29,7 @@ class Batch(TypedDict):
     Attributes:
         pixel_values: float32 [B, 3, H, W], zero where padded.
         pixel_mask: int64 [B, H, W], 1 where a pixel is real.
-        labels: one mapping an image, as in `EncodedSample`.
+        labels: one mapping per image, as in `EncodedSample`.
     """
 
     pixel_values: Tensor

@@ -154,18 +154,18 @@ def pixels_of_array(array: NDArray[Any] | Tensor, *, channels_last: bool | None 
     return _to_tensor(_flat(Image.fromarray(np.ascontiguousarray(array))))
 
 
-def has_channels_last(array: NDArray[Any] | Tensor, told: bool | None) -> bool:
+def has_channels_last(array: NDArray[Any] | Tensor, channels_last: bool | None) -> bool:
     """Whether the last axis of [H, W, C] or [C, H, W] holds the channels; see `pixels_of_array`."""
     shape = tuple(array.shape)
-    if len(shape) == 3 and told is None:
+    if len(shape) == 3 and channels_last is None:
         first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
-        told = last and not (first and isinstance(array, Tensor))
-    if len(shape) != 3 or shape[2 if told else 0] not in _CHANNELS:
+        channels_last = last and not (first and isinstance(array, Tensor))
+    if len(shape) != 3 or shape[2 if channels_last else 0] not in _CHANNELS:
         raise ImageError(
             f"an image array must be [height, width], or have an axis of 1, 3 or 4 channels "
             f"(grey, RGB, RGBA), found shape {list(shape)}"
         )
-    return bool(told)
+    return bool(channels_last)
 
 
 def _openable(source: Source, name: str | None) -> tuple[str, Path | io.BytesIO]:

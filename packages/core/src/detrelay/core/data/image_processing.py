@@ -222,7 +222,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
             clip: cut boxes to the image. Evaluation does without, as the released programs do.
 
         Returns:
-            One mapping an image: `scores` float [n], `labels` int64 [n], `boxes` float [n, 4]
+            One mapping per image: `scores` float [n], `labels` int64 [n], `boxes` float [n, 4]
             xyxy.
 
         Raises:

@@ -76,9 +76,9 @@ def pixels_of_any(
     return pixels_of_array(images, channels_last=last)
 
 
-def _floats(array: NDArray[Any] | Tensor, told: bool | None) -> Tensor:
+def _floats(array: NDArray[Any] | Tensor, channels_last: bool | None) -> Tensor:
     """An array of floats as [3, H, W], grey repeated."""
-    last = array.ndim == 2 or has_channels_last(array, told)
+    last = array.ndim == 2 or has_channels_last(array, channels_last)
     values = torch.as_tensor(array)
     if values.ndim == 2:
         values = values[..., None]

@@ -50,7 +50,7 @@ class Fit:
 
     Attributes:
         batch_size: images a pass, the largest number that fits.
-        accumulation_steps: passes a step.
+        accumulation_steps: passes per step.
     """
 
     batch_size: int
@@ -64,7 +64,7 @@ def find_fitting_batch(
     settings: TrainConfig,
     side: int,
 ) -> Fit:
-    """The largest batch whose worst step fits into memory, with the same images a step.
+    """The largest batch whose worst step fits into memory, with the same images per step.
 
     Tries to train a copy of the model: all images of a step at once first, then ever smaller
     divisors of their number. Every process gets the same answer.

@@ -1,4 +1,4 @@
-"""The learning rate beside the number of images a step, ours and the published ones."""
+"""The learning rate beside the number of images per step, ours and the published ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RULES: tuple[ScalingRule, ...] = ("linear", "sqrt")
 
 
 def scaled_learning_rate(settings: TrainConfig, images_per_step: int, rule: ScalingRule) -> float:
-    """The recipe's learning rate for another number of images a step.
+    """The recipe's learning rate for another number of images per step.
 
     Args:
         settings: its `learning_rate` belongs to `published_batch_size` images.
@@ -40,7 +40,7 @@ def with_scaled_rate(settings: TrainConfig, images_per_step: int) -> TrainConfig
 
 
 def describe_step(settings: TrainConfig, num_processes: int) -> str:
-    """One line: images a step and learning rate, ours beside those of the recipe."""
+    """One line: images per step and learning rate, ours beside those of the recipe."""
     images = num_processes * settings.batch_size * settings.accumulation_steps
     rate = with_scaled_rate(settings, images).learning_rate
     line = (

@@ -157,7 +157,7 @@ class Trainer:
             NonFiniteStep: a loss or a gradient is not finite; the step is saved for
                 `replay_failure` and the last checkpoint is kept.
             CheckpointError: every checkpoint to resume from is damaged, or was taken with other
-                images a step, or the disk is full.
+                images per step, or the disk is full.
         """
         total = self.settings.epochs * self.steps_per_epoch
         if resume:

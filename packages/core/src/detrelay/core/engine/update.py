@@ -24,7 +24,7 @@ class Update:
         total: scalar, weighted loss; its mean over processes is the loss of the update.
         losses: unweighted terms by key, likewise.
         gradient_norm: scalar, L2 norm of all gradients before clipping.
-        assignments: of each batch, by group name, one a stage.
+        assignments: of each batch, by group name, one per stage.
     """
 
     total: Tensor

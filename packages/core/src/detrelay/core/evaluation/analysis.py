@@ -24,7 +24,7 @@ class BestThreshold:
     """The score above which a category is found best, at IoU 0.5.
 
     Attributes:
-        score: least score of a kept detection where F1 is highest; of equal F1 the highest score.
+        score: minimum score of a kept detection where F1 is highest; of equal F1 the highest score.
         f1: harmonic mean of precision and recall there.
         precision: share of kept detections that are right.
         recall: share of objects that are found.
@@ -66,7 +66,7 @@ class Confusion:
             category of the detection, the last for no detection. All rows but the last add up to
             the objects of their category, all columns but the last to the kept detections.
         excused: detections on crowds of their category, which stand nowhere.
-        threshold: least score of a kept detection.
+        threshold: minimum score of a kept detection.
     """
 
     counts: Ints
@@ -113,7 +113,7 @@ class Analysis:
         confusion: what objects were taken for.
         calibration: of all categories together.
         errors: what wrong detections are wrong about.
-        max_detections: most detections of a category in an image that all but `errors` look at.
+        max_detections: most detections per category and image that all but `errors` look at.
     """
 
     categories: tuple[CategoryFigures, ...]
@@ -188,7 +188,7 @@ def analyse(
         truth: what is there.
         found: what a detector claims.
         accumulated: precision and recall of the same; its largest limit is that of the analysis.
-        score_threshold: least score of detections in the confusion matrix.
+        score_threshold: minimum score of detections in the confusion matrix.
     """
     limit = accumulated.limits[-1]
     matches = match(truth, found, limit, np.array([IOU]))
@@ -293,8 +293,8 @@ def confusion(truth: GroundTruth, found: Found, threshold: float, max_detections
     Args:
         truth: what is there.
         found: what a detector claims.
-        threshold: least score of a kept detection.
-        max_detections: most detections of a category in an image that are looked at.
+        threshold: minimum score of a kept detection.
+        max_detections: most detections per category and image that are looked at.
     """
     kept = found.select(found.scores >= threshold)
     matches = match(truth, kept, max_detections, np.array([IOU]))

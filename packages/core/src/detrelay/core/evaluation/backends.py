@@ -1,6 +1,6 @@
 """Who matches and accumulates: pycocotools, the reference, or a faster program with equal figures.
 
-Both see one list of positions instead of ids, at most as many detections of a category in an image
+Both see one list of positions instead of ids, at most as many detections per category and image
 as the largest limit, and areas as the data give them.
 """
 
@@ -33,7 +33,7 @@ class Accumulated:
     Attributes:
         precision: float64 [10 IoU thresholds, 101 recalls, K, 4 areas, limits].
         recall: float64 [10 IoU thresholds, K, 4 areas, limits].
-        limits: most detections of a category in an image, ascending.
+        limits: most detections per category and image, ascending.
     """
 
     precision: Floats
@@ -49,7 +49,7 @@ def accumulate(
     Args:
         truth: what is there.
         found: what a detector claims.
-        limits: most detections of a category in an image, ascending.
+        limits: most detections per category and image, ascending.
         backend: a key of `BACKENDS`.
 
     Raises:
@@ -140,7 +140,7 @@ def _by_hotcoco(truth: GroundTruth, found: Found, limits: list[int]) -> tuple[Fl
         ) from error
     images = [{"id": row, "width": 0, "height": 0} for row in range(1, len(truth.image_ids) + 1)]
     categories = [{"id": row, "name": name} for row, name in enumerate(truth.names, 1)]
-    wanted = hotcoco.COCO.from_arrays(
+    truth_index = hotcoco.COCO.from_arrays(
         images,
         categories,
         truth.image + 1,
@@ -155,8 +155,8 @@ def _by_hotcoco(truth: GroundTruth, found: Found, limits: list[int]) -> tuple[Fl
     )
     if len(found):
         columns = (found.image + 1, found.boxes_xywh, found.scores, found.category + 1)
-        claimed = wanted.load_res(np.column_stack(columns))
-    evaluator = hotcoco.COCOeval(wanted, claimed, "bbox")
+        claimed = truth_index.load_res(np.column_stack(columns))
+    evaluator = hotcoco.COCOeval(truth_index, claimed, "bbox")
     evaluator.params.max_dets = limits
     evaluator.evaluate()
     evaluator.accumulate()

@@ -46,7 +46,7 @@ class Cascade:
     Attributes:
         image: int64 [T], image of each object that queries are matched to.
         category: int64 [T].
-        wanted: float64 [T, 4], its box xywh, pixels.
+        target_boxes: float64 [T, 4], its box xywh, pixels.
         boxes: float32 [S, I, Q, 4], boxes xywh, pixels.
         own: S labels of the stages' own one-to-one matching.
         learned: S labels that the assigner in question makes of them.
@@ -54,7 +54,7 @@ class Cascade:
 
     image: Ints
     category: Ints
-    wanted: Floats
+    target_boxes: Floats
     boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     own: tuple[Labels, ...]
     learned: tuple[Labels, ...]
@@ -74,7 +74,7 @@ class Cascade:
     def overlap(self, stage: int, labels: Labels) -> Floats:
         """IoU [M] of each label's query, by its box of a stage, with the object."""
         found = self.boxes[stage, self.image[labels.object], labels.query].astype(np.float64)
-        return paired_iou(found, self.wanted[labels.object])
+        return paired_iou(found, self.target_boxes[labels.object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def moved_labels(cascade: Cascade, categories: int) -> MovedLabels:
         categories: number of categories.
     """
     stages = len(cascade.own)
-    area = cascade.wanted[:, 2] * cascade.wanted[:, 3]
+    area = cascade.target_boxes[:, 2] * cascade.target_boxes[:, 3]
     size = np.searchsorted(_SIZE_BORDERS, area, side="right")
     own = [labels.keys(cascade.queries) for labels in cascade.own]
     origin = np.zeros((stages, stages), dtype=np.int64)
@@ -176,9 +176,9 @@ def moved_labels(cascade: Cascade, categories: int) -> MovedLabels:
         moved.append(int(new.sum()))
         fresh = Labels(labels.object[new], labels.query[new])
         open_keys = keys[new]
-        for lender in sorted(range(stages), key=lambda other: (abs(other - stage), other)):
-            hit = np.isin(open_keys, own[lender])
-            origin[stage, lender] = hit.sum()
+        for source_stage in sorted(range(stages), key=lambda other: (abs(other - stage), other)):
+            hit = np.isin(open_keys, own[source_stage])
+            origin[stage, source_stage] = hit.sum()
             open_keys = open_keys[~hit]
         foreign.append(len(open_keys))
         by_category[stage] = np.bincount(cascade.category[fresh.object], minlength=categories)
@@ -213,7 +213,7 @@ def refinement(cascade: Cascade) -> Refinement:
         return [_mean(1 - paired_iou(before, after)) for before, after in itertools.pairwise(boxes)]
 
     return Refinement(
-        iou=[_mean(paired_iou(boxes, cascade.wanted[last.object])) for boxes in followed],
+        iou=[_mean(paired_iou(boxes, cascade.target_boxes[last.object])) for boxes in followed],
         movement=movement(followed),
         all_movement=movement(flat),
     )
@@ -243,7 +243,7 @@ def duplicates(truth: GroundTruth, found: Found, threshold: float) -> Duplicates
     Args:
         truth: what is there; crowds do not count.
         found: what a stage claims.
-        threshold: least score of a detection that counts.
+        threshold: minimum score of a detection that counts.
     """
     claims = np.zeros(len(truth), dtype=np.int64)
     kept = found.select(found.scores >= threshold)
@@ -355,8 +355,8 @@ def hardest_images(
     Args:
         truth: what is there.
         found: what a detector claims.
-        threshold: least score of a detection that counts.
-        max_detections: most detections of a category in an image that are looked at.
+        threshold: minimum score of a detection that counts.
+        max_detections: most detections per category and image that are looked at.
         count: most images to name; images without an error are not named.
     """
     matches = match(truth, found.select(found.scores >= threshold), max_detections, np.array([0.5]))
@@ -374,12 +374,12 @@ def hardest_images(
     ]
 
 
-def paired_iou(found: Floats, wanted: Floats) -> Floats:
+def paired_iou(found: Floats, truth: Floats) -> Floats:
     """IoU [N] of boxes xywh [N, 4] taken two by two; 0 where both have no area."""
-    corner = np.maximum(found[:, :2], wanted[:, :2])
-    far = np.minimum(found[:, :2] + found[:, 2:], wanted[:, :2] + wanted[:, 2:])
+    corner = np.maximum(found[:, :2], truth[:, :2])
+    far = np.minimum(found[:, :2] + found[:, 2:], truth[:, :2] + truth[:, 2:])
     overlap = np.maximum(far - corner, 0.0).prod(axis=1)
-    union = found[:, 2:].prod(axis=1) + wanted[:, 2:].prod(axis=1) - overlap
+    union = found[:, 2:].prod(axis=1) + truth[:, 2:].prod(axis=1) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
 
 

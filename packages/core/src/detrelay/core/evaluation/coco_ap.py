@@ -24,7 +24,7 @@ class CocoResult:
             of the object (small below 32 x 32 pixels, large above 96 x 96), AR_1, AR_10 and
             AR_100 by number of detections, AR by area. AR_300, say, where more were asked for.
         per_category: AP by category name.
-        max_detections: most detections of a category in an image that were looked at.
+        max_detections: most detections per category and image that were looked at.
     """
 
     stats: dict[str, float]
@@ -37,7 +37,7 @@ class CocoResult:
         return next(iter(self.stats.items()))
 
     def limit(self, name: str) -> int:
-        """The maxDets of a figure: most detections of a category in an image that it looks at."""
+        """The maxDets of a figure: most detections per category and image that it looks at."""
         if name == "AP":
             return min(100, self.max_detections)
         count = name.removeprefix("AR_")
@@ -87,7 +87,7 @@ def evaluate_coco(
         ground_truth: `images`, `annotations` (crowds marked by `iscrowd`) and `categories`.
         detections: columns, or rows with `image_id`, `category_id`, `bbox` [x, y, width, height]
             in pixels and `score`.
-        max_detections: most detections of a category in an image that are looked at.
+        max_detections: most detections per category and image that are looked at.
         backend: who computes; the figures are the same.
 
     Raises:
@@ -124,7 +124,7 @@ def summarize(accumulated: Accumulated, names: Sequence[str], max_detections: in
     Args:
         accumulated: made with `limits_of(max_detections)`.
         names: names of the K categories.
-        max_detections: most detections of a category in an image that were looked at.
+        max_detections: most detections per category and image that were looked at.
     """
     precision, recall, limits = accumulated.precision, accumulated.recall, accumulated.limits
     at_100 = limits.index(min(100, max_detections))

@@ -27,7 +27,7 @@ class Evaluator(Protocol):
         Args:
             ground_truth: a COCO mapping with `images`, `annotations` and `categories`.
             detections: what the model found on these images.
-            max_detections: most detections of a category in an image that count.
+            max_detections: most detections per category and image that count.
         """
 
 

@@ -44,16 +44,16 @@ class Matches:
         """
         images, categories = self.objects.shape
         weights = np.ones(images) if weights is None else weights
-        wanted = weights @ self.objects
+        num_objects = weights @ self.objects
         result = np.full((len(self.thresholds), categories), -1.0)
         for category, rows in enumerate(self.by_score()):
-            if wanted[category] > 0:
+            if num_objects[category] > 0:
                 weight = weights[self.found.image[rows]]
                 result[:, category] = [
                     _average_precision(
                         np.where(self.ignored[level, rows], 0.0, weight),
                         self.target[level, rows] >= 0,
-                        float(wanted[category]),
+                        float(num_objects[category]),
                     )
                     for level in range(len(self.thresholds))
                 ]
@@ -81,7 +81,7 @@ def match(
     Args:
         truth: what is there.
         found: what a detector claims.
-        max_detections: most detections of a category in an image that are looked at.
+        max_detections: most detections per category and image that are looked at.
         thresholds: float64 [T], least IoU.
     """
     ranked = found.ranked(max_detections)
@@ -132,19 +132,19 @@ def claim(iou: Floats, threshold: float, crowd: Bools) -> Ints:
     return taken
 
 
-def _average_precision(weight: Floats, right: Bools, wanted: float) -> float:
+def _average_precision(weight: Floats, right: Bools, num_objects: float) -> float:
     """Mean precision at 101 recalls.
 
     Args:
         weight: [N] by falling score; 0 for what does not count.
         right: [N].
-        wanted: number of objects.
+        num_objects: number of objects.
     """
     true = np.cumsum(np.where(right, weight, 0.0))
     false = np.cumsum(np.where(right, 0.0, weight))
     precision = true / (true + false + _TINY)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
-    place = np.searchsorted(true / wanted, RECALL_THRESHOLDS, side="left")
+    place = np.searchsorted(true / num_objects, RECALL_THRESHOLDS, side="left")
     return float(np.mean(np.append(precision, 0.0)[place]))
 
 

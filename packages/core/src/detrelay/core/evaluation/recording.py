@@ -148,9 +148,13 @@ class _Recorder:
         boxes = torch.stack([stage.boxes.cpu().double() for stage in slots])
         self.boxes.append(_corner_boxes(boxes * scale[:, None]).float().numpy())
         image = targets.image.cpu()
-        wanted = _corner_boxes(targets.boxes.cpu().double() * scale[image])
+        target_boxes = _corner_boxes(targets.boxes.cpu().double() * scale[image])
         self.objects.append(
-            ((image + len(self.image_ids)).numpy(), targets.labels.cpu().numpy(), wanted.numpy())
+            (
+                (image + len(self.image_ids)).numpy(),
+                targets.labels.cpu().numpy(),
+                target_boxes.numpy(),
+            )
         )
         for kept, assigner in zip(self.labels, self.assigners, strict=True):
             kept.append([self._labels(part) for part in assigner(slots, known)])
@@ -184,7 +188,7 @@ class _Recorder:
         """All batches together."""
         if not self.boxes:
             raise ValueError("there is no image to look at")
-        image, category, wanted = (
+        image, category, target_boxes = (
             np.concatenate([part[column] for part in self.objects]) for column in range(3)
         )
         own, learned = (
@@ -205,7 +209,7 @@ class _Recorder:
             cascade=Cascade(
                 image=image,
                 category=category,
-                wanted=wanted,
+                target_boxes=target_boxes,
                 boxes=np.concatenate(self.boxes, axis=1),
                 own=own,
                 learned=learned,

@@ -32,10 +32,10 @@ def resampled_ap(matches: Matches, weights: Floats) -> Floats:
     Returns:
         float64 [R]; -1 where no drawn image has an object.
     """
-    wanted = weights @ matches.objects  # [R, K]
+    num_objects = weights @ matches.objects  # [R, K]
     total, measured = np.zeros(len(weights)), np.zeros(len(weights))
     for category, rows in enumerate(matches.by_score()):
-        present = wanted[:, category] > 0
+        present = num_objects[:, category] > 0
         if not present.any():
             continue
         ap = np.zeros(len(weights))
@@ -47,22 +47,22 @@ def resampled_ap(matches: Matches, weights: Floats) -> Floats:
                 ap[part] += _ap(
                     np.where(matches.ignored[level, rows], 0.0, weight),
                     matches.target[level, rows] >= 0,
-                    wanted[part, category],
+                    num_objects[part, category],
                 )
         total += np.where(present, ap / len(matches.thresholds), 0.0)
         measured += present
     return np.divide(total, measured, out=np.full(len(weights), -1.0), where=measured > 0)
 
 
-def _ap(weight: Floats, right: Bools, wanted: Floats) -> Floats:
-    """AP [r] of detections by falling score, with weights [r, n], of `wanted` [r] objects."""
+def _ap(weight: Floats, right: Bools, num_objects: Floats) -> Floats:
+    """AP [r] of detections by falling score, with weights [r, n], of `num_objects` [r] objects."""
     if not len(right):
         return np.zeros(len(weight))
     true = np.cumsum(np.where(right, weight, 0.0), axis=1)
     count = np.cumsum(weight, axis=1)
     precision = true / (count + _TINY)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = true / np.maximum(wanted, _TINY)[:, None]
+    recall = true / np.maximum(num_objects, _TINY)[:, None]
     padded = np.concatenate([precision, np.zeros((len(weight), 1))], axis=1)
     return np.array(
         [

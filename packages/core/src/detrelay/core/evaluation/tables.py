@@ -70,7 +70,7 @@ class Detections:
         """Columns of post-processed outputs.
 
         Args:
-            results: one mapping an image with `scores` [n], `labels` [n] and `boxes` [n, 4] xyxy
+            results: one mapping per image with `scores` [n], `labels` [n] and `boxes` [n, 4] xyxy
                 in pixels of the original image; arrays, or tensors on the CPU.
             image_ids: original image id of each result.
             category_ids: original category id by class index.
@@ -419,19 +419,19 @@ class Found:
         return self.select(order[rank < limit])
 
 
-def box_iou(found: Floats, wanted: Floats, crowd: Bools | None = None) -> Floats:
+def box_iou(found: Floats, truth: Floats, crowd: Bools | None = None) -> Floats:
     """Overlap of two lists of boxes xywh, computed in the order of pycocotools.
 
     Args:
         found: [N, 4].
-        wanted: [G, 4].
+        truth: [G, 4].
         crowd: [G], objects where the union is the found box alone.
 
     Returns:
         [N, G]; 0 where both boxes have no area.
     """
     left, top, width, height = (found[:, None, side] for side in range(4))
-    x, y, w, h = (wanted[None, :, side] for side in range(4))
+    x, y, w, h = (truth[None, :, side] for side in range(4))
     across = np.minimum(left + width, x + w) - np.maximum(left, x)
     down = np.minimum(top + height, y + h) - np.maximum(top, y)
     overlap = np.maximum(across, 0.0) * np.maximum(down, 0.0)

@@ -160,10 +160,10 @@ def _judge(
     column = np.where(kind == _PLACE, own.argmax(axis=1), other.argmax(axis=1))
     hopeful = ((kind == _PLACE) | (kind == _CLASS)) & ~used[column]
     for row in np.flatnonzero(hopeful):  # best score first; the first of an object mends it
-        wanted = objects[column[row]]
-        if not verdicts.usable[wanted]:
-            verdicts.usable[wanted] = True
-            verdicts.mended[rows[row]] = wanted
+        truth_row = objects[column[row]]
+        if not verdicts.usable[truth_row]:
+            verdicts.usable[truth_row] = True
+            verdicts.mended[rows[row]] = truth_row
 
 
 def claim_first(iou: Floats, threshold: float) -> Ints:
@@ -202,21 +202,21 @@ class _Curves:
         scores = right.astype(np.float64) if separate else ranked.scores
         # tidecv puts the right ones last among equal scores, once anything is mended
         late = (verdicts.kind == _RIGHT) & (mend is not None or separate or found_only)
-        wanted = np.bincount(truth.category[asked], minlength=len(truth.names))
+        num_objects = np.bincount(truth.category[asked], minlength=len(truth.names))
         results = []
         for number in range(len(truth.names)):
             rows = np.flatnonzero(counts & (category == number))
-            if not len(rows) and not wanted[number]:
+            if not len(rows) and not num_objects[number]:
                 continue
             order = rows[np.lexsort((late[rows], -scores[rows]))]
-            results.append(_precision(right[order], int(wanted[number])))
+            results.append(_precision(right[order], int(num_objects[number])))
         return float(np.mean(results)) if results else 0.0
 
 
-def _precision(right: Bools, wanted: int) -> float:
-    if wanted == 0 or not len(right):
+def _precision(right: Bools, num_objects: int) -> float:
+    if num_objects == 0 or not len(right):
         return 0.0
     true = np.cumsum(right)
     precision = np.maximum.accumulate((true / np.arange(1, len(right) + 1))[::-1])[::-1]
-    place = np.searchsorted(true / wanted, _RECALLS, side="left")
+    place = np.searchsorted(true / num_objects, _RECALLS, side="left")
     return float(np.append(precision, 0.0)[place].mean())

@@ -264,9 +264,9 @@ def _check_existing(destination: Destination, is_private: bool, tag: str | None)
             ) from error
         raise HubError(f"{repo_id}: {explain(error, api)}") from error
     if is_private != destination.private:
-        is_now, wanted = ("private", "public") if is_private else ("public", "private")
+        is_now, asked = ("private", "public") if is_private else ("public", "private")
         raise HubError(
-            f"{repo_id}: exists and is {is_now}, but {wanted} was asked for; change one of the two"
+            f"{repo_id}: exists and is {is_now}, but {asked} was asked for; change one of the two"
         )
     files = destination.ask(
         lambda: set(api.list_repo_files(repo_id, revision=destination.head)), "list of its files"

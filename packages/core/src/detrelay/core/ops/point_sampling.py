@@ -92,9 +92,9 @@ class _TwiceDifferentiable(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return grad, *(None for _ in ctx.saved_tensors)
         locations, weights, *levels = inputs = ctx.saved_tensors
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        trained = [tensor for tensor in inputs if tensor.requires_grad]
         sampled = _by_definition(levels, locations, weights)
-        found = iter(torch.autograd.grad(sampled, wanted, grad, create_graph=True))
+        found = iter(torch.autograd.grad(sampled, trained, grad, create_graph=True))
         return None, *(next(found) if tensor.requires_grad else None for tensor in inputs)
 
 

@@ -230,12 +230,12 @@ def _twice_differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of `_SlotSampling` where they are to be differentiated themselves."""
     values, locations, weights = ctx.saved_tensors
     inputs = (values, locations, weights)
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    trained = [tensor for tensor in inputs if tensor.requires_grad]
     sampled = sample_by_definition(  # a slot as an image of one group, its sums as queries
         values[:, :, None], ctx.shapes, locations[:, :, None, None], weights[:, :, None, None]
     )
     found = iter(
-        torch.autograd.grad(sampled[:, :, 0, 0], wanted, grad.to(sampled.dtype), create_graph=True)
+        torch.autograd.grad(sampled[:, :, 0, 0], trained, grad.to(sampled.dtype), create_graph=True)
     )
     grads = [next(found) if tensor.requires_grad else None for tensor in inputs]
     return grads[0], None, *grads[1:]

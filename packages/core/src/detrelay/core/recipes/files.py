@@ -76,22 +76,22 @@ def _read(
 
 
 def _parse(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
-    wanted = f", which {readers[-1]} extends" if readers else ""
+    needed_by = f", which {readers[-1]} extends" if readers else ""
     try:
         if path.exists() and not path.is_dir() and not path.is_file():
-            raise RecipeError(f"{path}: cannot read the recipe (not a plain file){wanted}")
+            raise RecipeError(f"{path}: cannot read the recipe (not a plain file){needed_by}")
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise RecipeError(f"{path}: larger than {_LARGEST} bytes, as no recipe is{wanted}")
+            raise RecipeError(f"{path}: larger than {_LARGEST} bytes, as no recipe is{needed_by}")
         return tomllib.loads(content.decode())
     except OSError as error:
         reason = error.strerror or error
-        raise RecipeError(f"{path}: cannot read the recipe ({reason}){wanted}") from error
+        raise RecipeError(f"{path}: cannot read the recipe ({reason}){needed_by}") from error
     except RecipeError:
         raise
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not a TOML file ({one_line(error)}){wanted}") from error
+        raise RecipeError(f"{path}: not a TOML file ({one_line(error)}){needed_by}") from error
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,12 +188,12 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per process and pass.
-        published_batch_size: images a step of all processes together in the published run, to
+        published_batch_size: images per step of all processes together in the published run, to
             which `learning_rate` belongs; None where nothing was published.
         accumulation_steps: passes whose gradients make one step, as one batch of all their images
             would; each pass then costs a third more. Normalisation by batches sees each by itself.
         learning_rate: of AdamW, at full height after the warm-up.
-        scale_learning_rate: how the rate follows a number of images a step other than the
+        scale_learning_rate: how the rate follows a number of images per step other than the
             published one: "none" (it stays), "linear" or "sqrt".
         weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
         adam_epsilon: added to the root of the second moment in AdamW.

@@ -109,27 +109,27 @@ def read_sizes(state: Shapes, head: str, settings: Mapping[str, Any]) -> dict[st
     return {**sizes, **_classes(sizes.pop("num_labels"))}
 
 
-def match_variant(sizes: Mapping[str, Any], head: str, wanted: str | None) -> str | None:
+def match_variant(sizes: Mapping[str, Any], head: str, requested: str | None) -> str | None:
     """The published model that has these sizes, None for a model of one's own.
 
     Raises:
-        ValueError: `wanted` names a variant that is not known, or another one.
+        ValueError: `requested` names a variant that is not known, or another one.
     """
     variants = VARIANTS[head]
     found = next(
         (name for name, values in variants.items() if values.items() <= sizes.items()), None
     )
-    if wanted is None or wanted == found:
+    if requested is None or requested == found:
         return found
-    if wanted not in variants:
-        raise ValueError(f"unknown variant {wanted} of {head}; known are {', '.join(variants)}")
+    if requested not in variants:
+        raise ValueError(f"unknown variant {requested} of {head}; known are {', '.join(variants)}")
     other = ", ".join(
         f"{key} {sizes[key]} instead of {value}"
-        for key, value in variants[wanted].items()
+        for key, value in variants[requested].items()
         if sizes[key] != value
     )
     hint = "none that was published" if found is None else found
-    raise ValueError(f"the checkpoint is not variant {wanted} of {head}: {other}; it is {hint}")
+    raise ValueError(f"the checkpoint is not variant {requested} of {head}: {other}; it is {hint}")
 
 
 def _mmdetection_sizes(state: Shapes, head: str) -> dict[str, Any]:

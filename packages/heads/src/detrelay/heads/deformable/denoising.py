@@ -23,7 +23,7 @@ from detrelay.heads.deformable.passes import DecoderState, PassesConfig, QuerySe
 from detrelay.heads.query_sets import DECODER
 
 _log = logging.getLogger(__name__)
-# so many denoising queries for each of the decoder's own are told
+# so many denoising queries for each of the decoder's own are reported
 _MANY = 2
 
 

@@ -48,7 +48,7 @@ _GRID_TEMPERATURE = 10000.0
 _GRID_OFFSET = -0.5
 # keeps boxes away from 0 and 1 where their logit is taken
 _EPSILON = 1e-5
-# a class score that costs nothing where nothing is wanted
+# a class score that costs nothing where there is no target
 _CERTAINLY_NOT = -1e4
 
 

@@ -54,12 +54,12 @@ class MixingShape:
 
     @property
     def width(self) -> int:
-        """D, channels a group."""
+        """D, channels per group."""
         return self.dim // self.groups
 
     @property
     def points(self) -> int:
-        """N, sampled points a group."""
+        """N, sampled points per group."""
         return self.base_points * self.pattern
 
     @property
@@ -81,7 +81,7 @@ class StageInteractorConfig(QuerySetsConfig):
         num_attention_heads: heads of self-attention.
         num_stages: S, decoder stages; weights are not shared.
         pattern_size: K, points of the inner pattern around each base point.
-        num_base_points: P, base points a group from the second stage on.
+        num_base_points: P, base points per group from the second stage on.
         num_base_points_first: the same in the first stage, whose filters are never reused.
         num_out_points: O, output patterns of spatial mixing.
         ffn_dim: hidden width of the feed-forward network.

@@ -1,6 +1,6 @@
 """StageInteractor's cascade dynamic mixing: own filters, and those of earlier stages again.
 
-Letters: R = B * Q rows (image and query), G groups, D = C / G channels a group, N = P * K sampled
+Letters: R = B * Q rows (image and query), G groups, D = C / G channels per group, N = P * K sampled
 points (P base points times a pattern of K), O output patterns, J reused filters.
 """
 
