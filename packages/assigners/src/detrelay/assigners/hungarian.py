@@ -28,7 +28,7 @@ def total_cost(costs: Sequence[MatchingCost], stage: StagePrediction, targets: T
 
 
 def least_cost_pairs(cost: Table) -> Rows:
-    """The pairs of least total cost of one table [T, Q], in the order of the targets."""
+    """The pairs of minimum total cost of one table [T, Q], in the order of the targets."""
     # queries as rows, the orientation of the published code: it settles ties the same way
     query, target = linear_sum_assignment(cost.astype(np.float64).T)
     order = np.argsort(target, kind="stable")
@@ -36,9 +36,10 @@ def least_cost_pairs(cost: Table) -> Rows:
 
 
 class HungarianAssigner(TableAssigner):
-    """Matches queries to targets at the least total cost, per stage and image.
+    """The Hungarian matcher of DETR: matches queries to targets at the minimum total cost.
 
-    Every target gets one query; where an image has more targets than queries, every query gets one
+    Matching is bipartite, per stage (decoder layer) and image: min(Q, T) pairs for Q queries and T
+    targets. Every target gets one query; where an image has more targets than queries, every query gets one
     target and the rest stay unmatched. Classes and boxes share their pairs, ordered by target.
 
     Args:

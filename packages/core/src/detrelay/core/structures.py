@@ -117,7 +117,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
-    """What one stage claims about every query.
+    """What one stage (a decoder layer with its heads) predicts for every query.
 
     Attributes:
         logits: float [B, Q, K], before the sigmoid.

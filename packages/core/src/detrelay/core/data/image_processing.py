@@ -209,8 +209,8 @@ class DetrelayImageProcessor(TorchvisionBackend):
         """Turn scores and boxes into detections, best first.
 
         The `top_k` best of all query and class pairs are kept: a query may answer with several
-        classes. Nothing is suppressed unless `nms_iou_threshold` is set; then the `top_k` best of
-        those that remain are kept.
+        classes. There is no non-maximum suppression (NMS) unless `nms_iou_threshold` is set; then
+        the `top_k` best of those that remain are kept.
 
         Args:
             outputs: `logits` [B, Q, K] before the sigmoid, `pred_boxes` [B, Q, 4] cxcywh in

@@ -70,7 +70,7 @@ def warmup_steps(steps_per_epoch: int, settings: TrainConfig) -> int:
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: TrainConfig) -> float:
-    """Factor on every learning rate at a step, counted from 0.
+    """The scheduler: a factor on every learning rate at a step, counted from 0.
 
     A linear climb from `warmup_factor` over the warm-up, times `gamma` for each milestone that
     lies behind; or, from the warm-up to the end of the last epoch, half a cosine from 1 to 0.
