@@ -38,9 +38,9 @@ def least_cost_pairs(cost: Table) -> Rows:
 class HungarianAssigner(TableAssigner):
     """The Hungarian matcher of DETR: matches queries to targets at the minimum total cost.
 
-    Matching is bipartite, per stage (decoder layer) and image: min(Q, T) pairs for Q queries and T
-    targets. Every target gets one query; where an image has more targets than queries, every query gets one
-    target and the rest stay unmatched. Classes and boxes share their pairs, ordered by target.
+    Matching is bipartite, per stage (decoder layer) and image. Every target gets one query; where
+    an image has more targets than queries, every query gets one target and the rest stay unmatched:
+    min(Q, T) pairs. Classes and boxes share their pairs, ordered by target.
 
     Args:
         costs: terms of the matching cost; their sum is minimised. The published 2 / 5 / 2 costs

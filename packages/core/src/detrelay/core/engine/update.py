@@ -163,8 +163,8 @@ def assignment_counts(update: Update, groups: Container[str]) -> tuple[list[str]
             if group not in groups:
                 continue
             for index, stage in enumerate(stages):
-                lent = len(stage.classes) - _common(stage.classes, stage.boxes)
-                row = torch.tensor([len(stage.boxes), len(stage.classes), lent]).float()
+                moved = len(stage.classes) - _common(stage.classes, stage.boxes)
+                row = torch.tensor([len(stage.boxes), len(stage.classes), moved]).float()
                 tag = f"{group}/{index}"
                 rows[tag] = rows.get(tag, torch.zeros(3)) + row
     return list(rows), torch.stack([*rows.values(), torch.zeros(3)])[:-1]
