@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +19,14 @@ from safetensors.torch import load_file, save_file
 
 import detrelay.apps.publish as publish_app
 from detrelay.apps.build import load_saved
+from detrelay.assigners import ASSIGNERS
+from detrelay.assigners.costs import COSTS
+from detrelay.core.class_losses import CLASS_LOSSES
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import check_card
 from detrelay.core.hub.citations import citations
 from detrelay.core.hub.folder import CheckedFolder, complete_folder
+from detrelay.core.hub.target_papers import target_papers
 from detrelay.heads import HEADS
 from hub_model import NAMES, small_model, write_run
 from tiny_run import shrink_backbone
@@ -195,6 +200,47 @@ def test_every_head_has_a_paper() -> None:
     assert "AdaMixer" in adamixer
     (deformable,) = citations("detrelay_deformable_detr", None, "fundamentalvision/Deformable-DETR")
     assert "Deformable DETR" in deformable
+
+
+TARGETS = {
+    "model": {"hybrid_queries": 300, "query_groups": 1},
+    "assigner": {
+        "name": "cross_stage",
+        "base": {"name": "union", "costs": ["l1:5", {"name": "high_order"}]},
+    },
+    "loss": {"class_loss": "matchability"},
+    "groups": {"hybrid": {"assigner": {"name": "repeated"}, "loss": {"class_loss": "softmax"}}},
+}
+
+
+def test_training_targets_have_papers() -> None:
+    entries = citations("detrelay_dino", "cross_stage", recipe=TARGETS)
+    keys = [entry.partition("{")[2].partition(",")[0] for entry in entries]
+    assert keys[2:] == [
+        *("jia2023detrs", "peng2025dfine", "pu2023rank", "huang2025deim"),
+        "carion2020end",
+    ]
+    assert all(entry.count("{") == entry.count("}") for entry in entries)
+    assert citations("detrelay_dino", "hungarian", recipe={"assigner": {"name": "hungarian"}}) == (
+        citations("detrelay_dino", None)
+    )
+
+
+def test_every_assigner_loss_cost_and_pass_of_a_paper_is_cited() -> None:
+    plain = {"hungarian", "cross_stage", "focal", "l1", "giou"}
+    recipes: list[dict[str, Any]] = [
+        *({"assigner": {"name": name}} for name in ASSIGNERS if name not in plain),
+        *({"assigner": {"costs": [f"{name}:2"]}} for name in COSTS if name not in plain),
+        *({"loss": {"class_loss": name}} for name in CLASS_LOSSES if name not in plain),
+    ]
+    for recipe in recipes:
+        assert len(target_papers(recipe)) == 1, recipe
+    assert target_papers({"assigner": {"name": "hungarian", "costs": ["focal:2", "l1"]}}) == []
+
+
+def test_the_card_cites_the_training_targets(folder: Path) -> None:
+    change_facts(folder, recipe={"loss": {"class_loss": "varifocal"}})
+    assert "DETRs Beat YOLOs" in complete_card(folder)
 
 
 def test_own_card_is_kept(folder: Path) -> None:

@@ -310,7 +310,7 @@ def _licence(facts: CardFacts) -> str:
 
 def _citation(facts: CardFacts) -> str:
     program = facts.converted.get("program")
-    entries = citations(facts.model.config.model_type, facts.assigner, program)
+    entries = citations(facts.model.config.model_type, facts.assigner, program, facts.recipe)
     if not entries:
         return "## Citation\n\nThe paper of this method is not known to the program."
     return "## Citation\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from detrelay.core.hub.target_papers import target_papers
+
 _STAGEINTERACTOR = """\
 @inproceedings{teng2023stageinteractor,
   title     = {StageInteractor: Query-based Object Detector with Cross-stage Interaction},
@@ -57,14 +62,20 @@ _OF_ASSIGNERS = {"cross_stage": _STAGEINTERACTOR}
 _OF_PROGRAMS = {"MCG-NJU/AdaMixer": _ADAMIXER}  # those whose method is not that of the head
 
 
-def citations(model_type: str, assigner: str | None, program: str | None = None) -> list[str]:
+def citations(
+    model_type: str,
+    assigner: str | None,
+    program: str | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> list[str]:
     """BibTeX entries of the methods at work, each once; a method unknown here has none.
 
     Args:
         model_type: of the model's config.
         assigner: what the model was trained with, if it was trained here.
         program: what wrote the checkpoint that the weights were converted from.
+        recipe: that the model was trained with, if it was trained here.
     """
     method = _OF_PROGRAMS.get(program or "") or _OF_HEADS.get(model_type)
-    found = [method, _OF_ASSIGNERS.get(assigner or "")]
+    found = [method, _OF_ASSIGNERS.get(assigner or ""), *target_papers(recipe or {})]
     return list(dict.fromkeys(entry for entry in found if entry is not None))
