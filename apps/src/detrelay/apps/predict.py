@@ -40,7 +40,7 @@ class Arguments:
     input: str | None = None
     """An image, a folder of images, or a glob pattern in quotes."""
     data: Path | None = None
-    """COCO json, or another data set, whose images to go through; results bear its image ids."""
+    """COCO json, or another data set, whose images to process; results bear its image ids."""
     images: Path | None = None
     """Folder of the images of --data; the json's own surroundings if not named."""
     threshold: float = 0.5
@@ -55,7 +55,7 @@ class Arguments:
 
 
 def predict(arguments: Arguments) -> int:
-    """Go through the images; the exit code."""
+    """Process the images; the exit code."""
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold must lie between 0 and 1, found {arguments.threshold}")
     if arguments.max_pixels < 1:
@@ -152,7 +152,7 @@ def _refuse_damaged_weights(model: DetectorForObjectDetection, folder: Path) -> 
     if damaged:
         raise ValueError(
             f"{folder}: {len(damaged)} of its weights hold NaN or infinite values, such as "
-            f"{damaged[0]}; no image can be gone through with them"
+            f"{damaged[0]}; no image can be processed with them"
         )
 
 

@@ -1,4 +1,4 @@
-"""See again a training step that met a value which is not finite.
+"""Repeat a training step that met a non-finite value.
 
     detrelay replay --file runs/NAME/failures/step_0000123/process_0.safetensors
 
@@ -22,7 +22,7 @@ _NOT_FINITE = 1
 
 @dataclass(frozen=True)
 class Arguments:
-    """Take a failed training step again; ends with code 1 if it fails again."""
+    """Repeat a failed training step; ends with code 1 if it fails again."""
 
     file: Annotated[Path, tyro.conf.arg(metavar="PROCESS_N.safetensors")]
     """The batches of one process, as training saved them."""
@@ -30,7 +30,7 @@ class Arguments:
 
 
 def replay(arguments: Arguments) -> int:
-    """Load and take the step; the exit code."""
+    """Load the batches and repeat the step; the exit code."""
     folder = arguments.file.parent
     for file in (arguments.file, folder / "config.json"):
         if not file.is_file():

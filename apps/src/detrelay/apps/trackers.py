@@ -33,7 +33,7 @@ def start_trackers(
     """Open the run at every tracker.
 
     Raises:
-        RecipeError: one of them cannot start, for want of an account or a network.
+        RecipeError: one of them cannot start, for lack of an account or a network.
     """
     names = recipe.train.trackers
     if not names:

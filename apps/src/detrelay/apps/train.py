@@ -129,7 +129,7 @@ def resolve(arguments: Arguments) -> Recipe:
 
 
 def recipe_for_saved(arguments: Arguments, init: Path) -> Recipe:
-    """The recipe to train a saved model on with; the settings of its head are the model's."""
+    """The recipe for fine-tuning a saved model; the settings of its head are the model's."""
     from detrelay.apps.saved import saved_head, with_saved_settings
 
     head = saved_head(init, arguments.head)
@@ -253,7 +253,7 @@ def run_training(
         accelerator.print(f"{stop}; resume with: {command}", flush=True)
         return 128 + stop.signal_number
     except NonFiniteStep as error:
-        replay = f"; see it again with: detrelay replay --file {shlex.quote(str(error.file))}"
+        replay = f"; reproduce it with: detrelay replay --file {shlex.quote(str(error.file))}"
         print(
             f"error: {error}; the last checkpoint is kept in {output / run_folder.CHECKPOINTS}"
             f"{replay if error.file else ''}",

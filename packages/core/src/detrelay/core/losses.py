@@ -98,12 +98,12 @@ class LossConfig:
         gamma: exponent of the focal loss and cost.
         giou_epsilon: added to the denominators of IoU and GIoU, in losses and matching costs.
         log_epsilon: added inside the logarithms of the class matching cost.
-        class_loss: entry of `CLASS_LOSSES`, or `module:Class` of one's own.
+        class_loss: entry of `CLASS_LOSSES`, or `module:Class` for a custom one.
         class_options: arguments of the class loss, such as `power`.
         class_divisor: divisor of the class loss.
         l1_divisor: divisor of the L1 box loss.
         giou_divisor: divisor of the GIoU box loss.
-        extra_losses: further losses of one's own, `module:Class` or `module:Class:weight`.
+        extra_losses: custom losses, `module:Class` or `module:Class:weight`.
     """
 
     class_weight: float = 2.0

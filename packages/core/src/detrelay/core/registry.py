@@ -1,4 +1,4 @@
-"""Parts by name: an entry of a plain table, or a class of one's own as `module:Class`."""
+"""Parts by name: an entry of a plain table, or a custom class as `module:Class`."""
 
 from __future__ import annotations
 

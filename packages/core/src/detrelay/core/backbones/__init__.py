@@ -63,7 +63,7 @@ def find_backbone_class(name: str) -> Callable[[str, BackboneSettings], Backbone
 
     Args:
         name: a key of `BACKBONES`; a name behind one that ends with a slash, as in
-            "transformers/convnext"; or `module:Class` for a `Backbone` of one's own.
+            "transformers/convnext"; or `module:Class` for a custom `Backbone`.
 
     Raises:
         ValueError: there is no such backbone.

@@ -113,7 +113,7 @@ def load_failure(file: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
 def replay_failure(
     accelerator: Accelerator, file: Path, model: PreTrainedModel, criterion: Criterion
 ) -> None:
-    """Take a failed step again, with this process's batches alone.
+    """Repeat a failed step with this process's batches alone.
 
     Args:
         accelerator: device and precision, as in the run.

@@ -41,7 +41,7 @@ def told_in_one_line(accelerator: Accelerator, resume: str) -> Iterator[None]:
         if _WORKER_DIED.search(reason):
             raise RunFault(
                 f"a process that loads images was killed ({reason[:_LONGEST_REASON]}), perhaps by "
-                f"the system for want of memory, which data.num_workers=0 saves; resume with: "
+                f"the system for lack of memory; data.num_workers=0 needs less; resume with: "
                 f"{resume}"
             ) from error
         is_lost = isinstance(error, torch.distributed.DistError) or _LOST.search(reason)

@@ -49,7 +49,7 @@ class Fit:
     """How a process can share out its images of a step.
 
     Attributes:
-        batch_size: images a pass, the largest number that fits.
+        batch_size: images per pass, the largest number that fits.
         accumulation_steps: passes per step.
     """
 

@@ -324,7 +324,7 @@ class Trainer:
         progress.report(self.position.epoch + 1, shown)
 
     def _assignment_figures(self, update: Update) -> dict[str, dict[str, float]]:
-        """Of each stage: matches an image, and the share of its labels from other stages."""
+        """Of each stage: matches per image, and the share of its labels from other stages."""
         tags, counts = assignment_counts(update, self.parts.criterion.assigners)
         rows = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").tolist()
         return {

@@ -110,7 +110,7 @@ def read_sizes(state: Shapes, head: str, settings: Mapping[str, Any]) -> dict[st
 
 
 def match_variant(sizes: Mapping[str, Any], head: str, requested: str | None) -> str | None:
-    """The published model that has these sizes, None for a model of one's own.
+    """The published model that has these sizes, None for other sizes.
 
     Raises:
         ValueError: `requested` names a variant that is not known, or another one.
