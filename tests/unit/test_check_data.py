@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from detrelay.apps.check_data import Arguments, check_data
+from detrelay.apps.contact_sheet import draw_contact_sheet
+from detrelay.apps.drawing import class_color
 from detrelay.core.data.annotations import Annotations
-from detrelay.core.data.checking import check_split
+from detrelay.core.data.checking import check_pair, check_recurring, check_split, look_at_images
 from detrelay.core.data.places import open_place
 from detrelay.core.data.writing import WRITERS, write_data
 from detrelay.core.errors import DataError
@@ -114,9 +115,16 @@ def faulty(folder: Path) -> Path:
     return folder
 
 
-def test_every_defect_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_defect_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = faulty(tmp_path)
     output = tmp_path / "check"
+    sheets: list[str] = []
+    monkeypatch.setattr(
+        "detrelay.apps.contact_sheet.draw_contact_sheet",
+        lambda _, title, target: sheets.append(f"{title}: {target.name}"),
+    )
     assert check_data(Arguments((str(place),), output=output)) == 3
     shown = capsys.readouterr().out
     for words in (
@@ -138,10 +146,39 @@ def test_every_defect_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert train["images_without_boxes"] == 1
     assert train["boxes_per_category"] == {"wheel": 3, "никто": 0, "door": 3}
     assert sum(train["boxes_by_size"].values()) == 6
-    for split in ("train", "val"):
-        with Image.open(output / f"contact_sheet_{split}.png") as image:
-            assert image.size[0] > 800
-            assert torch.tensor(np.array(image.convert("L"))).float().std() > 10  # not blank
+    assert sheets == [f"{split}: contact_sheet_{split}.png" for split in ("train", "val")]
+
+
+def test_a_contact_sheet_shows_images_boxes_and_histograms(tmp_path: Path) -> None:
+    target = tmp_path / "sheet.png"
+    part = splits(tmp_path, crowd=True)["train"]
+    draw_contact_sheet(part, "train", target)
+    with Image.open(target) as image:
+        sheet = np.array(image.convert("RGB"))
+    assert sheet.shape[1] > 800
+    for color in (class_color(0), class_color(2)):  # boxes, and bars of their category
+        upper, lower = np.split((np.abs(sheet.astype(int) - color) < 8).all(2), 2)
+        assert upper.sum() > 50
+        assert lower.sum() > 500
+
+
+def test_captions_do_not_cover_small_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[str]] = []
+    content = coco_content()
+    content["images"] = [{"id": 11, "file_name": "a.png", "width": 400, "height": 400}]
+    content["annotations"] = [
+        {"id": side, "image_id": 11, "category_id": 3, "bbox": [9, 9, side, 20]}
+        for side in (30, 59, 60, 200)
+    ]
+    write_coco(tmp_path, content)
+    noise_image(400, 400).save(tmp_path / "images" / "a.png")
+    (part,) = open_place(str(tmp_path)).splits.values()
+    monkeypatch.setattr(
+        "detrelay.apps.contact_sheet.draw_boxes",
+        lambda image, boxes, labels, captions: shown.append(captions) or image,
+    )
+    draw_contact_sheet(part, "all", tmp_path / "sheet.png")
+    assert shown == [["", "", "wheel", "wheel"]]
 
 
 def test_images_that_cannot_be_used_are_named(
@@ -205,3 +242,69 @@ def test_crowded_images_and_single_boxes_are_remarked(tmp_path: Path) -> None:
         "a.png"
     ]
     assert found["categories have a single box"] == ["door"]
+
+
+def test_pictures_that_recur_inside_a_split_are_named(tmp_path: Path) -> None:
+    content = coco_content()
+    write_coco(tmp_path, content)
+    images = tmp_path / "images"
+    part = open_place(str(tmp_path)).splits["all"]
+    assert check_recurring(part, look_at_images(part)) is None
+    names = [part.images.name(row) for row in range(len(part))]
+    with Image.open(images / names[0]) as image, Image.open(images / names[2]) as other:
+        image.resize(other.size).save(images / names[2])  # the same picture in another size
+    found = check_recurring(part, look_at_images(part))
+    assert found is not None
+    assert (found.count, found.blocks) == (1, False)
+    (example,) = found.examples
+    assert example.startswith(f"{names[2]} is like {names[0]}: correlation 0.9")
+
+
+def test_a_category_that_outweighs_the_others_is_remarked(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"] = [
+        {"id": row, "image_id": 11, "category_id": 90 if row < 2 else 3, "bbox": [row, 0, 5, 5]}
+        for row in range(11)
+    ]
+    write_coco(tmp_path, content)
+    (part,) = open_place(str(tmp_path)).splits.values()
+    (found,) = check_split(part).defects
+    assert found.what.startswith("boxes of wheel are 82% of all")
+    assert found.count == 9
+
+
+def test_image_sizes_of_training_that_the_held_out_images_lack(tmp_path: Path) -> None:
+    both = splits(tmp_path, crowd=False)
+    looks = {name: look_at_images(part) for name, part in both.items()}
+    sides = [(name, both[name], looks[name]) for name in ("train", "val")]
+    found = {defect.what: defect for defect in check_pair(sides[0], sides[1])}
+    defect = found["images of train have a size that val lacks: another camera?"]
+    sizes = both["train"].sizes.tolist()
+    absent = [size for size in sizes if size != [20, 20]]
+    assert defect.count == len(absent)
+    assert set(defect.examples) == {f"{width}x{height}" for height, width in absent}
+    assert not any("lacks" in d.what for d in check_pair(sides[0], sides[0]))
+
+
+def test_boxes_that_touch_a_border_but_for_rounding_lie_inside(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"] = [
+        {"id": 1, "image_id": 11, "category_id": 3, "bbox": [0, 0, 40.0003, 30.0002]},
+        {"id": 2, "image_id": 11, "category_id": 90, "bbox": [-0.0003, 0, 9, 9]},
+        {"id": 3, "image_id": 11, "category_id": 90, "bbox": [31.5, 0, 9, 9]},
+    ]
+    write_coco(tmp_path, content)
+    (part,) = open_place(str(tmp_path)).splits.values()
+    outside = [d for d in check_split(part).defects if "partly outside" in d.what]
+    assert [(defect.count, len(defect.examples)) for defect in outside] == [(1, 1)]
+
+
+def test_a_split_without_any_box_is_checked(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"] = []
+    write_coco(tmp_path, content)
+    (part,) = open_place(str(tmp_path)).splits.values()
+    checked = check_split(part)
+    assert (checked.boxes, checked.images_without_boxes) == (0, len(part))
+    draw_contact_sheet(part, "all", tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 0

@@ -151,7 +151,7 @@ def report(checks: dict[str, SplitCheck], between: list[Defect]) -> None:
     names = list(
         dict.fromkeys(name for check in checks.values() for name in check.boxes_per_category)
     )
-    width = max([len("without boxes"), *map(len, names)])
+    width = max([len("median per image"), *map(len, names)])
     print(f"\n{'':<{width}}" + "".join(f"{split:>10}" for split in checks))
     rows: list[tuple[str, list[Any]]] = [
         ("images", [check.images for check in checks.values()]),
@@ -161,6 +161,10 @@ def report(checks: dict[str, SplitCheck], between: list[Defect]) -> None:
     rows += [
         (size, [c.boxes_by_size[size] for c in checks.values()])
         for size in ("small", "medium", "large")
+    ]
+    rows += [
+        (f"{figure} per image", [f"{c.boxes_per_image[figure]:g}" for c in checks.values()])
+        for figure in ("median", "max")
     ]
     rows += [(name, [c.boxes_per_category.get(name, 0) for c in checks.values()]) for name in names]
     for title, values in rows:
@@ -215,7 +219,11 @@ def verdict(checks: dict[str, SplitCheck], between: list[Defect]) -> int:
         for name in next(iter(checks.values())).boxes_per_category
         if not any(check.boxes_per_category.get(name) for check in checks.values())
     ]
-    remarks = [f"{defect.count} {defect.what}" for defect in defects]
+    remarks = [
+        f"{split}: {defect.count} {defect.what}"
+        for split, check in checks.items()
+        for defect in check.defects
+    ] + [f"{defect.count} {defect.what}" for defect in between]
     if empty:
         remarks.append(f"{len(empty)} categories have no box anywhere ({', '.join(empty[:5])})")
     remarks += [note for check in checks.values() for note in check.notes]

@@ -13,7 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 from torchvision.transforms.v2 import functional as tv_functional
 
-from detrelay.apps.drawing import draw_boxes
+from detrelay.apps.drawing import class_color, draw_boxes
 from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.decode import read_image
 from detrelay.core.errors import DataError
@@ -22,6 +22,8 @@ _MOST_ROWS, _COLUMNS = 3, 4
 _SIDE = 480
 # More captions would hide the objects; colours tell the categories apart.
 _MOST_CAPTIONS = 30
+# Pixels of a drawn box's longer side under which its caption would cover it.
+_LEAST_CAPTIONED = 60
 _MOST_BARS = 60
 _MOST_CATEGORIES = 20
 
@@ -77,8 +79,10 @@ def _picture(part: Annotations, row: int) -> torch.Tensor:
         part.categories[label].name + (" (crowd)" if part.crowd[box] else "")
         for label, box in zip(labels, rows, strict=True)
     ]
+    large = (boxes[:, 2:] - boxes[:, :2]).max(1).values >= _LEAST_CAPTIONED
     if len(captions) > _MOST_CAPTIONS:
         captions = [""] * len(captions)
+    captions = [text if shown else "" for text, shown in zip(captions, large, strict=True)]
     return draw_boxes(image, boxes, labels, captions)
 
 
@@ -86,7 +90,10 @@ def _histograms(axes: np.ndarray, part: Annotations) -> None:
     names = [category.name for category in part.categories]
     counts = np.bincount(part.box_class, minlength=len(names))
     order = np.argsort(-counts, kind="stable")[:_MOST_CATEGORIES]
-    axes[0].barh([_short(names[row], 20) for row in order[::-1]], counts[order[::-1]])
+    colors = [np.divide(class_color(int(row)), 255) for row in order[::-1]]
+    places = np.arange(len(order))
+    axes[0].barh(places, counts[order[::-1]], color=colors)
+    axes[0].set_yticks(places, [_short(names[row], 20) for row in order[::-1]])
     more = f" (the {_MOST_CATEGORIES} largest)" if len(names) > _MOST_CATEGORIES else ""
     axes[0].set_title(f"boxes by category{more}", fontsize=9)
     per_image = np.bincount(part.box_image, minlength=len(part))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
-    from detrelay.core.data.coco import CocoDataset
+    from detrelay.core.data.coco import AnnotatedImages
     from detrelay.core.data.image_processing import DetrelayImageProcessor
     from detrelay.core.evaluation.recording import Recording
     from detrelay.core.evaluation.tables import Found, GroundTruth
@@ -29,11 +29,11 @@ class Arguments:
     model: Path
     """Folder of a saved model, or its name on the Hub."""
     data: Path
-    """COCO json with the truth."""
+    """Folder or file of annotated images in any known format; its val split, if it has splits."""
     output: Path
     """Folder for the report."""
     images: Path | None = None
-    """Folder of the images; the json's own surroundings if not named."""
+    """Folder of the images; the surroundings of the annotations if not named."""
     head: str | None = None
     """The model's head as module:ConfigClass, for a custom head."""
     assigner: str = "cross_stage"
@@ -63,10 +63,11 @@ def report(arguments: Arguments) -> int:
     from detrelay.apps.evaluate import write_json
     from detrelay.apps.report_page import write_page
     from detrelay.apps.transformers_stages import is_foreign
-    from detrelay.core.data.coco import CocoDataset
+    from detrelay.core.data.coco import AnnotatedImages
+    from detrelay.core.data.places import evaluation_split
     from detrelay.core.evaluation.tables import GroundTruth
 
-    samples = CocoDataset(arguments.data, arguments.images)
+    samples = AnnotatedImages(evaluation_split(str(arguments.data), arguments.images))
     foreign = arguments.head is None and is_foreign(arguments.model)
     look = look_at_foreign if foreign else look_at_own
     recording, model_type = look(samples, arguments)
@@ -103,7 +104,7 @@ def report(arguments: Arguments) -> int:
     return 0
 
 
-def look_at_own(samples: CocoDataset, arguments: Arguments) -> tuple[Recording, str]:
+def look_at_own(samples: AnnotatedImages, arguments: Arguments) -> tuple[Recording, str]:
     """Record all stages of a model of this project over the images; also its type."""
     from accelerate import Accelerator
 
@@ -132,7 +133,7 @@ def look_at_own(samples: CocoDataset, arguments: Arguments) -> tuple[Recording, 
     return record(model, loader, processor, category_ids, classes, losses, arguments), kind
 
 
-def look_at_foreign(samples: CocoDataset, arguments: Arguments) -> tuple[Recording, str]:
+def look_at_foreign(samples: AnnotatedImages, arguments: Arguments) -> tuple[Recording, str]:
     """Record all stages of a model of transformers over the images; also its type."""
     import torch
 
@@ -166,7 +167,7 @@ def look_at_foreign(samples: CocoDataset, arguments: Arguments) -> tuple[Recordi
     return recording, str(model.config.model_type)
 
 
-def number_of_images(samples: CocoDataset, arguments: Arguments) -> int:
+def number_of_images(samples: AnnotatedImages, arguments: Arguments) -> int:
     """How many images are looked at."""
     return min(len(samples), arguments.num_images or len(samples))
 

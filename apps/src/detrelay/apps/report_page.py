@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from detrelay.apps.charts import save
 from detrelay.apps.drawing import draw_boxes
-from detrelay.core.data.coco import CocoDataset
+from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.evaluation.cascade import SIZES
 from detrelay.core.evaluation.tables import Found, GroundTruth
 from detrelay.core.evaluation.tide import KINDS, MEANINGS
@@ -64,7 +64,7 @@ class Section:
 
 def write_page(
     figures: dict[str, Any],
-    samples: CocoDataset,
+    samples: AnnotatedImages,
     truth: GroundTruth,
     found: Sequence[Found],
     folder: Path,
@@ -375,7 +375,7 @@ def _errors(figures: dict[str, Any]) -> Section:
 
 
 def _gallery(
-    figures: dict[str, Any], samples: CocoDataset, truth: GroundTruth, found: Sequence[Found]
+    figures: dict[str, Any], samples: AnnotatedImages, truth: GroundTruth, found: Sequence[Found]
 ) -> list[Section]:
     index = {image_id: row for row, image_id in enumerate(samples.image_ids)}
     sections = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from detrelay.core.data.coco import CocoDataset
+from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.errors import one_line
 from detrelay.core.hub.fetch import model_folder
 from detrelay.core.structures import StageGroup, StagePrediction
@@ -129,7 +129,7 @@ def load_foreign(source: Path) -> tuple[ForeignDetector, Any]:
 
 
 def foreign_categories(
-    model: ForeignDetector, samples: CocoDataset, source: Path
+    model: ForeignDetector, samples: AnnotatedImages, source: Path
 ) -> tuple[list[int], list[int]]:
     """Category id of the data by class index of the model, and class index by that of the data.
 
@@ -153,7 +153,7 @@ def foreign_categories(
 
 
 def foreign_batches(
-    samples: CocoDataset, processor: Any, indices: Sequence[int]
+    samples: AnnotatedImages, processor: Any, indices: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """One image at a time, prepared by the model's own processor: no padding, no doubt."""
     for index in indices:

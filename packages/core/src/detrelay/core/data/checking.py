@@ -19,12 +19,18 @@ from detrelay.core.errors import DataError
 # COCO's borders between small, medium and large objects: areas in pixels.
 _AREAS = (32**2, 96**2)
 _TINY_SIDE = 4.0
+# Pixels by which a box that touches a border may pass it: YOLO's fractions are rounded.
+_ROUNDING = 0.1
 # COCO's evaluation looks at so many detections of an image and category.
 _MOST_BOXES = 100
 _DOUBLED_IOU = 0.9
 # Side of the grey thumbnails that are compared; two shots of one scene correlate above this.
 _THUMBNAIL = 32
 _NEARLY_SAME = 0.9
+# One category with more of the boxes than this outweighs the others in training.
+_MOSTLY = 0.8
+# An image size as frequent as this in training should occur among the images that are evaluated.
+_FREQUENT = 0.1
 _EXAMPLES = 5
 _BLOCK = 1024
 
@@ -121,7 +127,7 @@ def _box_defects(
     limits = part.sizes[part.box_image][:, ::-1]
     flat = (size <= 0).any(1)
     outside = ~flat & ((low >= limits) | (low + size <= 0)).any(1)
-    partly = ~flat & ~outside & ((low < 0) | (low + size > limits)).any(1)
+    partly = ~flat & ~outside & ((low < -_ROUNDING) | (low + size > limits + _ROUNDING)).any(1)
     tiny = ~flat & (size < _TINY_SIDE).any(1)
     found = {
         "boxes without area": flat,
@@ -151,6 +157,11 @@ def _count_defects(
     single = [category.name for category, count in pairs if count == 1]
     if single and len(part) > 1:
         defects.append(Defect("categories have a single box", len(single), single[:_EXAMPLES]))
+    share = max(per_category, default=0) / max(1, sum(per_category))
+    if share > _MOSTLY and sum(count > 0 for count in per_category) > 1:
+        name = part.categories[int(np.argmax(per_category))].name
+        what = f"boxes of {name} are {share:.0%} of all: the figures of the others say more"
+        defects.append(Defect(what, max(per_category)))
     return defects
 
 
@@ -165,10 +176,12 @@ def _doubled(part: Annotations) -> NDArray[np.bool_]:
     from torchvision.ops import box_iou
 
     result = np.zeros(len(part.box_ids), dtype=np.bool_)
+    if len(result) == 0:
+        return result
     order = np.lexsort((part.box_class, part.box_image))
     keys = np.stack([part.box_image[order], part.box_class[order]], axis=1)
     changes = (keys[1:] != keys[:-1]).any(1)
-    starts = [0, *(np.flatnonzero(changes) + 1).tolist()] if len(keys) else []
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist()]
     corners = part.boxes_xywh.copy()
     corners[:, 2:] += corners[:, :2]
     for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
@@ -273,6 +286,17 @@ def check_pair(
     if unknown := sorted(asked - learned):
         what = f"categories of {other[0]} have no box in {train[0]}"
         defects.append(Defect(what, len(unknown), unknown[:_EXAMPLES]))
+    sizes, times = np.unique(train[1].sizes, axis=0, return_counts=True)
+    present = set(map(tuple, other[1].sizes.tolist()))
+    absent = [
+        row
+        for row in np.argsort(-times, kind="stable").tolist()
+        if times[row] > _FREQUENT * len(train[1]) and tuple(sizes[row].tolist()) not in present
+    ]
+    if absent:
+        examples = [f"{sizes[row][1]}x{sizes[row][0]}" for row in absent[:_EXAMPLES]]
+        what = f"images of {train[0]} have a size that {other[0]} lacks: another camera?"
+        defects.append(Defect(what, int(times[absent].sum()), examples))
     return defects
 
 
