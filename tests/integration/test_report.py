@@ -42,7 +42,7 @@ def test_report_is_one_page_and_its_figures(
     output = tmp_path / "report"
     code, out, err = command(
         report.report, report.Arguments, capsys,
-        *("--model", run / "last", "--data", coco_folder / "val.json", "--output", output),
+        *("--model", run / "last", "--data", coco_folder, "--output", output),  # its split val
         *("--gallery", "1", "--backend", "hotcoco"),
     )  # fmt: skip
     assert code == 0, err
