@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+from detrelay.core.data.sizes import DIVISOR as DIVISOR
+from detrelay.core.data.sizes import padded_size as padded_size
 
 
 class EncodedSample(TypedDict):
@@ -35,29 +38,6 @@ class Batch(TypedDict):
     pixel_values: Tensor
     pixel_mask: Tensor
     labels: list[dict[str, Tensor]]
-
-
-# of most released programs; a model's own stands in its image processor
-DIVISOR = 32
-
-
-def padded_size(sizes: Iterable[tuple[int, int]], divisor: int) -> tuple[int, int]:
-    """The (height, width) of a batch: its largest sides, rounded up to multiples of `divisor`.
-
-    Args:
-        sizes: (height, width) of each image, pixels.
-        divisor: what both sides must be a multiple of, pixels; 1 pads to the largest image only.
-
-    Raises:
-        ValueError: `divisor` is below 1.
-    """
-    if divisor < 1:
-        raise ValueError(f"the size divisor must be at least 1 pixel, found {divisor}")
-    heights, widths = zip(*sizes, strict=True)
-    return (
-        -(-max(heights) // divisor) * divisor,
-        -(-max(widths) // divisor) * divisor,
-    )
 
 
 def collate(items: Sequence[EncodedSample], *, divisor: int = DIVISOR) -> Batch:

@@ -28,18 +28,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from detrelay.core.data.formats import FORMATS
 from detrelay.core.data.formats import MAX_PIXELS as MAX_PIXELS
 from detrelay.core.errors import DataError, one_line
 
+if TYPE_CHECKING:  # exported detectors read images without torch
+    from torch import Tensor
+
+Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 Source = str | os.PathLike[str] | bytes | io.BytesIO
 _Result = TypeVar("_Result")
 # Pillow's modules whose name is another one than that of their format
@@ -78,10 +80,21 @@ def read_image(
         ImageError: the file cannot be read, is of no known format, damaged, too large, of another
             size, or holds pixels of a kind that has no known white.
     """
+    return _to_tensor(read_pixels(source, size=size, max_pixels=max_pixels, name=name))
+
+
+def read_pixels(
+    source: Source,
+    *,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> Pixels:
+    """The same as uint8 [H, W, 3]."""
     called, file = _openable(source, name)
     _lift_limit(max_pixels)
 
-    def read() -> Tensor:
+    def read() -> Pixels:
         with Image.open(file, formats=_readable()) as image:
             return _upright_pixels(called, image, size, max_pixels)
 
@@ -112,6 +125,11 @@ def pixels_of_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tens
     Raises:
         ImageError: as in `read_image`.
     """
+    return _to_tensor(image_to_pixels(image, max_pixels=max_pixels))
+
+
+def image_to_pixels(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """The same as uint8 [H, W, 3]."""
     name = str(getattr(image, "filename", "") or "the image")
     return _guarded(name, lambda: _upright_pixels(name, image, None, max_pixels))
 
@@ -131,12 +149,20 @@ def pixels_of_array(array: NDArray[Any] | Tensor, *, channels_last: bool | None 
         ImageError: the array has another shape or type.
     """
     last = array.ndim == 2 or has_channels_last(array, channels_last)
-    if isinstance(array, Tensor):
-        if array.dtype == torch.uint8 and not last and array.shape[0] == 3:
-            return array.contiguous()
-        if array.dtype == torch.bfloat16:  # numpy has none
-            array = array.float()
-        return pixels_of_array(array.cpu().numpy(), channels_last=last).to(array.device)
+    if isinstance(array, np.ndarray):
+        return _to_tensor(array_to_pixels(array, channels_last=last))
+    import torch
+
+    if array.dtype == torch.uint8 and not last and array.shape[0] == 3:
+        return array.contiguous()
+    if array.dtype == torch.bfloat16:  # numpy has none
+        array = array.float()
+    return pixels_of_array(array.cpu().numpy(), channels_last=last).to(array.device)
+
+
+def array_to_pixels(array: NDArray[Any], *, channels_last: bool | None = None) -> Pixels:
+    """The same of an array of numpy, as uint8 [H, W, 3]."""
+    last = array.ndim == 2 or has_channels_last(array, channels_last)
     if array.dtype not in (np.bool_, np.uint8, np.uint16):
         raise ImageError(
             f"an image array must hold uint8, uint16 or bool, found {array.dtype}: it does not say "
@@ -151,7 +177,7 @@ def pixels_of_array(array: NDArray[Any] | Tensor, *, channels_last: bool | None 
         array = array[..., 0] if array.shape[-1] == 1 else array
     if 0 in array.shape:
         raise ImageError(f"an image array must hold pixels, found shape {list(array.shape)}")
-    return _to_tensor(_flat(Image.fromarray(np.ascontiguousarray(array))))
+    return np.array(_flat(Image.fromarray(np.ascontiguousarray(array))))
 
 
 def has_channels_last(array: NDArray[Any] | Tensor, channels_last: bool | None) -> bool:
@@ -159,7 +185,7 @@ def has_channels_last(array: NDArray[Any] | Tensor, channels_last: bool | None) 
     shape = tuple(array.shape)
     if len(shape) == 3 and channels_last is None:
         first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
-        channels_last = last and not (first and isinstance(array, Tensor))
+        channels_last = last and not (first and not isinstance(array, np.ndarray))
     if len(shape) != 3 or shape[2 if channels_last else 0] not in _CHANNELS:
         raise ImageError(
             f"an image array must be [height, width], or have an axis of 1, 3 or 4 channels "
@@ -236,7 +262,7 @@ def _lift_limit(max_pixels: int) -> None:
 
 def _upright_pixels(
     name: str, image: Image.Image, size: tuple[int, int] | None, max_pixels: int
-) -> Tensor:
+) -> Pixels:
     """Pixels of an opened image, turned upright unless only the stored image has `size`."""
     width, height = stored = image.size
     if width * height > max_pixels:
@@ -259,7 +285,7 @@ def _upright_pixels(
     # Pillow spreads a PGM's values to 16 bits, though it calls them 32-bit integers
     if chosen.mode.startswith("I;16") or (chosen.mode == "I" and image.format == "PPM"):
         chosen = _deep_grey(name, chosen, bits, transparency)
-    return _to_tensor(_flat(chosen))
+    return np.array(_flat(chosen))
 
 
 def _bits_per_sample(image: Image.Image) -> int:
@@ -316,5 +342,7 @@ def _flat(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+def _to_tensor(pixels: Pixels) -> Tensor:
+    import torch
+
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

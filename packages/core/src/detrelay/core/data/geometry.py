@@ -15,29 +15,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tv_functional
 
 from detrelay.core.data.coco import Sample
+from detrelay.core.data.sizes import resized_shape as resized_shape
 
 # where no image of a mosaic lies
 _GREY = 114
-
-
-def resized_shape(
-    height: int, width: int, short_side: int, max_size: int | None
-) -> tuple[int, int]:
-    """The (height, width) that keeps the aspect and makes the short side `short_side`, pixels.
-
-    Where the long side would exceed `max_size`, the short side becomes the nearest whole number
-    that keeps it within (DETR's rule; its rounding can leave the long side one or two pixels
-    above). The long side is cut to a whole number. A sliver whose short side becomes one pixel is
-    no longer than `max_size` either, at the cost of its aspect.
-    """
-    short, long = min(height, width), max(height, width)
-    if max_size is not None and long / short * short_side > max_size:
-        # a sliver of an image must not vanish
-        short_side = max(1, round(max_size * short / long))
-    other = long if short == short_side else int(short_side * long / short)
-    if short_side == 1 and max_size is not None:
-        other = min(other, max_size)
-    return (other, short_side) if height > width else (short_side, other)
 
 
 def make_mosaic(samples: Sequence[Sample], tile: int) -> Sample:
