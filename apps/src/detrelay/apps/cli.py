@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "compare runs that exist: means, intervals and differences",
     "predict": "detect objects in images, draw them, write them down",
     "convert": "turn a checkpoint of a released program into a model folder",
+    "export": "write a saved model for onnxruntime, OpenVINO or torch.export, and measure it",
     "check-data": "count, check, draw and convert annotated images",
     "publish": "publish a saved model on the Hugging Face Hub",
     "replay": "take a training step again that was not finite",

@@ -27,8 +27,7 @@ from detrelay.core.data.decode import MAX_PIXELS
 from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_sources import pixels_of_any
 from detrelay.core.errors import NonFiniteOutput
-
-_NMS_CANDIDATES = 10_000  # best pairs of an image that can suppress each other, as in DETA
+from detrelay.core.export.detections import NMS_CANDIDATES
 
 
 class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
@@ -246,7 +245,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
         num_classes = logits.shape[-1]
         # Stable, so that equal scores rank alike on every device
         scores, order = logits.sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
-        count = top_k if self.nms_iou_threshold is None else _NMS_CANDIDATES
+        count = top_k if self.nms_iou_threshold is None else NMS_CANDIDATES
         results = []
         for image, (image_scores, pairs) in enumerate(
             zip(scores[:, :count], order[:, :count], strict=True)

@@ -1,0 +1,104 @@
+"""An exported folder: traced, written, opened again, measured, and only then under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.engine.atomic_folder import aside_of, remove, replace, sync
+from detrelay.core.export import runtimes
+from detrelay.core.export.comparison import compare, measure, shapes_of
+from detrelay.core.export.detector import ExportedDetector, Facts
+from detrelay.core.export.pixels import PixelSettings
+from detrelay.core.export.report import Bounds, ExportReport, Precision
+from detrelay.core.export.writing import trace, write
+
+# what measures AP of both: it is given the exported detector
+Measure = Callable[[ExportedDetector], Precision]
+
+
+class ExportRefused(ValueError):
+    """An exported file differs from its model by more than was allowed."""
+
+
+def export_detector(
+    model: DetectorForObjectDetection,
+    processor: DetrelayImageProcessor,
+    name: str,
+    output: Path,
+    bounds: Bounds,
+    *,
+    measure_ap: Measure | None = None,
+    keep_refused: bool = False,
+) -> ExportReport:
+    """Write a folder for `ExportedDetector`, if its file does what the model does.
+
+    Args:
+        model: in float32, on the CPU.
+        processor: its image processor.
+        name: the format.
+        output: the folder; one of that name is replaced.
+        bounds: the largest differences allowed.
+        measure_ap: measures AP of both.
+        keep_refused: where a difference is larger, write the folder as `OUTPUT.refused`.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ExportRefused: a difference is beyond its bound.
+        ValueError: the model, its image processor or the format cannot be exported.
+    """
+    kind = runtimes.find_format(name)
+    runtimes.require(name, (*kind.to_write, *kind.to_run))
+    config = model.config
+    facts = Facts(name, config.class_names, config.category_ids, PixelSettings.of(processor))
+    aside = aside_of(output)
+    aside.mkdir(parents=True, exist_ok=True)
+    try:
+        particular = write(trace(model), name, aside)
+        facts.write(aside)
+        report = _report(model, aside, particular, bounds, measure_ap)
+        report.write(aside)
+        if beyond := "; ".join(report.refusals()):
+            kept = output.with_name(f"{output.name}.refused")
+            if keep_refused:
+                sync(aside)
+                replace(aside, kept)
+            end = f"kept as {kept}" if keep_refused else "--keep-refused keeps it for a look"
+            raise ExportRefused(
+                f"{output}: not written, since {kind.file} differs from its model: {beyond}; {end}"
+            )
+        sync(aside)
+        replace(aside, output)
+    finally:
+        if aside.exists():
+            remove(aside)
+    return report
+
+
+def _report(
+    model: DetectorForObjectDetection,
+    folder: Path,
+    particular: Mapping[str, Any],
+    bounds: Bounds,
+    measure_ap: Measure | None,
+) -> ExportReport:
+    """Measure what a folder holds."""
+    exported = ExportedDetector(folder, threads=1)
+    name = exported.format
+    shapes = shapes_of(exported.pixels.shortest_edge)
+    return ExportReport(
+        format=name,
+        file=runtimes.find_format(name).file,
+        bytes=sum(path.stat().st_size for path in folder.glob("model.*")),
+        facts=dict(particular),
+        versions=runtimes.versions(name),
+        bounds=bounds,
+        differences=compare(model, exported.run, shapes),
+        times=measure(model, exported.run, shapes[0]),
+        precision=measure_ap(exported) if measure_ap else None,
+    )

@@ -1,0 +1,149 @@
+"""What was measured of an exported file, beside it as json and as a page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from detrelay.core.export.comparison import Difference, Times
+
+JSON, PAGE = "report.json", "report.md"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest differences with which a file is still written.
+
+    Attributes:
+        logits: of class scores before the sigmoid.
+        boxes: of boxes in units of the image.
+        ap: of AP as a fraction.
+    """
+
+    logits: float
+    boxes: float
+    ap: float
+
+
+@dataclass(frozen=True)
+class Precision:
+    """AP of both on one data set, as fractions.
+
+    Attributes:
+        data: which.
+        images: how many.
+        model: AP of the model in PyTorch, with its image processor.
+        file: AP of the exported file, with the pixels of `ExportedDetector`.
+        interval: of the difference file - model: 95 % of the differences where the images are
+            drawn again with replacement, the same for both.
+    """
+
+    data: str
+    images: int
+    model: float
+    file: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Everything that was found out about an exported file.
+
+    Attributes:
+        format: a key of `FORMATS`.
+        file: its name.
+        bytes: its size, with what belongs to it.
+        facts: what is particular to the format, such as the opset.
+        versions: of the packages that wrote and ran it.
+        bounds: the largest differences allowed.
+        differences: at every shape and batch size.
+        times: of both.
+        precision: of both on a data set; None where none was named.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    facts: dict[str, Any]
+    versions: dict[str, str]
+    bounds: Bounds
+    differences: list[Difference]
+    times: Times
+    precision: Precision | None
+
+    @property
+    def logits(self) -> float:
+        """The largest difference of class scores."""
+        return max(difference.logits for difference in self.differences)
+
+    @property
+    def boxes(self) -> float:
+        """The largest difference of boxes."""
+        return max(difference.boxes for difference in self.differences)
+
+    def refusals(self) -> list[str]:
+        """What is beyond its bound, in words; empty if nothing is."""
+        found = [
+            (name, value, bound)
+            for name, value, bound in (
+                ("logits", self.logits, self.bounds.logits),
+                ("boxes", self.boxes, self.bounds.boxes),
+                ("AP", self._ap_difference(), self.bounds.ap),
+            )
+            if not value <= bound
+        ]
+        return [f"{name} by {value:.2g} (bound {bound:g})" for name, value, bound in found]
+
+    def _ap_difference(self) -> float:
+        return abs(self.precision.file - self.precision.model) if self.precision else 0.0
+
+    def write(self, folder: Path) -> None:
+        """Write both files into a folder."""
+        content = {**asdict(self), "beyond_bounds": self.refusals()}
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (folder / JSON).write_text(text + "\n", encoding="utf-8")
+        (folder / PAGE).write_text(self.page(), encoding="utf-8")
+
+    def page(self) -> str:
+        """The report in Markdown."""
+        times = self.times
+        ratio = times.model_seconds / times.file_seconds
+        facts = ", ".join(
+            f"{name} {value}" for name, value in {**self.facts, **self.versions}.items()
+        )
+        lines = [
+            f"# {self.file}",
+            "",
+            f"{self.bytes / 1e6:.1f} MB, {facts}.",
+            "",
+            f"Largest differences from PyTorch: logits {self.logits:.1e} (bound "
+            f"{self.bounds.logits:g}), boxes {self.boxes:.1e} (bound {self.bounds.boxes:g}).",
+            "",
+            "| batch | height | width | logits | boxes |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {found.batch} | {found.height} | {found.width} | {found.logits:.1e} | "
+                f"{found.boxes:.1e} |"
+                for found in self.differences
+            ),
+            "",
+            f"One image of {times.height} x {times.width} on one CPU thread: "
+            f"{times.model_seconds * 1e3:.0f} ms in PyTorch, {times.file_seconds * 1e3:.0f} ms "
+            f"exported, {ratio:.2f} times as fast (medians of {times.rounds}, load of the machine "
+            f"{'not known' if times.load is None else f'{times.load:.1f}'}).",
+        ]
+        if self.precision is not None:
+            found = self.precision
+            low, high = found.interval
+            lines += [
+                "",
+                f"AP on {found.data} ({found.images} images): {100 * found.model:.2f} in PyTorch, "
+                f"{100 * found.file:.2f} exported, difference "
+                f"{100 * (found.file - found.model):+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] "
+                f"(bound {100 * self.bounds.ap:g}).",
+            ]
+        if self.refusals():
+            lines += ["", f"**Beyond its bounds: {'; '.join(self.refusals())}.**"]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,163 @@
+"""What runs an exported file: pixels in, class scores and boxes out. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detrelay.core.errors import unknown_name
+
+INPUTS = ("pixel_values", "pixel_mask")
+OUTPUTS = ("logits", "pred_boxes")
+Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
+Run = Callable[[NDArray[np.float32], NDArray[np.int64]], Arrays]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of exported file.
+
+    Attributes:
+        file: its name in the folder.
+        opens: from the file and a number of threads (None: the runtime's choice) to what runs it.
+        to_run: packages that run it.
+        to_write: packages that write it.
+        extra: the extra of this project that installs them; None where nothing is needed.
+    """
+
+    file: str
+    opens: Callable[[Path, int | None], Run]
+    to_run: tuple[str, ...]
+    to_write: tuple[str, ...]
+    extra: str | None
+
+
+def find_format(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in FORMATS:
+        raise ValueError(unknown_name("format", name, FORMATS))
+    return FORMATS[name]
+
+
+def require(name: str, packages: tuple[str, ...]) -> None:
+    """Refuse to begin without the packages that a format needs.
+
+    Raises:
+        ValueError: one is not installed.
+    """
+    missing = []
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        extra = find_format(name).extra
+        wanted = f"'detrelay[{extra}]'" if extra else " ".join(missing)
+        raise ValueError(
+            f"the format {name} needs {', '.join(missing)}, not installed here: "
+            f"pip install {wanted}"
+        )
+
+
+def open_file(name: str, file: Path, threads: int | None = None) -> Run:
+    """Make an exported file ready to run.
+
+    Args:
+        name: its format.
+        file: where it is.
+        threads: CPU threads of an image; None leaves it to the runtime.
+
+    Raises:
+        ValueError: the format or its runtime is missing, or the file is none of it.
+    """
+    kind = find_format(name)
+    require(name, kind.to_run)
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; export the model again")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, found {threads}")
+    try:
+        return kind.opens(file, threads)
+    except Exception as error:  # what the runtimes raise on damaged files has no common base
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file}: cannot be opened as {name}: {line}") from error
+
+
+def versions(name: str) -> dict[str, str]:
+    """Versions of the packages of a format, by name."""
+    kind = find_format(name)
+    return {package: version(package) for package in ("torch", *kind.to_write, *kind.to_run)}
+
+
+def _open_onnx(file: Path, threads: int | None) -> Run:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(pixel_values: NDArray[np.float32], pixel_mask: NDArray[np.int64]) -> Arrays:
+        feed = dict(zip(INPUTS, (pixel_values, pixel_mask), strict=True))
+        logits, boxes = session.run(list(OUTPUTS), feed)
+        return logits, boxes
+
+    return run
+
+
+def _open_openvino(file: Path, threads: int | None) -> Run:
+    openvino = importlib.import_module("openvino")
+    # where a CPU has bf16, OpenVINO would compute in it unasked
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+
+    def run(pixel_values: NDArray[np.float32], pixel_mask: NDArray[np.int64]) -> Arrays:
+        # by place: names are kept by the conversion from ONNX only
+        found = compiled([pixel_values, pixel_mask])
+        return found[0].copy(), found[1].copy()
+
+    return run
+
+
+def _open_torch(file: Path, threads: int | None) -> Run:
+    import torch
+
+    module = torch.export.load(str(file)).module()
+
+    def run(pixel_values: NDArray[np.float32], pixel_mask: NDArray[np.int64]) -> Arrays:
+        before = torch.get_num_threads()  # one number for the whole process
+        torch.set_num_threads(threads or before)
+        try:
+            with torch.no_grad():
+                logits, boxes = module(torch.from_numpy(pixel_values), torch.from_numpy(pixel_mask))
+        finally:
+            torch.set_num_threads(before)
+        return logits.numpy(), boxes.numpy()
+
+    return run
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "onnx": Format(
+            "model.onnx", _open_onnx, ("onnxruntime",), ("onnx", "onnxscript"), "export"
+        ),
+        "openvino": Format("model.xml", _open_openvino, ("openvino",), (), "openvino"),
+        "torch-export": Format("model.pt2", _open_torch, ("torch",), (), None),
+    }
+)
