@@ -224,6 +224,8 @@ FIGURES = {
         "deformable_detr_refine_r50_50e": "AP 46.2, AP small 28.3, medium 49.2, large 61.5"
     },
     ("dino", "r50_4scale"): {
+        "align_detr_r50_12e": "AP 50.3, AP50 67.9, AP75 54.8",
+        "stable_dino_r50_12e": "AP 50.4",
         "dino_r50_4scale_12e": "AP 49.0",
         "dino_r50_4scale_24e": "AP 50.4",
         "dino_r50_4scale_36e": "AP 50.9",
