@@ -20,6 +20,7 @@ from PIL import Image
 from detrelay.apps import export as export_app
 from detrelay.core.data.decode import ImageError
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.engine.checkpoint import save_model
 from detrelay.core.errors import NonFiniteOutput
 from detrelay.core.export import folder as export_folder
 from detrelay.core.export.comparison import compare, measure, shapes_of
@@ -311,6 +312,43 @@ def test_a_traced_head_takes_any_size(tmp_path: Path) -> None:
     for found in compare(model, run, shapes_of(96)):
         assert found.logits < 1e-5
         assert found.boxes < 1e-6
+
+
+@pytest.mark.slow
+def test_the_command_measures_ap_of_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = {"id2label": {0: "a", 1: "b"}, "category_ids": [3, 7]}
+    config = small_head_config(
+        "deformable_detr_one_level", encoder_layers=1, decoder_layers=1, **classes
+    )
+    processor = DetrelayImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})  # type: ignore[arg-type]
+    save_model(HEADS["deformable_detr"].model(config), processor, {}, tmp_path / "model")
+    content: dict[str, Any] = {
+        "images": [{"id": 4, "file_name": "4.png", "width": 70, "height": 50}],
+        "annotations": [
+            {"id": 1, "image_id": 4, "category_id": 7, "bbox": [20, 15, 30, 20], "area": 600}
+        ],
+        "categories": [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}],
+    }
+    Image.fromarray(noise(50, 70)).save(tmp_path / "4.png")
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    arguments = export_app.Arguments(
+        tmp_path / "model",
+        "torch-export",
+        tmp_path / "out",
+        data=tmp_path / "val.json",
+        images=tmp_path,
+    )
+    assert export_app.export(arguments) == 0
+    assert "AP on val.json (1 images)" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert len(report["differences"]) == 15
+    assert abs(report["precision"]["file"] - report["precision"]["model"]) <= 0.001
+    detector = ExportedDetector(tmp_path / "out")
+    assert detector.category_ids == [3, 7]
+    assert detector.class_names == ["a", "b"]
+    assert len(detector(tmp_path / "4.png", 0.0, 5)[0]["scores"]) == 5
 
 
 @pytest.mark.slow
