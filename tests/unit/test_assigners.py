@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detrelay.assigners import ASSIGNERS, CrossStageAssigner, HungarianAssigner, build_assigners
 from detrelay.assigners.costs import FocalClassCost, GIoUBoxCost, L1BoxCost
@@ -130,6 +132,34 @@ def test_labels_stay_with_the_query_index() -> None:
     somewhere = set().union(*(as_set(a.boxes) for a in own))
     for assignment in CrossStageAssigner(window=(None, None), iou_threshold=0)(stages, targets):
         assert as_set(assignment.classes) == somewhere
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the names of the operators that run; masks as indices are "masked"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [at for at in args[1] if at is not None] if name == "index" else []
+        self.names["masked" if any(at.dtype == torch.bool for at in masks) else name] += 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("leak", [False, True])
+def test_labels_are_handed_on_without_waiting_for_the_device(leak: bool) -> None:
+    stages, targets = make_stages(stages=5), make_targets((4, 3))
+    own = HungarianAssigner()(stages, targets)
+    with Calls() as calls:
+        CrossStageAssigner(lambda *_: own, iou_threshold=0.1, leak=leak)(stages, targets)
+    # each of these waits for results of the device before the next operator can be queued
+    waiting = {"masked", "nonzero", "unique_dim", "_local_scalar_dense"}
+    assert not waiting & calls.names.keys()
+    assert calls.names["index"] <= len(stages) + 1  # the boxes of each stage, and the targets'
 
 
 def test_any_base_assigner_serves() -> None:

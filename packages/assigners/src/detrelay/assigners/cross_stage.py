@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from detrelay.assigners.hungarian import HungarianAssigner
 from detrelay.assigners.rank_weighted import RankWeightedAssigner
@@ -104,8 +108,12 @@ class CrossStageAssigner:
                 f"give one, or one per stage"
             )
         own = self.base(stages, targets)
+        handed_on = _HandedOn.of(own, leak=self.leak)
+        passes = self._passes(stages, targets, handed_on)
+        learned = [self._learned(index, passes[index], handed_on) for index in range(count)]
+        classes = _pairs_on(targets.image.device, learned)
         return [
-            Assignment(classes=self._classes(index, stages[index], own, targets), boxes=pairs.boxes)
+            Assignment(classes=classes[index], boxes=pairs.boxes)
             if self._serves(index, count)
             else pairs
             for index, pairs in enumerate(own)
@@ -116,33 +124,113 @@ class CrossStageAssigner:
             return True
         return (index < count // 2) == (self.scope == "early")
 
-    def _classes(
-        self, index: int, stage: StagePrediction, own: Sequence[Assignment], targets: Targets
-    ) -> Pairs:
+    def _passes(
+        self, stages: Sequence[StagePrediction], targets: Targets, handed_on: _HandedOn
+    ) -> NDArray[np.bool_]:
+        """Which labels the overlap of each stage's boxes lets pass, [S, R], in one transfer."""
+        where = torch.from_numpy(
+            np.stack([handed_on.image, handed_on.judged_query, handed_on.judged_target])
+        )
+        image, query, target = where.to(targets.image.device).unbind()
+        predicted = cxcywh_to_xyxy(torch.stack([stage.boxes[image, query] for stage in stages]))
+        target_boxes = cxcywh_to_xyxy(targets.boxes[target]).to(predicted.dtype)
+        overlaps = iou(predicted, target_boxes)
+        thresholds = self.thresholds * (len(stages) if len(self.thresholds) == 1 else 1)
+        passes: NDArray[np.bool_] = (
+            torch.stack(
+                [
+                    overlap >= least if self.inclusive else overlap > least
+                    for overlap, least in zip(overlaps, thresholds, strict=True)
+                ]
+            )
+            .cpu()
+            .numpy()
+        )
+        return passes
+
+    def _learned(
+        self, index: int, passes: NDArray[np.bool_], handed_on: _HandedOn
+    ) -> tuple[NDArray[np.int64], ...]:
+        """Image, query and target of the class pairs of a stage, ordered by target and query."""
         first, last = self.window
-        start = 0 if first is None else max(0, index + first)
-        stop = len(own) if last is None else min(len(own), index + last + 1)
-        kept = []
-        for source_stage in range(start, stop):
-            pairs = own[source_stage].classes
-            predicted = cxcywh_to_xyxy(stage.boxes[pairs.image, pairs.query])
-            target = cxcywh_to_xyxy(targets.boxes[pairs.target]).to(predicted.dtype)
-            if source_stage == index and self.keep_own:
-                kept.append(pairs)
-            else:
-                kept.append(pairs.select(self._passes(index, iou(predicted, target))))
-            if self.leak:
-                near = self._passes(index, iou(predicted, target[:, None]))
-                learner, source = (near & (pairs.image[:, None] == pairs.image)).nonzero().unbind(1)
-                kept.append(Pairs(pairs.image[learner], pairs.query[learner], pairs.target[source]))
-        return _distinct(Pairs.cat(kept))
-
-    def _passes(self, index: int, overlap: torch.Tensor) -> torch.Tensor:
-        threshold = self.thresholds[index if len(self.thresholds) > 1 else 0]
-        return overlap >= threshold if self.inclusive else overlap > threshold
+        offset = handed_on.source_stage - index
+        if self.keep_own:
+            passes = passes | (handed_on.is_own & (offset == 0))
+        if first is not None:
+            passes = passes & (offset >= first)
+        if last is not None:
+            passes = passes & (offset <= last)
+        rows = np.flatnonzero(passes)
+        queries = int(handed_on.query.max(initial=0)) + 1
+        _, once = np.unique(
+            handed_on.target[rows] * queries + handed_on.query[rows], return_index=True
+        )
+        rows = rows[once]
+        return handed_on.image[rows], handed_on.query[rows], handed_on.target[rows]
 
 
-def _distinct(pairs: Pairs) -> Pairs:
-    """Each pair once, ordered by target and query."""
-    rows = torch.stack([pairs.target, pairs.query, pairs.image], dim=1).unique(dim=0)
-    return Pairs(image=rows[:, 2], query=rows[:, 1], target=rows[:, 0])
+@dataclass(frozen=True)
+class _HandedOn:
+    """Row r says: in stage `source_stage`, a match would teach a query the class of a target.
+
+    It does so where the box of `judged_query` overlaps `judged_target` well enough.
+
+    Attributes:
+        image: int64 [R], index in the batch.
+        query: int64 [R], the query that would learn.
+        target: int64 [R], the target whose class it would learn.
+        judged_query: int64 [R].
+        judged_target: int64 [R].
+        source_stage: int64 [R], index of the stage.
+        is_own: bool [R], the query answers that target in the source stage.
+    """
+
+    image: NDArray[np.int64]
+    query: NDArray[np.int64]
+    target: NDArray[np.int64]
+    judged_query: NDArray[np.int64]
+    judged_target: NDArray[np.int64]
+    source_stage: NDArray[np.int64]
+    is_own: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, own: Sequence[Assignment], *, leak: bool) -> _HandedOn:
+        """The labels that stages hand on, read in one transfer.
+
+        Args:
+            own: what each stage answers by itself.
+            leak: queries learn from other matched queries of their image too.
+        """
+        pairs = [stage.classes for stage in own]
+        columns = torch.stack(
+            [torch.cat([getattr(p, name) for p in pairs]) for name in ("image", "query", "target")]
+        )
+        image, query, target = columns.cpu().numpy()
+        source_stage = np.repeat(np.arange(len(pairs)), [len(p) for p in pairs])
+        learner = source = np.arange(len(source_stage))
+        if leak:
+            starts = np.searchsorted(source_stage, np.arange(len(pairs) + 1))
+            met = [
+                start + np.argwhere(image[start:stop, None] == image[start:stop])
+                for start, stop in pairwise(starts)
+            ]
+            learner, source = np.concatenate(met).T
+        return cls(
+            image=image[learner],
+            query=query[learner],
+            target=target[source],
+            judged_query=query[source],
+            judged_target=target[learner],
+            source_stage=source_stage[learner],
+            is_own=learner == source,
+        )
+
+
+def _pairs_on(
+    device: torch.device, columns: Sequence[tuple[NDArray[np.int64], ...]]
+) -> list[Pairs]:
+    """Pairs of every stage from their columns, moved to the device at once."""
+    table = np.concatenate([np.stack(column) for column in columns], axis=1)
+    lengths = [len(column[0]) for column in columns]
+    parts = torch.from_numpy(table).to(device).split(lengths, dim=1)
+    return [Pairs(*part.unbind()) for part in parts]
