@@ -14,6 +14,8 @@ from torchvision.models.resnet import BasicBlock
 from detrelay.apps.train import Arguments, train
 
 TINY = (
+    "model.backbone_name=resnet18",  # `shrink_backbone` takes its place
+    "model.backbone_options={}",
     "model.d_model=32",
     "model.num_groups=2",
     "model.num_attention_heads=2",
@@ -33,6 +35,7 @@ TINY = (
     "data.num_val=3",
     "data.num_workers=0",
     "train.epochs=2",
+    "train.learning_rate=1e-3",
     "train.batch_size=4",
     "train.warmup_steps=2",
     "train.checkpoint_every=2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import Counter
 from functools import cache
@@ -35,15 +36,15 @@ def header_of(name: str) -> str:
 
 
 @cache
-def build(head: str, values: tuple[tuple[str, object], ...], classes: int) -> nn.Module:
+def build(head: str, values: str, classes: int) -> nn.Module:
     entry = head_entry(head)
     with torch.device("meta"):
-        return entry.model(entry.config(num_labels=classes, **dict(values)))
+        return entry.model(entry.config(num_labels=classes, **json.loads(values)))
 
 
 def model_of(recipe: Recipe, classes: int = 80) -> nn.Module:
     """The recipe's model without memory; recipes of one model share it."""
-    return build(recipe.head, tuple(sorted(recipe.model.items())), classes)
+    return build(recipe.head, json.dumps(recipe.model, sort_keys=True), classes)
 
 
 @pytest.mark.parametrize("name", NAMES)
