@@ -26,7 +26,7 @@ def test_images_stand_top_left_and_the_mask_says_where() -> None:
     items = [encoded(20, 33), encoded(31, 8)]
     batch = collate(items, divisor=16)
     assert batch["pixel_values"].shape == (2, 3, 32, 48)
-    assert batch["pixel_mask"].dtype == torch.int64
+    assert batch["pixel_mask"].dtype == torch.bool
     for row, (item, (height, width)) in enumerate(zip(items, [(20, 33), (31, 8)], strict=True)):
         image, mask = batch["pixel_values"][row], batch["pixel_mask"][row]
         assert torch.equal(image[:, :height, :width], item["pixel_values"])
@@ -34,6 +34,15 @@ def test_images_stand_top_left_and_the_mask_says_where() -> None:
         assert mask.sum() == height * width
         assert (image[:, mask == 0] == 0).all()
         assert batch["labels"][row] is item["labels"]
+
+
+def test_padding_is_written_whatever_stood_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    dirty = torch.full((2, 3, 32, 48), torch.nan)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *_: dirty)
+    batch = collate([encoded(20, 33), encoded(31, 8)], divisor=16)
+    assert batch["pixel_values"] is dirty
+    assert (dirty.isfinite()).all()
+    assert ((dirty != 0).any(dim=1) == batch["pixel_mask"]).all()
 
 
 def test_divisor_is_32_by_default() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -152,7 +153,8 @@ def test_inputs_are_not_changed() -> None:
     assert torch.equal(before[1], targets.boxes)
 
 
-def test_non_finite_loss_names_stage_and_images() -> None:
+@pytest.mark.parametrize("image_ids", [[55, 77], torch.tensor([55, 77])])
+def test_non_finite_loss_names_stage_and_images(image_ids: Any) -> None:
     stages = make_stages()
     logits = stages[1].logits.clone()
     logits[1, 3] = torch.nan
@@ -160,7 +162,7 @@ def test_non_finite_loss_names_stage_and_images() -> None:
     stages[1] = replace(stages[1], logits=logits)
     group = StageGroup("denoising", tuple(stages), known_pairs=known)
     with pytest.raises(FloatingPointError, match=r"denoising/1.*image ids: \[77\]"):
-        criterion()([group], make_targets(), image_ids=[55, 77])
+        criterion()([group], make_targets(), image_ids=image_ids)
 
 
 def test_non_finite_cost_names_stage_and_image() -> None:

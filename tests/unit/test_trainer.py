@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.utils.data import Dataset
 from detrelay.apps.replay import Arguments as Replay
 from detrelay.apps.replay import replay
 from detrelay.core.criterion import Criterion
+from detrelay.core.data.geometry import resized_shape
+from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import VisitSampler
 from detrelay.core.engine.failure import load_failure
 from detrelay.core.engine.loaders import make_loader
@@ -320,6 +323,10 @@ def test_a_logged_step_holds_the_named_figures(small_and_silent: None, tmp_path:
     assert step["learning_rate"] == pytest.approx(1e-3 * (1 - 0.5 * 0.999))
     assert step["gradient_norm"] > 0
     assert 0 <= step["data_wait_share"] <= 1
+    images = list(VisitSampler(14, seed=0))[4:8]
+    sizes = ShapesDataset(14, image_size=64, seed=0).sizes[images].tolist()
+    areas = [prod(resized_shape(height, width, 64, 64)) for height, width in sizes]
+    assert step["real_pixel_share"] == pytest.approx(sum(areas) / (4 * 64 * 64))
     assert evaluation["kind"] == "evaluation"
     assert set(evaluation) > {"AP", "AP50", "AR_100"}
 

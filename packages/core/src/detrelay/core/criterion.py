@@ -122,14 +122,14 @@ class Criterion:
         self,
         groups: Sequence[StageGroup],
         targets: Targets,
-        image_ids: Sequence[int] | None = None,
+        image_ids: Sequence[int] | Tensor | None = None,
     ) -> CriterionOutput:
         """Losses of one batch that makes an update by itself, with the other processes' batches.
 
         Args:
             groups: what the head returned in training.
             targets: the objects of the batch, on the device of the predictions.
-            image_ids: data-set ids of the images, for error messages.
+            image_ids: data-set ids of the images, for error messages; a tensor is read only then.
 
         Raises:
             FloatingPointError: a loss is NaN or infinite; names group, stage and images.
@@ -171,7 +171,7 @@ class Criterion:
         return Plan(tuple(planned), torch.stack(counts))
 
     def losses(
-        self, plan: Plan, counts: Tensor, image_ids: Sequence[int] | None = None
+        self, plan: Plan, counts: Tensor, image_ids: Sequence[int] | Tensor | None = None
     ) -> CriterionOutput:
         """Losses of a planned batch.
 
@@ -179,7 +179,7 @@ class Criterion:
             plan: stages and assignments.
             counts: float [S, 4], as in the plan, summed over everything that makes one update:
                 all processes, and all batches whose gradients are accumulated.
-            image_ids: data-set ids of the images, for error messages.
+            image_ids: data-set ids of the images, for error messages; a tensor is read only then.
 
         Raises:
             FloatingPointError: a loss is NaN or infinite; names group, stage and images.
@@ -316,7 +316,7 @@ def _normalizers(counts: Tensor) -> list[Normalizers]:
 def _describe_non_finite(
     plan: Sequence[PlannedStage],
     losses: Mapping[str, Tensor],
-    image_ids: Sequence[int] | None,
+    image_ids: Sequence[int] | Tensor | None,
 ) -> str:
     """Name the losses, the first bad stage and its images."""
     bad_losses = [key for key, loss in losses.items() if not torch.isfinite(loss)]
@@ -333,6 +333,6 @@ def _describe_non_finite(
         target_ok = torch.isfinite(targets.boxes).all(1)
         rows = sorted(set(targets.image[~target_ok].tolist())) or list(range(targets.batch_size))
         cause = "predictions are finite" + ("" if target_ok.all() else ", target boxes are not")
-    named = [image_ids[row] for row in rows] if image_ids is not None else rows
+    named = [int(image_ids[row]) for row in rows] if image_ids is not None else rows
     kind = "image ids" if image_ids is not None else "images of the batch"
     return f"non-finite loss {', '.join(bad_losses) or 'total'}; {cause}; {kind}: {named}"

@@ -31,7 +31,7 @@ class Batch(TypedDict):
 
     Attributes:
         pixel_values: float32 [B, 3, H, W], zero where padded.
-        pixel_mask: int64 [B, H, W], 1 where a pixel is real.
+        pixel_mask: bool [B, H, W], True where a pixel is real.
         labels: one mapping per image, as in `EncodedSample`.
     """
 
@@ -51,11 +51,15 @@ def collate(items: Sequence[EncodedSample], *, divisor: int = DIVISOR) -> Batch:
     """
     images = [item["pixel_values"] for item in items]
     height, width = padded_size([(image.shape[-2], image.shape[-1]) for image in images], divisor)
-    pixel_values = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-    pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
-    for row, image in enumerate(images):
-        pixel_values[row, :, : image.shape[-2], : image.shape[-1]] = image
-        pixel_mask[row, : image.shape[-2], : image.shape[-1]] = 1
+    # each entry is written once; zeroing all of it first would be another pass over memory
+    pixel_values = images[0].new_empty(len(images), images[0].shape[0], height, width)
+    pixel_mask = torch.zeros(len(images), height, width, dtype=torch.bool)
+    for image, pixels, mask in zip(images, pixel_values, pixel_mask, strict=True):
+        bottom, right = image.shape[-2:]
+        pixels[:, :bottom, :right] = image
+        pixels[:, bottom:] = 0
+        pixels[:, :bottom, right:] = 0
+        mask[:bottom, :right] = True
     return {
         "pixel_values": pixel_values,
         "pixel_mask": pixel_mask,

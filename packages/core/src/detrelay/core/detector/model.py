@@ -242,7 +242,10 @@ class DetectorForObjectDetection(PreTrainedModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert targets is not None  # made of the labels
         known = all("image_id" in label for label in labels)
-        image_ids = [int(label["image_id"]) for label in labels] if known else None
+        image_ids = None
+        if known:  # read at once: each number by itself would make a device wait
+            ids = [torch.as_tensor(label["image_id"]).reshape(-1) for label in labels]
+            image_ids = torch.cat(ids).tolist()
         # losses are taken in full precision, whatever the model computes in
         with torch.autocast(groups[0].stages[0].logits.device.type, enabled=False):
             result = self.loss_function(groups, targets, image_ids)

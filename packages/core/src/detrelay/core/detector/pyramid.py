@@ -36,7 +36,8 @@ class ChannelMapper(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Map L tensors [B, in_channels[i], H, W] to L tensors [B, out_channels, H, W]."""
         return tuple(
-            self.norm(conv(level)) for conv, level in zip(self.convs, features, strict=True)
+            _normalized(self.norm, conv(level))
+            for conv, level in zip(self.convs, features, strict=True)
         )
 
 
@@ -81,7 +82,7 @@ class LevelMapper(nn.Module):
                 source = sources[index]
             else:
                 source = sources[-1] if index == self.num_maps else levels[-1]
-            levels.append(norm(conv(source)))
+            levels.append(_normalized(norm, conv(source)))
         return tuple(levels)
 
 
@@ -89,6 +90,13 @@ def _reset_convs(convs: nn.ModuleList) -> None:
     for conv in convs:
         nn.init.xavier_uniform_(conv.get_parameter("weight"))
         nn.init.zeros_(conv.get_parameter("bias"))
+
+
+def _normalized(norm: nn.Module, level: Tensor) -> Tensor:
+    # torch's GroupNorm of channels-last maps on a CPU subtracts the squared mean from the mean of
+    # squares, which leaves three to four digits where the mean is large
+    normalized: Tensor = norm(level.contiguous())
+    return normalized
 
 
 def pad_to(divisor: int, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -265,7 +265,7 @@ class Trainer:
             progress.advance()
             meter.step_done()
             if self.position.step % self.settings.log_every == 0:
-                self._log_step(update, meter, progress)
+                self._log_step(update, batches, meter, progress)
             if self._should_stop(stop):
                 self._interrupt(stop)
             if self.position.step % self.settings.checkpoint_every == 0:
@@ -302,10 +302,17 @@ class Trainer:
             return NonFiniteStep(f"{message}, which cannot be saved ({error})", None)
         return NonFiniteStep(message, file)
 
-    def _log_step(self, update: Update, meter: SpeedMeter, progress: Progress) -> None:
+    def _log_step(
+        self,
+        update: Update,
+        batches: Sequence[Mapping[str, Any]],
+        meter: SpeedMeter,
+        progress: Progress,
+    ) -> None:
         """One line of the log; the losses are those of this step, over all processes."""
-        losses = torch.stack([update.total, *update.losses.values()])
-        total, *named = self.accelerator.reduce(losses, reduction="mean").tolist()
+        real = torch.stack([batch["pixel_mask"].float().mean() for batch in batches]).mean()
+        figures = torch.stack([real, update.total, *update.losses.values()])
+        real_share, total, *named = self.accelerator.reduce(figures, reduction="mean").tolist()
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         images_per_second, waiting = meter.read()
         values = {
@@ -316,6 +323,7 @@ class Trainer:
             "gradient_norm": float(update.gradient_norm),
             "images_per_second": images_per_second,
             "data_wait_share": waiting,
+            "real_pixel_share": real_share,
             "peak_memory_mib": peak_memory_mib(self.accelerator.device),
             **self._assignment_figures(update),
         }

@@ -178,7 +178,6 @@ def _common(first: Pairs, second: Pairs) -> int:
     )
 
 
-def _objects(batch: Mapping[str, Any]) -> tuple[Targets, list[int]]:
+def _objects(batch: Mapping[str, Any]) -> tuple[Targets, Tensor]:
     labels = batch["labels"]
-    image_ids = torch.cat([label["image_id"] for label in labels]).tolist()
-    return Targets.from_labels(labels), image_ids
+    return Targets.from_labels(labels), torch.cat([label["image_id"] for label in labels])

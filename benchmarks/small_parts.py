@@ -1,0 +1,193 @@
+"""Parts of a step in two ways, in turns, in one process: CPU time of one thread, medians.
+
+    python benchmarks/small_parts.py
+    python benchmarks/small_parts.py --parts layout --height 480 --width 640
+
+layout: ResNet-50 and a channel mapper, pixels channels-first and channels-last.
+collate: a batch as it was made before (zeroed as a whole, int64 mask), and as it is made now;
+    resizing and normalising one of its images beside it.
+labels: cross-stage labels stage by stage on the device, and on the host after one transfer.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
+
+from detrelay.assigners import CrossStageAssigner, HungarianAssigner
+from detrelay.core.backbones import build_backbone
+from detrelay.core.boxes import cxcywh_to_xyxy, iou
+from detrelay.core.data.collate import EncodedSample, collate
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.pyramid import ChannelMapper
+from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
+
+Part = Literal["layout", "collate", "labels"]
+_IMAGES = 4
+_OBJECTS = 7  # as many as an image of COCO has
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time parts of a step in two ways."""
+
+    parts: tuple[Part, ...] = ("layout", "collate", "labels")
+    """What to time."""
+    height: int = 800
+    """Of the images, pixels."""
+    width: int = 1344
+    """Of the images, pixels."""
+    stages: int = 12
+    """Of the decoder whose labels are lent."""
+    repeats: int = 7
+    """How often each way runs."""
+
+
+def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> None:
+    """Print the median CPU time of each way, and its ratio to the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.process_time()
+            way()
+            if turn:  # the first turn warms up
+                seconds[name].append(time.process_time() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    first = next(iter(medians.values()))
+    for name, median in medians.items():
+        print(f"  {name:36} {median * 1e3:9.2f} ms  {median / first:5.2f}", flush=True)
+
+
+def time_layout(arguments: Arguments) -> None:
+    """Backbone and neck, without gradients and with them."""
+    backbone = build_backbone("resnet50", "eval", 1).train()  # its norms stay fixed
+    neck = ChannelMapper(backbone.channels, 256)
+    pixels = torch.randn(1, 3, arguments.height, arguments.width)
+
+    def forward(layout: torch.memory_format) -> tuple[Tensor, ...]:
+        levels: tuple[Tensor, ...] = neck(backbone(pixels.contiguous(memory_format=layout)))
+        return levels
+
+    def learn(layout: torch.memory_format) -> None:
+        torch.stack([level.sum() for level in forward(layout)]).sum().backward()
+
+    def infer(layout: torch.memory_format) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return forward(layout)
+
+    layouts = {"first": torch.contiguous_format, "last": torch.channels_last}
+    first, last = (infer(layout) for layout in layouts.values())
+    apart = max(float((a - b).abs().max()) for a, b in zip(first, last, strict=True))
+    print(f"layout: 1 x {arguments.height} x {arguments.width}, maps differ by {apart:.1e} at most")
+    for what, run in {"inference": infer, "with gradients": learn}.items():
+        ways = {
+            f"{what}, channels-{name}": lambda run=run, layout=layout: run(layout)
+            for name, layout in layouts.items()
+        }
+        in_turns(ways, arguments.repeats)
+
+
+def collate_before(items: Sequence[EncodedSample]) -> dict[str, Tensor]:
+    """A batch whose memory is written twice, with a mask of 8 bytes a pixel."""
+    images = [item["pixel_values"] for item in items]
+    shape = [-(-max(image.shape[axis] for image in images) // 32) * 32 for axis in (1, 2)]
+    pixel_values = images[0].new_zeros(len(images), 3, *shape)
+    pixel_mask = torch.zeros(len(images), *shape, dtype=torch.int64)
+    for row, image in enumerate(images):
+        pixel_values[row, :, : image.shape[-2], : image.shape[-1]] = image
+        pixel_mask[row, : image.shape[-2], : image.shape[-1]] = 1
+    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+
+def time_collate(arguments: Arguments) -> None:
+    """Four images of 480 x 640 at the size asked for, one a little narrower than the batch."""
+    processor = DetrelayImageProcessor()
+    source = torch.randint(0, 256, (3, 480, 640), dtype=torch.uint8)
+    size = [arguments.height, arguments.width - 22]
+    resized = resize(source, size, antialias=True)
+
+    def normalize() -> Tensor:
+        values: Tensor = processor.rescale_and_normalize(
+            resized, True, processor.rescale_factor, True, processor.image_mean, processor.image_std
+        )
+        return values
+
+    item: EncodedSample = {"pixel_values": normalize(), "labels": {}}
+    items = [item] * _IMAGES
+    before, now = collate_before(items), collate(items)
+    assert torch.equal(before["pixel_values"], now["pixel_values"])
+    assert torch.equal(before["pixel_mask"].bool(), now["pixel_mask"])
+    print(f"collate: {_IMAGES} images of {size[0]} x {size[1]}, equal bit for bit")
+    ways = {"collate before": lambda: collate_before(items), "collate now": lambda: collate(items)}
+    in_turns(ways, arguments.repeats)
+    print("  beside it, one image:")
+    alone = {"resize": lambda: resize(source, size, antialias=True), "normalise": normalize}
+    in_turns(alone, arguments.repeats)
+
+
+def lend_before(
+    stages: Sequence[StagePrediction], targets: Targets, own: Sequence[Assignment]
+) -> list[Pairs]:
+    """The released rule with masks and `unique` for every pair of stages."""
+    result = []
+    for index, stage in enumerate(stages):
+        kept = []
+        for pairs in (assignment.classes for assignment in own[max(0, index - 1) :]):
+            predicted = cxcywh_to_xyxy(stage.boxes[pairs.image, pairs.query])
+            wanted = cxcywh_to_xyxy(targets.boxes[pairs.target])
+            kept.append(pairs.select(iou(predicted, wanted) >= 0.5))
+        found = Pairs.cat(kept)
+        columns = torch.stack([found.target, found.query, found.image], dim=1).unique(dim=0)
+        result.append(Pairs(image=columns[:, 2], query=columns[:, 1], target=columns[:, 0]))
+    return result
+
+
+def time_labels(arguments: Arguments) -> None:
+    """16 images of 7 objects, 300 queries; one query near each object in every stage."""
+    images, queries = 16, 300
+    image = torch.arange(images).repeat_interleave(_OBJECTS)
+    boxes = torch.rand(len(image), 4) * 0.3 + 0.3
+    targets = Targets(torch.zeros(len(image), dtype=torch.int64), boxes, image, images)
+    stages = []
+    for _ in range(arguments.stages):
+        predicted = torch.rand(images, queries, 4)
+        predicted[image, torch.randint(queries, image.shape)] = boxes + 0.02 * torch.randn(
+            boxes.shape
+        )
+        stages.append(StagePrediction(torch.zeros(images, queries, 1), predicted))
+    own = HungarianAssigner()(stages, targets)
+    lending = CrossStageAssigner(lambda *_: own)
+    before = lend_before(stages, targets, own)
+    for pairs, assignment in zip(before, lending(stages, targets), strict=True):
+        assert torch.equal(pairs.query, assignment.classes.query)
+        assert torch.equal(pairs.target, assignment.classes.target)
+    print(f"labels: {arguments.stages} stages, equal pairs, matching not counted")
+    ways = {
+        "stage by stage": lambda: lend_before(stages, targets, own),
+        "on the host": lambda: lending(stages, targets),
+    }
+    in_turns(ways, arguments.repeats)
+
+
+def main(arguments: Arguments) -> None:
+    """Time what is asked for."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    timers = {"layout": time_layout, "collate": time_collate, "labels": time_labels}
+    for part in arguments.parts:
+        timers[part](arguments)
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
