@@ -308,3 +308,12 @@ def test_a_split_without_any_box_is_checked(tmp_path: Path) -> None:
     assert (checked.boxes, checked.images_without_boxes) == (0, len(part))
     draw_contact_sheet(part, "all", tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+def test_categories_that_differ_in_case_only_are_remarked(tmp_path: Path) -> None:
+    content = coco_content()
+    content["categories"].append({"id": 50, "name": "Wheel"})
+    write_coco(tmp_path, content)
+    (part,) = open_place(str(tmp_path)).splits.values()
+    found = {defect.what: defect.examples for defect in check_split(part).defects}
+    assert found["categories differ in case only"] == ["wheel", "Wheel"]

@@ -157,6 +157,10 @@ def _count_defects(
     single = [category.name for category, count in pairs if count == 1]
     if single and len(part) > 1:
         defects.append(Defect("categories have a single box", len(single), single[:_EXAMPLES]))
+    folded = [category.name.casefold() for category in part.categories]
+    alike = [c.name for c in part.categories if folded.count(c.name.casefold()) > 1]
+    if alike:
+        defects.append(Defect("categories differ in case only", len(alike), alike[:_EXAMPLES]))
     share = max(per_category, default=0) / max(1, sum(per_category))
     if share > _MOSTLY and sum(count > 0 for count in per_category) > 1:
         name = part.categories[int(np.argmax(per_category))].name
