@@ -324,7 +324,11 @@ def test_image_folders_of_the_recipe_are_used(coco_folder: Path) -> None:
 
 def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("detrelay.apps.build.build_train_transform", seen.append)
+
+    def note(config: DataConfig, *, strong: bool = True) -> None:
+        seen.append((config, strong))
+
+    monkeypatch.setattr("detrelay.apps.build.build_train_transform", note)
     values = {
         "flip_probability": 0.25,
         "short_sides": (70, 80),
@@ -342,7 +346,7 @@ def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyP
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **values))
     samples = ShapesDataset(2, image_size=64, seed=0)
     build_parts(recipe, samples, samples, None, fresh=False)
-    assert seen == [recipe.data]
+    assert seen == [(recipe.data, True), (recipe.data, False)]
 
 
 def test_data_settings_of_the_recipe_reach_the_training_data(coco_folder: Path) -> None:
