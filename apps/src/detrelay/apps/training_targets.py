@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,8 +29,6 @@ def head_entry(name: str) -> HeadEntry:
     Raises:
         RecipeError: there is no such head.
     """
-    if ":" in name and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         return find_head(name)
     except ValueError as error:
