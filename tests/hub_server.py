@@ -33,6 +33,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     head: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
 
     def commit(self, files: dict[str, bytes]) -> str:
         self.head = hashlib.sha1(f"{len(self.commits)}{sorted(files)}".encode()).hexdigest()
@@ -333,6 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
             if item["key"] == "header":
                 if value.get("parentCommit") not in (None, repository.head):
                     raise _Refused(412, message="A commit has happened since")
+                repository.messages.append(value["summary"])
             elif item["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":

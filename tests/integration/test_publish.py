@@ -20,7 +20,6 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 import detrelay.apps.publish as publish_app
-import hub_server
 from detrelay.apps.build import load_saved
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.publish import Published, check_destination, publish
@@ -156,26 +155,6 @@ def test_private_is_private(hub: HubServer, best: Path, monkeypatch: pytest.Monk
         AutoModelForObjectDetection.from_pretrained(REPOSITORY)
     model = AutoModelForObjectDetection.from_pretrained(REPOSITORY, token=READ_TOKEN)
     assert model.config.num_labels == 4
-
-
-def test_nothing_goes_up_where_strangers_see_what_should_be_private(
-    hub: HubServer, best: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    look = hub.RequestHandlerClass.info
-    asked_by = []
-
-    def leaky(handler: Any, *arguments: Any, **values: Any) -> Any:
-        if handler.role is not None:
-            return look(handler, *arguments, **values)
-        asked_by.append("a stranger")
-        return {"id": REPOSITORY, "sha": "0" * 40, "private": True, "siblings": []}
-
-    routes = [(m, p, leaky if a is look else a) for m, p, a in hub_server._ROUTES]
-    monkeypatch.setattr(hub_server, "_ROUTES", routes)
-    with pytest.raises(HubError, match="should be private, but can be seen without a token"):
-        publish(best, REPOSITORY, private=True)
-    assert asked_by
-    assert_nothing_published(hub)
 
 
 @pytest.mark.parametrize("private", [True, False])

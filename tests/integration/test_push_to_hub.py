@@ -47,7 +47,8 @@ def test_figures_of_other_weights_do_not_come_along(hub: HubServer, tmp_path: Pa
     model = AutoModelForObjectDetection.from_pretrained(best)
     with torch.no_grad():
         model.head.content.weight += 1
-    model.push_to_hub(REPOSITORY, license="mit")
+    model.push_to_hub(REPOSITORY, license="mit", commit_message="One more step")
+    assert hub.repositories[REPOSITORY].messages == ["One more step"]
     files = hub.files(REPOSITORY, "v1")
     assert json.loads(files["training.json"]) == {"init": str(best)}
     assert b"0.4321" not in files["README.md"]

@@ -26,7 +26,6 @@ from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.card import check_card
 from detrelay.core.hub.citations import citations
 from detrelay.core.hub.folder import CheckedFolder, complete_folder
-from detrelay.core.hub.target_papers import target_papers
 from detrelay.heads import HEADS
 from hub_model import NAMES, small_model, write_run
 from tiny_run import shrink_backbone
@@ -82,7 +81,7 @@ def test_card_is_written_from_the_facts(folder: Path) -> None:
         "| circle | 50.0 |",
         "| ring | - |",
         r"| cross \| x | 25.0 |",
-        "cells, split val, after epoch 3, at most 100 detections an image",
+        "cells, split val, after epoch 3, at most 100 detections per image",
         "![predictions](predictions.png)",
         "| assigner | `cross_stage` |",
         "| started from | torchvision's ImageNet backbone |",
@@ -234,8 +233,9 @@ def test_every_assigner_loss_cost_and_pass_of_a_paper_is_cited() -> None:
         *({"loss": {"class_loss": name}} for name in CLASS_LOSSES if name not in plain),
     ]
     for recipe in recipes:
-        assert len(target_papers(recipe)) == 1, recipe
-    assert target_papers({"assigner": {"name": "hungarian", "costs": ["focal:2", "l1"]}}) == []
+        assert len(citations("somebody_elses", None, recipe=recipe)) == 1, recipe
+    plain_recipe = {"assigner": {"name": "hungarian", "costs": ["focal:2", "l1"]}}
+    assert citations("somebody_elses", None, recipe=plain_recipe) == []
 
 
 def test_the_card_cites_the_training_targets(folder: Path) -> None:

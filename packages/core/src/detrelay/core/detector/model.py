@@ -133,8 +133,8 @@ class DetectorForObjectDetection(PreTrainedModel):
 
         Args:
             repo_id: "user/model", or "model" for the owner of the token.
-            **options: `processor`, `training`, `private`, `token`, `tag`, `license`; see
-                `detrelay.core.hub.push.push_model`.
+            **options: `processor`, `training`, `private`, `token`, `tag`, `license`,
+                `commit_message`; see `detrelay.core.hub.push.push_model`.
 
         Returns:
             The address of its page.

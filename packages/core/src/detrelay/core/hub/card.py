@@ -6,11 +6,13 @@ import html
 import json
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from detrelay.core.detector.model import DetectorForObjectDetection
@@ -75,16 +77,51 @@ def build_card(repo_id: str, facts: CardFacts) -> str:
         repo_id: name on the Hub, "user/model".
         facts: where everything in it comes from.
     """
-    sections = [
-        f"# {repo_id.partition('/')[2]}",
-        _summary(facts),
-        _usage(repo_id),
-        _results(facts),
-        _conversion(facts) if facts.converted else _training(facts),
-        _licence(facts),
-        _citation(facts),
-    ]
-    return f"---\n{_metadata(repo_id, facts).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+    text = _template().render(
+        repo_id=repo_id,
+        head=_head(facts),
+        config=facts.model.config,
+        parameters=sum(parameter.numel() for parameter in facts.model.parameters()),
+        facts=facts,
+        training=facts.training,
+        versions=[f"{name} {v}" for name, v in (facts.training.get("versions") or {}).items()],
+        measured=facts.training.get("measured") or {},
+        train=facts.recipe.get("train") or {},
+        converted=facts.converted,
+        dataset=_dataset(facts),
+        split=_split(facts),
+        start=_start(facts),
+        speed=_speed(facts),
+        picture=PICTURE if (facts.folder / PICTURE).is_file() else None,
+        citations=citations(
+            facts.model.config.model_type,
+            facts.assigner,
+            facts.converted.get("program"),
+            facts.recipe,
+        ),
+    )
+    return f"---\n{_metadata(repo_id, facts).to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(  # not escaped as HTML: `plain` and `code` know markdown
+        loader=jinja2.PackageLoader(__package__, "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "plain": _plain,
+        "known": _known,
+        "code": _code,
+        "percent": _percent,
+        "percents": lambda rows: [(_plain(name), _percent(value)) for name, value in rows.items()],
+        "plain_rows": lambda rows: [(_plain(name), _known(value)) for name, value in rows.items()],
+        "table": _table,
+        "json": lambda value: json.dumps(value, indent=1).replace("`", r"\u0060"),
+    }
+    return environment.get_template("card.md.jinja")
 
 
 def default_license(training: Mapping[str, Any]) -> str:
@@ -138,8 +175,7 @@ def _metadata(repo_id: str, facts: CardFacts) -> ModelCardData:
             )
             for name, value in facts.stats.items()
         ]
-    head = facts.model.config.model_type.removeprefix("detrelay_")
-    tags = ["detrelay", "detr", head, facts.assigner]
+    tags = ["detrelay", "detr", _head(facts), facts.assigner]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="object-detection",
@@ -151,169 +187,18 @@ def _metadata(repo_id: str, facts: CardFacts) -> ModelCardData:
     )
 
 
-def _summary(facts: CardFacts) -> str:
-    config = facts.model.config
-    head = config.model_type.removeprefix("detrelay_")
-    figures = ""
-    if facts.stats:
-        name, value = next(iter(facts.stats.items()))
-        data = _plain(_dataset(facts) or "unnamed data")
-        figures = f" {_plain(name)} {100 * value:.1f} on {data}."
-    origin = ""
-    if facts.converted:
-        origin = (
-            f" Its weights were converted from a checkpoint of {_code(facts.converted['program'])};"
-            f" they were not trained here."
-        )
-    return (
-        f"An object detector: head `{head}` on {_backbone(facts)}, {config.num_labels} classes."
-        f"{origin}{figures} It runs with transformers and the Python package `detrelay`."
-    )
-
-
-def _usage(repo_id: str) -> str:
-    return f"""## Use
-
-```python
-import detrelay.heads
-from transformers import pipeline
-
-detector = pipeline("object-detection", model="{repo_id}")
-print(detector("image.jpg", threshold=0.5))
-```
-
-The code of the model is the Python package `detrelay`. Without the first line,
-`pipeline(..., trust_remote_code=True)` imports the package by itself."""
-
-
-def _results(facts: CardFacts) -> str:
-    measured = facts.training.get("measured") or {}
-    lines = ["## Results", ""]
-    if not facts.stats:
-        lines.append("Nothing was measured, or it is not known.")
-    else:
-        lines += [
-            f"COCO figures in percent, {_plain(_dataset(facts) or 'unnamed data')}"
-            f"{_named(', split ', _split(facts))}{_named(', after epoch ', measured.get('epoch'))}"
-            f"{_named(', at most ', measured.get('max_detections'), ' detections an image')}.",
-            "",
-            *_table(("metric", "value"), {_plain(k): _percent(v) for k, v in facts.stats.items()}),
-        ]
-    by_class = measured.get("AP_per_category") or {}
-    if by_class:
-        lines += [
-            "",
-            *_table(("class", "AP"), {_plain(k): _percent(v) for k, v in by_class.items()}),
-        ]
-    if published := facts.converted.get("published"):
-        lines += [
-            "",
-            "Published by the authors, not measured here and not known to be of these weights: "
-            "figures of models with exactly these settings, by recipe of `detrelay`.",
-            "",
-            *_table(
-                ("recipe", "published, not measured"),
-                {_plain(recipe): _plain(figures) for recipe, figures in published.items()},
-            ),
-        ]
-    if (facts.folder / PICTURE).is_file():
-        lines += ["", "Truth (left) and predictions (right):", "", f"![predictions]({PICTURE})"]
-    return "\n".join(lines)
-
-
-def _training(facts: CardFacts) -> str:
-    train = facts.recipe.get("train") or {}
-    precision = train.get("mixed_precision")
-    rows = {
-        **_model_rows(facts),
-        "assigner": _code(facts.assigner),
-        "data": _text(_dataset(facts)),
-        "started from": _start(facts),
-        "epochs": _text(train.get("epochs")),
-        "images per step and process": _text(train.get("batch_size")),
-        "learning rate": _text(train.get("learning_rate")),
-        "precision": "float32" if precision == "no" else _text(precision),
-        "seed": _text(train.get("seed")),
-        "hardware": _text(facts.training.get("device")),
-        **_program_rows(facts),
-        "command": _code(facts.training.get("command")),
-    }
-    if facts.images_per_second is not None:
-        rows["training speed"] = f"{facts.images_per_second:.1f} images per second (median)"
-    lines = ["## Training", "", *_table(("fact", "value"), rows), *_speed_lines(facts)]
-    if facts.recipe:
-        recipe = json.dumps(facts.recipe, indent=1).replace("`", r"\u0060")
-        lines += ["", "<details><summary>Recipe</summary>", "", "```json", recipe, "```"]
-        lines += ["", "</details>"]
-    return "\n".join(lines)
-
-
-def _conversion(facts: CardFacts) -> str:
-    converted = facts.converted
-    variant = converted.get("variant")
-    rows = {
-        **_model_rows(facts),
-        "converted from the file": _code(converted["checkpoint"]),
-        **({"its weights": _code(place)} if (place := converted.get("weights")) else {}),
-        "its sha256": _code(converted["sha256"]),
-        "written by": _code(converted["program"]),
-        "variant": "none that was published" if variant is None else _code(variant),
-        **_program_rows(facts),
-    }
-    lines = [
-        "## Origin",
-        "",
-        "Converted, not trained here. On which data the weights were trained, for how long and "
-        "with which settings is not known to the program.",
-        "",
-        *_table(("fact", "value"), rows),
-        *_speed_lines(facts),
-    ]
-    return "\n".join(lines)
-
-
-def _model_rows(facts: CardFacts) -> dict[str, str]:
-    parameters = sum(parameter.numel() for parameter in facts.model.parameters())
-    return {
-        "head": f"`{facts.model.config.model_type}`",
-        "backbone": _backbone(facts),
-        "parameters": f"{parameters / 1e6:.1f} M",
-    }
-
-
-def _program_rows(facts: CardFacts) -> dict[str, str]:
-    versions = facts.training.get("versions") or {}
-    return {
-        "commit of detrelay": _code(facts.training.get("commit")),
-        "versions": ", ".join(_plain(f"{name} {v}") for name, v in versions.items()) or _UNKNOWN,
-    }
-
-
-def _speed_lines(facts: CardFacts) -> list[str]:
+def _speed(facts: CardFacts) -> dict[str, Any]:
     file = facts.folder / SPEED
     if not file.is_file():
-        return []
+        return {}
     try:
-        values = dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: expected a JSON object of measured speeds ({error})") from error
-    rows = {_plain(name): _text(value) for name, value in values.items()}
-    return ["", "Speed, as measured:", "", *_table(("fact", "value"), rows)]
 
 
-def _licence(facts: CardFacts) -> str:
-    weights = f"{_code(facts.license)}, as stated by who published them"
-    if facts.license == _UNKNOWN:
-        weights = "not stated; look at where they come from"
-    return f"## Licence\n\nWeights: {weights}. The package `detrelay` that runs them: `apache-2.0`."
-
-
-def _citation(facts: CardFacts) -> str:
-    program = facts.converted.get("program")
-    entries = citations(facts.model.config.model_type, facts.assigner, program, facts.recipe)
-    if not entries:
-        return "## Citation\n\nThe paper of this method is not known to the program."
-    return "## Citation\n\n```bibtex\n" + "\n\n".join(entries) + "\n```"
+def _head(facts: CardFacts) -> str:
+    return str(facts.model.config.model_type.removeprefix("detrelay_"))
 
 
 _ANNOTATION_FILES = (".json", ".yaml", ".csv", ".xml", ".parquet")
@@ -338,10 +223,6 @@ def _split(facts: CardFacts) -> str | None:
     return None if file is None else PurePath(file).stem
 
 
-def _backbone(facts: CardFacts) -> str:
-    return _code(getattr(facts.model.config, "backbone_name", None))
-
-
 def _start(facts: CardFacts) -> str:
     if facts.training.get("init"):
         return f"weights of {_code(facts.training['init'])}"
@@ -350,13 +231,17 @@ def _start(facts: CardFacts) -> str:
     return _UNKNOWN if weights is None else known.get(weights, f"backbone {_code(weights)}")
 
 
-def _table(head: tuple[str, str], rows: Mapping[str, str]) -> list[str]:
-    cells = [head, ("---", "---"), *((_cell(k), _cell(v)) for k, v in rows.items())]
-    return [f"| {left} | {right} |" for left, right in cells]
+def _table(rows: Iterable[tuple[str, str]], left: str, right: str) -> str:
+    cells = [(left, right), ("---", "---"), *((_cell(name), _cell(value)) for name, value in rows)]
+    return "\n".join(f"| {name} | {value} |" for name, value in cells)
 
 
 def _cell(text: str) -> str:
     return one_line(text).replace("|", r"\|")
+
+
+def _known(value: Any) -> str:
+    return _UNKNOWN if value is None else _plain(value)
 
 
 def _plain(value: Any) -> str:
@@ -369,10 +254,6 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}" if fraction >= 0 else "-"
 
 
-def _text(value: Any) -> str:
-    return _UNKNOWN if value is None else _plain(value)
-
-
 def _code(value: Any) -> str:
     """A value as code, in more backticks than it holds in a row."""
     if value is None:
@@ -381,7 +262,3 @@ def _code(value: Any) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     edge = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{edge}{text}{edge}{fence}"
-
-
-def _named(before: str, value: Any, after: str = "") -> str:
-    return "" if value is None else f"{before}{_plain(value)}{after}"

@@ -1,65 +1,51 @@
-"""Papers to cite, by head (`model_type`), assigner, and program that the weights come from."""
+"""Papers to cite: of a head, its training targets, and the program that its weights come from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
-from detrelay.core.hub.target_papers import target_papers
-
-_STAGEINTERACTOR = """\
-@inproceedings{teng2023stageinteractor,
-  title     = {StageInteractor: Query-based Object Detector with Cross-stage Interaction},
-  author    = {Teng, Yao and Liu, Haisong and Guo, Sheng and Wang, Limin},
-  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year      = {2023},
-  url       = {https://arxiv.org/abs/2304.04978}
-}"""
-
-_DEFORMABLE_DETR = """\
-@inproceedings{zhu2021deformable,
-  title     = {Deformable DETR: Deformable Transformers for End-to-End Object Detection},
-  author    = {Zhu, Xizhou and Su, Weijie and Lu, Lewei and Li, Bin and Wang, Xiaogang and Dai, Jifeng},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2021},
-  url       = {https://arxiv.org/abs/2010.04159}
-}"""  # noqa: E501 - one entry of BibTeX a line
-
-_DN_DETR = """\
-@inproceedings{li2022dn,
-  title     = {DN-DETR: Accelerate DETR Training by Introducing Query DeNoising},
-  author    = {Li, Feng and Zhang, Hao and Liu, Shilong and Guo, Jian and Ni, Lionel M. and Zhang, Lei},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2022},
-  url       = {https://arxiv.org/abs/2203.01305}
-}"""  # noqa: E501 - one entry of BibTeX a line
-
-_DINO = """\
-@inproceedings{zhang2023dino,
-  title     = {DINO: DETR with Improved DeNoising Anchor Boxes for End-to-End Object Detection},
-  author    = {Zhang, Hao and Li, Feng and Liu, Shilong and Zhang, Lei and Su, Hang and Zhu, Jun and Ni, Lionel M. and Shum, Heung-Yeung},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2023},
-  url       = {https://arxiv.org/abs/2203.03605}
-}"""  # noqa: E501 - one entry of BibTeX a line
-
-_ADAMIXER = """\
-@inproceedings{gao2022adamixer,
-  title     = {AdaMixer: A Fast-Converging Query-Based Object Detector},
-  author    = {Gao, Ziteng and Wang, Limin and Han, Bing and Guo, Sheng},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2022},
-  url       = {https://arxiv.org/abs/2203.16507}
-}"""
-
-_OF_HEADS = {
-    "detrelay_stageinteractor": _STAGEINTERACTOR,
-    "detrelay_deformable_detr": _DEFORMABLE_DETR,
-    "detrelay_dn_detr": _DN_DETR,
-    "detrelay_dino": _DINO,
+_PROGRAMS = {"MCG-NJU/AdaMixer": "gao2022adamixer"}  # whose method is not that of the head
+_HEADS = {
+    "detrelay_stageinteractor": "teng2023stageinteractor",
+    "detrelay_deformable_detr": "zhu2021deformable",
+    "detrelay_dn_detr": "li2022dn",
+    "detrelay_dino": "zhang2023dino",
 }
-_OF_ASSIGNERS = {"cross_stage": _STAGEINTERACTOR}
-_OF_PROGRAMS = {"MCG-NJU/AdaMixer": _ADAMIXER}  # those whose method is not that of the head
+# settings of a model that add a pass, and the value without it
+_PASSES = {
+    "hybrid_queries": (0, "jia2023detrs"),
+    "query_groups": (1, "chen2023group"),
+    "recollect_queries": (False, "chen2023enhanced"),
+    "without_self_attention": (False, "hu2023dac"),
+    "one_to_many_branch": (False, "zhao2024ms"),
+}
+_ASSIGNERS = {
+    "cross_stage": "teng2023stageinteractor",
+    "repeated": "jia2023detrs",
+    "rank_weighted": "cai2023aligndetr",
+    "one_to_many": "zhao2024ms",
+    "union": "peng2025dfine",
+    "iou": "ouyangzhang2022nms",
+    "simota": "ge2021ota",
+    "restricted": "sun2021rethinking",
+}
+_COSTS = {
+    "softmax": "carion2020end",
+    "position_modulated": "liu2023detection",
+    "high_order": "pu2023rank",
+}
+_CLASS_LOSSES = {
+    "softmax": "carion2020end",
+    "varifocal": "zhao2024detrs",
+    "matchability": "huang2025deim",
+    "ia_bce": "cai2023aligndetr",
+    "position_supervised": "liu2023detection",
+    "rank_giou": "pu2023rank",
+}
 
 
 def citations(
@@ -74,8 +60,34 @@ def citations(
         model_type: of the model's config.
         assigner: what the model was trained with, if it was trained here.
         program: what wrote the checkpoint that the weights were converted from.
-        recipe: that the model was trained with, if it was trained here.
+        recipe: that the model was trained with, if it was trained here: nested values, as
+            `Recipe.to_mapping` gives them; tables may be missing.
     """
-    method = _OF_PROGRAMS.get(program or "") or _OF_HEADS.get(model_type)
-    found = [method, _OF_ASSIGNERS.get(assigner or ""), *target_papers(recipe or {})]
-    return list(dict.fromkeys(entry for entry in found if entry is not None))
+    method = _PROGRAMS.get(program or "") or _HEADS.get(model_type)
+    keys = [method, _ASSIGNERS.get(assigner or ""), *_of_recipe(recipe or {})]
+    return [_papers()[key] for key in dict.fromkeys(keys) if key is not None]
+
+
+@cache
+def _papers() -> dict[str, str]:
+    text = files(__package__).joinpath("papers.bib").read_text(encoding="utf-8")
+    entries = re.finditer(r"^@\w+\{(\S+),$.*?^\}$", text, re.MULTILINE | re.DOTALL)
+    return {entry[1]: entry[0] for entry in entries}
+
+
+def _of_recipe(recipe: Mapping[str, Any]) -> Iterator[str | None]:
+    model = recipe.get("model") or {}
+    for setting, (off, key) in _PASSES.items():
+        yield key if model.get(setting, off) != off else None
+    for table in (recipe, *(recipe.get("groups") or {}).values()):
+        yield from _of_assigner(table.get("assigner"))
+        yield _CLASS_LOSSES.get(str((table.get("loss") or {}).get("class_loss")))
+
+
+def _of_assigner(settings: Mapping[str, Any] | None) -> Iterator[str | None]:
+    while settings:
+        yield _ASSIGNERS.get(str(settings.get("name")))
+        for cost in settings.get("costs") or ():
+            name = cost.get("name") if isinstance(cost, Mapping) else str(cost).split(":")[0]
+            yield _COSTS.get(str(name))
+        settings = settings.get("base")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
@@ -94,7 +95,7 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str | Non
             facts = CardFacts(model, training, target, speed, license)
             card.write_text(build_card(repo_id, facts), encoding="utf-8")
         check_card(card.read_text(encoding="utf-8"), str(source / CARD))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
         raise HubError(
             f"{source}: no card can be made of training.json ({one_line(error)})"
             if not isinstance(error, ValueError)

@@ -109,6 +109,7 @@ def publish(
     tag: str | None = None,
     license: str | None = None,
     endpoint: str | None = None,
+    commit_message: str = "Publish a detector",
 ) -> Published:
     """Publish a saved model under a tag, or nothing.
 
@@ -126,6 +127,7 @@ def publish(
         license: identifier of the weights' licence, for a card that is written here; None for
             `default_license`.
         endpoint: address of the Hub; HF_ENDPOINT or huggingface.co if None.
+        commit_message: first line of the commit.
 
     Raises:
         HubError: with one line that says what is wrong and whether anything was published.
@@ -140,7 +142,7 @@ def publish(
         )
         _check_metadata(destination, checked.folder)
         destination = _create(destination)
-        commit = _commit(destination, checked.folder, tag)
+        commit = _commit(destination, checked.folder, tag, commit_message)
         name = _tag(destination, commit, tag)
         try:
             _try_out(destination, name, checked, Path(temporary) / "cache")
@@ -341,12 +343,10 @@ def _create(destination: Destination) -> Destination:
         raise HubError(
             f"{repo_id}: somebody else has pushed to it in the meantime; nothing was published"
         )
-    if private:
-        _require_hidden(destination)
     return replace(destination, head=info.sha)
 
 
-def _commit(destination: Destination, folder: Path, tag: str | None) -> str:
+def _commit(destination: Destination, folder: Path, tag: str | None, message: str) -> str:
     """Bring the repository to exactly the files of a folder; the commit that holds them."""
     api, repo_id, parent = destination.api, destination.repo_id, destination.head
     changed, stale = _difference(destination, parent, folder)
@@ -366,7 +366,7 @@ def _commit(destination: Destination, folder: Path, tag: str | None) -> str:
                 sent = api.create_commit(
                     repo_id,
                     [*additions, *deletions],
-                    commit_message="Publish a detector",
+                    commit_message=message,
                     parent_commit=parent,
                 )
         except (*CALL_ERRORS, ValueError) as error:
@@ -464,16 +464,3 @@ def _try_out(destination: Destination, tag: str, checked: CheckedFolder, cache: 
     answers = zip(run_once(model, processor, name), (checked.logits, checked.boxes), strict=True)
     if not all(torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE) for a, b in answers):
         raise HubError(f"{name}: finds other boxes than the folder")
-
-
-def _require_hidden(destination: Destination) -> None:
-    api, repo_id = destination.api, destination.repo_id
-    try:
-        patiently(lambda: api.model_info(repo_id, token=False))
-    except RepositoryNotFoundError:
-        return
-    except CALL_ERRORS as error:
-        raise HubError(f"{repo_id}: {explain(error, api)}") from error
-    raise HubError(
-        f"{repo_id}: should be private, but can be seen without a token; nothing was published"
-    )

@@ -38,7 +38,8 @@ def push_model(
         training: what is known of its training, for the card; None for the facts beside the weights
             that were loaded, if the model still has just these weights, and else for where it
             started from.
-        **options: `private`, `token`, `tag`, `license` and `endpoint` of `publish`.
+        **options: `private`, `token`, `tag`, `license`, `endpoint` and `commit_message` of
+            `publish`.
 
     Raises:
         HubError: no processor is known, or see `publish`.
