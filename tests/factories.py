@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detrelay.core.detector.config import DetectorConfig
-from detrelay.core.structures import FeaturePyramid, StagePrediction, Targets
+from detrelay.core.structures import FeaturePyramid, Pairs, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
 from detrelay.heads.deformable.denoising import DenoisingQueries
 from detrelay.heads.deformable.passes import DecoderState, QuerySet, attention_mask
@@ -52,6 +52,11 @@ def make_targets(counts: tuple[int, ...] = (3, 2), classes: int = 4, seed: int =
             for count in counts
         ]
     )
+
+
+def as_set(pairs: Pairs) -> set[tuple[int, int]]:
+    """Query and target of every pair."""
+    return set(zip(pairs.query.tolist(), pairs.target.tolist(), strict=True))
 
 
 def make_pyramid(

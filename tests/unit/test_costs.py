@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrelay.assigners.costs import GIoUBoxCost, L1BoxCost, default_costs
+from detrelay.assigners.costs import FocalClassCost, GIoUBoxCost, L1BoxCost, default_costs
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StagePrediction, Targets
 
@@ -34,3 +34,16 @@ def test_default_costs_take_their_numbers_from_the_loss() -> None:
     assert (focal.alpha, focal.gamma, focal.epsilon) == (0.3, 1.5, 1e-5)
     assert l1 == L1BoxCost(weight=5.0, box_format="xyxy")
     assert giou == GIoUBoxCost(weight=2.0, epsilon=1e-3)
+
+
+def test_costs_of_one_query_by_hand() -> None:
+    prediction = StagePrediction(torch.zeros(1, 1, 2), torch.tensor([[[0.5, 0.5, 0.5, 0.5]]]))
+    targets = Targets(
+        torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.5, 0.25]]), torch.tensor([0]), 1
+    )
+    log2 = torch.tensor(2.0).log().item()
+    cost = FocalClassCost()(prediction, targets).item()
+    assert cost == pytest.approx(2 * (0.25 - 0.75) * 0.25 * log2, rel=1e-5)
+    assert L1BoxCost()(prediction, targets).item() == pytest.approx(5 * 0.25)
+    assert L1BoxCost(box_format="xyxy")(prediction, targets).item() == pytest.approx(5 * 0.25)
+    assert GIoUBoxCost()(prediction, targets).item() == pytest.approx(-2 * 0.5)
