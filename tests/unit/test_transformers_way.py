@@ -253,11 +253,12 @@ def test_eager_attention_gives_the_same_and_unknown_attention_is_refused(
     results = []
     for attention in ("eager", "sdpa"):
         model = AutoModelForObjectDetection.from_pretrained(
-            tmp_path, attn_implementation=attention, device_map="cpu"
+            tmp_path, attn_implementation=attention, device_map="auto"
         )
         assert model.config._attn_implementation == attention
+        assert len({p.device for p in model.parameters()}) == 1
         with torch.no_grad():
-            results.append(model(pixels).logits)
+            results.append(model(pixels.to(model.device)).logits)
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)
     with pytest.raises((ValueError, ImportError), match=r"(?i)flash"):
         AutoModelForObjectDetection.from_pretrained(

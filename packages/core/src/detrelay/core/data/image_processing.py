@@ -235,32 +235,41 @@ class DetrelayImageProcessor(TorchvisionBackend):
         if clip:
             boxes = boxes.clamp(0, 1)
         if target_sizes is not None:
-            sizes = torch.as_tensor(target_sizes, dtype=boxes.dtype, device=boxes.device)
-            if sizes.shape != (len(logits), 2):
-                raise ValueError(
-                    f"target_sizes must hold a (height, width) for each of {len(logits)} images, "
-                    f"found shape {list(sizes.shape)}"
-                )
-            boxes = boxes * sizes.flip(1).repeat(1, 2)[:, None]
+            boxes = _in_pixels(boxes, target_sizes)
         num_classes = logits.shape[-1]
         # Stable, so that equal scores rank alike on every device
-        scores, order = logits.sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
+        scores, pairs = logits.sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
         count = top_k if self.nms_iou_threshold is None else NMS_CANDIDATES
-        results = []
-        for image, (image_scores, pairs) in enumerate(
-            zip(scores[:, :count], order[:, :count], strict=True)
-        ):
-            good = image_scores > threshold
-            kept = pairs[good]
-            found = {
-                "scores": image_scores[good],
-                "labels": kept % num_classes,
-                "boxes": boxes[image, kept // num_classes],
-            }
-            if self.nms_iou_threshold is not None:
-                best = batched_nms(
-                    found["boxes"], found["scores"], found["labels"], self.nms_iou_threshold
-                )[:top_k]
-                found = {name: values[best] for name, values in found.items()}
-            results.append(found)
-        return results
+        return [
+            self._best(
+                scores[image, :count],
+                pairs[image, :count] % num_classes,
+                boxes[image, pairs[image, :count] // num_classes],
+                threshold,
+                top_k,
+            )
+            for image in range(len(logits))
+        ]
+
+    def _best(
+        self, scores: Tensor, labels: Tensor, boxes: Tensor, threshold: float, top_k: int
+    ) -> dict[str, Tensor]:
+        """Detections of one image among candidates, best first: [n], [n] and [n, 4]."""
+        good = scores > threshold
+        found = {"scores": scores[good], "labels": labels[good], "boxes": boxes[good]}
+        if self.nms_iou_threshold is None:
+            return found
+        overlap = self.nms_iou_threshold
+        kept = batched_nms(found["boxes"], found["scores"], found["labels"], overlap)[:top_k]
+        return {name: values[kept] for name, values in found.items()}
+
+
+def _in_pixels(boxes: Tensor, target_sizes: Tensor | Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes [B, Q, 4] in units of their images, scaled to (height, width) of each."""
+    sizes = torch.as_tensor(target_sizes, dtype=boxes.dtype, device=boxes.device)
+    if sizes.shape != (len(boxes), 2):
+        raise ValueError(
+            f"target_sizes must hold a (height, width) for each of {len(boxes)} images, "
+            f"found shape {list(sizes.shape)}"
+        )
+    return boxes * sizes.flip(1).repeat(1, 2)[:, None]
