@@ -11,11 +11,11 @@ from torch import Tensor
 
 from detrelay.assigners.tables import (
     TableAssigner,
-    check_judged,
-    judged,
+    check_box_source,
     overlap_table,
     rows_of,
     score_table,
+    with_boxes,
 )
 from detrelay.core.structures import StagePrediction, Targets
 
@@ -82,10 +82,10 @@ def test_tables_of_overlap_and_score() -> None:
 
 
 def test_boxes_to_judge_are_named_and_must_be_there() -> None:
-    assert judged(STAGE, "predicted") is STAGE
+    assert with_boxes(STAGE, "predicted") is STAGE
     started = StagePrediction(STAGE.logits, STAGE.boxes, STAGE.boxes / 2)
-    assert torch.equal(judged(started, "references").boxes, STAGE.boxes / 2)
+    assert torch.equal(with_boxes(started, "references").boxes, STAGE.boxes / 2)
     with pytest.raises(ValueError, match='the head gives none; use boxes = "predicted"'):
-        judged(STAGE, "references")
+        with_boxes(STAGE, "references")
     with pytest.raises(ValueError, match="must be 'predicted' or 'references', found 'anchors'"):
-        check_judged("anchors")
+        check_box_source("anchors")

@@ -137,7 +137,7 @@ def test_any_base_assigner_serves() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": (1, 2)}, "window must hold offset 0"),
+        ({"window": (1, 2)}, "window must include offset 0"),
         ({"iou_threshold": 1.5}, r"iou_threshold must lie in \[0, 1\]"),
         ({"iou_threshold": []}, r"iou_threshold must lie in \[0, 1\]"),
         ({"scope": "middle"}, "scope must be"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrelay.assigners import ASSIGNERS, HungarianAssigner
-from detrelay.assigners.hungarian import least_cost_pairs
+from detrelay.assigners.hungarian import minimum_cost_pairs
 from factories import as_set, make_stages, make_targets
 
 
@@ -20,7 +20,7 @@ from factories import as_set, make_stages, make_targets
     ],
 )
 def test_ties_are_settled_with_queries_as_rows(cost: list[list[int]], queries: list[int]) -> None:
-    query, target = least_cost_pairs(np.array(cost, dtype=np.float32)).T
+    query, target = minimum_cost_pairs(np.array(cost, dtype=np.float32)).T
     assert target.tolist() == list(range(len(cost)))
     assert query.tolist() == queries
 

@@ -19,7 +19,7 @@ def chosen(stage: int = 0, **options: Any) -> list[list[int]]:
     return sorted(pairs.tolist())
 
 
-def test_every_target_gets_k_queries_at_the_least_cost() -> None:
+def test_every_target_gets_k_queries_at_minimum_cost() -> None:
     assert chosen(times=1) == [[0, 0], [2, 1]]
     assert chosen(times=2) == [[0, 0], [1, 0], [2, 1], [3, 1]]
 

@@ -182,15 +182,15 @@ def test_defaults_are_as_published() -> None:
         ),
         (
             'head = "deformable_detr"\n[assigner]\nname = "iou"\noptions = {boxes = "initial"}',
-            "the assigner of group decoder looks at the boxes that stages started from",
+            "the assigner of group decoder needs the boxes that stages started from",
         ),
         (
             DINO + '[assigner]\nname = "iou"\ncosts = ["l1:5"]',
-            "assigner 'iou' compares no costs; leave its costs out",
+            "assigner 'iou' takes no costs; remove them",
         ),
         (
             DINO + '[assigner]\nname = "iou"\nbase = {name = "union"}',
-            "assigner 'iou' builds on no other; leave its base out",
+            "assigner 'iou' takes no base; remove it",
         ),
         (
             DINO + '[assigner]\nname = "iou"\noptions = {treshold = 1}',

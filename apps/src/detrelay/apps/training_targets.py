@@ -175,7 +175,7 @@ def _check_references(
             boxes = getattr(assigner, "boxes", "predicted")
             if boxes != "predicted" and not fact.references:
                 raise RecipeError(
-                    f"the assigner of group {fact.name} looks at the boxes that stages started "
+                    f"the assigner of group {fact.name} needs the boxes that stages started "
                     f"from (boxes = {boxes!r}), which the head does not give there; use boxes = "
                     f"'predicted'"
                 )

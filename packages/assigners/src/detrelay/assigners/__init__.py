@@ -1,4 +1,4 @@
-"""Assigners by name: the one place where a new one is entered."""
+"""Assigners by name: the one place where a new one is registered."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ASSIGNERS: dict[str, type] = {
 }
 
 
-# the base of assigners that were published with another one than Hungarian matching
+# the base of assigners that were published with one other than Hungarian matching
 _BASES = {"rank_weighted": AssignerSettings("repeated", {"times": 2, "max_share": 0.5})}
 _HUNGARIAN = AssignerSettings("hungarian")
 _GIVEN = ("base", "costs", "progress")
@@ -57,8 +57,8 @@ def build_assigner(
         progress: shared with the criterion.
 
     Raises:
-        ValueError: unknown name or option; the message suggests the nearest one. Or costs or a base
-            for an assigner that takes none.
+        ValueError: unknown name or option (the message suggests the closest one), or costs or a
+            base for an assigner that takes none.
     """
     progress = progress or TrainingProgress()
     name = settings.name or "hungarian"
@@ -71,12 +71,12 @@ def build_assigner(
             base = replace(base, costs=settings.costs)
         given["base"] = build_assigner(base, loss, progress)
     elif settings.base is not None:
-        raise ValueError(f"assigner {name!r} builds on no other; leave its base out")
+        raise ValueError(f"assigner {name!r} takes no base; remove it")
     if "costs" in takes:
         costs = build_costs(settings.costs, loss, progress)
         given["costs"] = costs or default_costs(loss)
     elif settings.costs and "base" not in takes:
-        raise ValueError(f"assigner {name!r} compares no costs; leave its costs out")
+        raise ValueError(f"assigner {name!r} takes no costs; remove them")
     assigner: Assigner = make_part("assigner", name, part, settings.options, given, _GIVEN)
     return assigner
 
@@ -94,7 +94,7 @@ def build_assigners(
         options: keyword arguments of the assigner, such as `iou_threshold`.
 
     Raises:
-        ValueError: unknown name or option; the message suggests the nearest one.
+        ValueError: unknown name or option; the message suggests the closest one.
     """
     decoder = build_assigner(AssignerSettings(name, dict(options or {})), loss)
     return {"decoder": decoder, "proposals": build_assigner(_HUNGARIAN, loss)}

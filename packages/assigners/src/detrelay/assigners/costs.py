@@ -1,4 +1,4 @@
-"""Matching costs. Each gives [T, Q]: what it costs that a query of the target's image answers it.
+"""Matching costs. Each gives [T, Q]: the cost of matching a target to a query of its image.
 
 Only queries of the target's own image are compared, so the cost of a batch is T x Q, not
 (B x Q) x T. Costs are pure functions of detached predictions.
@@ -107,7 +107,7 @@ class PositionModulatedClassCost:
         return self.weight * _focal_cost(p * fit**self.power, self.alpha, self.gamma, self.epsilon)
 
     def fit(self, prediction: StagePrediction, targets: Targets) -> Tensor:
-        """How well each box lies, [T, Q], at most 1."""
+        """How well each box fits, [T, Q], at most 1."""
         u = (_giou_table(prediction, targets, self.giou_epsilon) + 1) / 2
         if not len(targets):
             return u
@@ -176,13 +176,13 @@ def _giou_table(prediction: StagePrediction, targets: Targets, epsilon: float) -
 
 @dataclass(frozen=True, slots=True)
 class TimedCost:
-    """A cost that counts in a part of the training only.
+    """A cost that is active in one part of the training only.
 
     Attributes:
         cost: the cost.
-        start: share of the training after which it counts.
-        end: share of the training until which it counts.
-        progress: how far training is.
+        start: share of the training after which it is active.
+        end: share of the training until which it is active.
+        progress: how far training has come.
     """
 
     cost: MatchingCost
@@ -191,7 +191,7 @@ class TimedCost:
     progress: TrainingProgress
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
-        """Weighted cost [T, Q], 0 outside of its time."""
+        """Weighted cost [T, Q], 0 outside its interval."""
         share = self.progress.share
         if self.start <= share and (share < self.end or self.end == 1):
             return self.cost(prediction, targets)
@@ -221,17 +221,17 @@ COSTS: dict[str, type[MatchingCost]] = {
 def build_costs(
     entries: Sequence[Any], loss: LossConfig, progress: TrainingProgress
 ) -> tuple[MatchingCost, ...]:
-    """Costs as a recipe names them; what it leaves out is as in the head's loss.
+    """Costs as a recipe names them; arguments it omits are taken from the head's loss.
 
     Args:
         entries: each "name", "name:weight", or a mapping with `name`, `weight`, the cost's own
-            arguments, and `start` and `end`, shares of the training between which it counts. Names
-            are those of `COSTS`, or `module:Class`.
+            arguments, and `start` and `end`, shares of the training between which it is active.
+            Names are those of `COSTS`, or `module:Class`.
         loss: the head's loss numbers.
         progress: how far training is.
 
     Raises:
-        ValueError: an entry of another form, an unknown name or option, or a bad share.
+        ValueError: a malformed entry, an unknown name or option, or a start or end outside [0, 1].
     """
     return tuple(_build_cost(entry, loss, progress) for entry in entries)
 
@@ -259,7 +259,7 @@ def _build_cost(entry: Any, loss: LossConfig, progress: TrainingProgress) -> Mat
 
 
 def _as_in_loss(name: str, loss: LossConfig) -> dict[str, Any]:
-    """The arguments of a cost that its head's loss has too."""
+    """The arguments that a cost shares with its head's loss."""
     focal = {"alpha": loss.alpha, "gamma": loss.gamma, "epsilon": loss.log_epsilon}
     shared: dict[str, dict[str, Any]] = {
         "focal": focal,

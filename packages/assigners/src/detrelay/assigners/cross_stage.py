@@ -1,4 +1,4 @@
-"""Cross-stage labels: class labels are gathered over stages, boxes stay one-to-one."""
+"""Cross-stage labels: class labels are gathered across stages, boxes stay one-to-one."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Window = tuple[int | None, int | None]
 class CrossStageAssigner:
     """StageInteractor's label assigner, on top of any assigner that works stage by stage.
 
-    A query of stage i learns the class of a target if the same query answers that target in some
-    stage j of the window around i, and its box *of stage i* overlaps the target well enough. So a
-    label travels along one query index only, a query may learn several classes, and one whose own
-    match is loose learns none. Box regression keeps each stage's own matching.
+    A query of stage i learns the class of a target if the same query is matched to it in some stage
+    j of the window around i, and its box *of stage i* overlaps the target well enough. So a label
+    is passed along one query index only, a query may learn several classes, and one whose own match
+    overlaps too little learns none. Box regression keeps each stage's own matching.
 
     Args:
         base: gives every stage's own pairs; Hungarian matching if None.
-        window: first and last offset j - i of the stages that hand on labels, None for no limit on
-            that side; must hold 0. (-1, None), the released setting: the stage before, the stage
+        window: first and last offset j - i of the stages that pass on labels, None for no limit on
+            that side; must include 0. (-1, None), the released setting: the stage before, the stage
             itself and all later ones.
         iou_threshold: minimum overlap of the current stage's box with the target; one value for all
             stages or one per stage.
         inclusive: an overlap equal to the threshold counts, as in the released StageInteractor;
             the paper's figure 5 writes "greater than", and so do the released Deformable DETR
-            variant and our recipes of its kin, see `DeformableForObjectDetection`.
+            variant and our recipes of that family, see `DeformableForObjectDetection`.
         keep_own: a stage's own matches keep their label whatever their overlap. Off as in the
             released code; the paper's text does not say. Helps when nothing overlaps yet.
         leak: a query also learns the classes of other matched queries of its image whose box of
@@ -73,7 +73,7 @@ class CrossStageAssigner:
             )
         first, last = window
         if (first is not None and first > 0) or (last is not None and last < 0):
-            raise ValueError(f"window must hold offset 0, the stage itself; found {window}")
+            raise ValueError(f"window must include offset 0, the stage itself; found {window}")
         thresholds = [iou_threshold] if isinstance(iou_threshold, int | float) else iou_threshold
         if not thresholds or not all(0 <= value <= 1 for value in thresholds):
             raise ValueError(f"iou_threshold must lie in [0, 1]; found {iou_threshold}")
@@ -96,7 +96,7 @@ class CrossStageAssigner:
 
         Returns:
             One assignment per stage: `boxes` the base's, `classes` the cross-stage ones. A pair
-            that several stages agree on stands once.
+            that several stages agree on appears once.
 
         Raises:
             ValueError: there are neither one nor S thresholds.
@@ -108,9 +108,9 @@ class CrossStageAssigner:
                 f"give one, or one per stage"
             )
         own = self.base(stages, targets)
-        handed_on = _HandedOn.of(own, leak=self.leak)
-        passes = self._passes(stages, targets, handed_on)
-        learned = [self._learned(index, passes[index], handed_on) for index in range(count)]
+        shared = _SharedLabels.of(own, leak=self.leak)
+        passes = self._passes(stages, targets, shared)
+        learned = [self._learned(index, passes[index], shared) for index in range(count)]
         classes = _pairs_on(targets.image.device, learned)
         return [
             Assignment(classes=classes[index], boxes=pairs.boxes)
@@ -125,11 +125,11 @@ class CrossStageAssigner:
         return (index < count // 2) == (self.scope == "early")
 
     def _passes(
-        self, stages: Sequence[StagePrediction], targets: Targets, handed_on: _HandedOn
+        self, stages: Sequence[StagePrediction], targets: Targets, shared: _SharedLabels
     ) -> NDArray[np.bool_]:
         """Which labels the overlap of each stage's boxes lets pass, [S, R], in one transfer."""
         where = torch.from_numpy(
-            np.stack([handed_on.image, handed_on.judged_query, handed_on.judged_target])
+            np.stack([shared.image, shared.overlap_query, shared.overlap_target])
         )
         image, query, target = where.to(targets.image.device).unbind()
         predicted = cxcywh_to_xyxy(torch.stack([stage.boxes[image, query] for stage in stages]))
@@ -149,56 +149,54 @@ class CrossStageAssigner:
         return passes
 
     def _learned(
-        self, index: int, passes: NDArray[np.bool_], handed_on: _HandedOn
+        self, index: int, passes: NDArray[np.bool_], shared: _SharedLabels
     ) -> tuple[NDArray[np.int64], ...]:
         """Image, query and target of the class pairs of a stage, ordered by target and query."""
         first, last = self.window
-        offset = handed_on.source_stage - index
+        offset = shared.source_stage - index
         if self.keep_own:
-            passes = passes | (handed_on.is_own & (offset == 0))
+            passes = passes | (shared.is_own & (offset == 0))
         if first is not None:
             passes = passes & (offset >= first)
         if last is not None:
             passes = passes & (offset <= last)
         rows = np.flatnonzero(passes)
-        queries = int(handed_on.query.max(initial=0)) + 1
-        _, once = np.unique(
-            handed_on.target[rows] * queries + handed_on.query[rows], return_index=True
-        )
+        queries = int(shared.query.max(initial=0)) + 1
+        _, once = np.unique(shared.target[rows] * queries + shared.query[rows], return_index=True)
         rows = rows[once]
-        return handed_on.image[rows], handed_on.query[rows], handed_on.target[rows]
+        return shared.image[rows], shared.query[rows], shared.target[rows]
 
 
 @dataclass(frozen=True)
-class _HandedOn:
-    """Row r says: in stage `source_stage`, a match would teach a query the class of a target.
+class _SharedLabels:
+    """Row r: a match of stage `source_stage` that may teach a query the class of a target.
 
-    It does so where the box of `judged_query` overlaps `judged_target` well enough.
+    It does so where the box of `overlap_query` overlaps `overlap_target` well enough.
 
     Attributes:
         image: int64 [R], index in the batch.
         query: int64 [R], the query that would learn.
         target: int64 [R], the target whose class it would learn.
-        judged_query: int64 [R].
-        judged_target: int64 [R].
+        overlap_query: int64 [R].
+        overlap_target: int64 [R].
         source_stage: int64 [R], index of the stage.
-        is_own: bool [R], the query answers that target in the source stage.
+        is_own: bool [R], the query is matched to that target in the source stage.
     """
 
     image: NDArray[np.int64]
     query: NDArray[np.int64]
     target: NDArray[np.int64]
-    judged_query: NDArray[np.int64]
-    judged_target: NDArray[np.int64]
+    overlap_query: NDArray[np.int64]
+    overlap_target: NDArray[np.int64]
     source_stage: NDArray[np.int64]
     is_own: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, own: Sequence[Assignment], *, leak: bool) -> _HandedOn:
-        """The labels that stages hand on, read in one transfer.
+    def of(cls, own: Sequence[Assignment], *, leak: bool) -> _SharedLabels:
+        """The labels that stages pass on, read in one transfer.
 
         Args:
-            own: what each stage answers by itself.
+            own: each stage's own assignment.
             leak: queries learn from other matched queries of their image too.
         """
         pairs = [stage.classes for stage in own]
@@ -219,8 +217,8 @@ class _HandedOn:
             image=image[learner],
             query=query[learner],
             target=target[source],
-            judged_query=query[source],
-            judged_target=target[learner],
+            overlap_query=query[source],
+            overlap_target=target[learner],
             source_stage=source_stage[learner],
             is_own=learner == source,
         )

@@ -1,4 +1,4 @@
-"""One-to-one matching, each stage for itself: the case where stages do not talk."""
+"""One-to-one matching, each stage on its own: the case where stages do not talk."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from detrelay.assigners.costs import MatchingCost, default_costs
 from detrelay.assigners.tables import (
-    JudgedBoxes,
+    BoxSource,
     Rows,
     Table,
     TableAssigner,
-    check_judged,
-    judged,
+    check_box_source,
     rows_of,
+    with_boxes,
 )
 from detrelay.core.structures import StagePrediction, Targets
 
@@ -27,7 +27,7 @@ def total_cost(costs: Sequence[MatchingCost], stage: StagePrediction, targets: T
     return torch.stack([cost(stage, targets) for cost in costs]).sum(0)
 
 
-def least_cost_pairs(cost: Table) -> Rows:
+def minimum_cost_pairs(cost: Table) -> Rows:
     """The pairs of minimum total cost of one table [T, Q], in the order of the targets."""
     # queries as rows, the orientation of the published code: it settles ties the same way
     query, target = linear_sum_assignment(cost.astype(np.float64).T)
@@ -36,7 +36,7 @@ def least_cost_pairs(cost: Table) -> Rows:
 
 
 class HungarianAssigner(TableAssigner):
-    """The Hungarian matcher of DETR: matches queries to targets at the minimum total cost.
+    """The Hungarian matcher of DETR: matches queries to targets at minimum total cost.
 
     Matching is bipartite, per stage (decoder layer) and image. Every target gets one query; where
     an image has more targets than queries, every query gets one target and the rest stay unmatched:
@@ -56,17 +56,17 @@ class HungarianAssigner(TableAssigner):
     """
 
     def __init__(
-        self, costs: Sequence[MatchingCost] | None = None, boxes: JudgedBoxes = "predicted"
+        self, costs: Sequence[MatchingCost] | None = None, boxes: BoxSource = "predicted"
     ) -> None:
-        check_judged(boxes)
+        check_box_source(boxes)
         self.costs = tuple(costs) if costs is not None else default_costs()
         self.boxes = boxes
 
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
         """The total cost, [1, T, Q]."""
-        return total_cost(self.costs, judged(stage, self.boxes), targets)[None]
+        return total_cost(self.costs, with_boxes(stage, self.boxes), targets)[None]
 
     def choose(self, tables: Table, stage: int, image: int) -> tuple[Rows, Rows]:
         """One query for each target."""
-        pairs = least_cost_pairs(tables[0])
+        pairs = minimum_cost_pairs(tables[0])
         return pairs, pairs

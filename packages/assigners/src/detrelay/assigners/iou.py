@@ -1,4 +1,4 @@
-"""Assignment by overlap alone, as two-stage detectors do it (DETA; Faster R-CNN)."""
+"""Assignment by overlap alone, as in two-stage detectors (DETA; Faster R-CNN)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detrelay.assigners.owners import OwnerAssigner
-from detrelay.assigners.tables import Table, check_judged, judged, overlap_table
+from detrelay.assigners.tables import Table, check_box_source, overlap_table, with_boxes
 from detrelay.core.structures import Assignment, StagePrediction, Targets
 
 Judged = Literal["predicted", "references", "initial"]
@@ -28,11 +28,11 @@ class IoUAssigner(OwnerAssigner):
 
     Args:
         threshold: 0.6 for the decoder, 0.7 for proposals in DETA.
-        at_most: queries of a target; None gives every positive query to its owner instead.
-        max_positives: positive queries of an image; None for a quarter of the queries, 0 for no
-            limit. 128 for proposals in DETA.
+        at_most: maximum queries per target; None gives every positive query to its owner instead.
+        max_positives: maximum positive queries per image; None for a quarter of the queries, 0 for
+            no limit. 128 for proposals in DETA.
         best_of_target: see above. A target that nothing overlaps makes no query positive (in the
-            released programs it makes positive all that overlap it by 0).
+            released code it makes positive all that overlap it by 0).
         one_class: a query that serves several targets learns the class of the best one only.
         boxes: whose overlap: the "predicted" boxes', the stage's "references", or the "initial"
             references of the first stage for all stages (DETA).
@@ -55,7 +55,7 @@ class IoUAssigner(OwnerAssigner):
         boxes: Judged = "predicted",
     ) -> None:
         super().__init__(threshold, at_most, max_positives, one_class)
-        check_judged(boxes, ("predicted", "references", "initial"))
+        check_box_source(boxes, ("predicted", "references", "initial"))
         self.best_of_target = best_of_target
         self.boxes = boxes
 
@@ -63,13 +63,13 @@ class IoUAssigner(OwnerAssigner):
     def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> list[Assignment]:
         """Assign every stage; see `TableAssigner`."""
         if self.boxes == "initial":
-            first = replace(stages[0], boxes=judged(stages[0], self.boxes).boxes)
+            first = replace(stages[0], boxes=with_boxes(stages[0], self.boxes).boxes)
             return super().__call__([first], targets) * len(stages)
         return super().__call__(stages, targets)
 
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
         """The overlap, [1, T, Q]."""
-        return overlap_table(judged(stage, self.boxes), targets)[None]
+        return overlap_table(with_boxes(stage, self.boxes), targets)[None]
 
     def positives(self, score: Table) -> NDArray[np.bool_]:
         """Overlaps enough, or is the best of some target that it overlaps at all."""

@@ -1,4 +1,4 @@
-"""One-to-many rule by score and overlap together (MS-DETR, DAC-DETR, Mr. DETR)."""
+"""One-to-many rule by score and overlap combined (MS-DETR, DAC-DETR, Mr. DETR)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from torch import Tensor
 
 from detrelay.assigners.owners import OwnerAssigner
 from detrelay.assigners.tables import (
-    JudgedBoxes,
+    BoxSource,
     Table,
-    check_judged,
-    judged,
+    check_box_source,
     overlap_table,
     score_table,
+    with_boxes,
 )
 from detrelay.core.structures import StagePrediction, Targets
 
 
 class OneToManyAssigner(OwnerAssigner):
-    """Gives a target up to `at_most` queries whose mixed score of box and class is good.
+    """Gives a target up to `at_most` queries whose combined score of box and class is good.
 
     The score of query and target is `iou_weight` IoU + (1 - `iou_weight`) p. A query is positive
     where its best score reaches `threshold` or it is some target's best; see `OwnerAssigner` for
-    how positives become pairs. Made for predictions without self-attention: detections need NMS
-    where inference uses them.
+    how positives become pairs. Made for predictions without self-attention: if these are used at
+    inference, they need NMS.
 
     Args:
         threshold: see above.
-        at_most: queries of a target.
+        at_most: maximum queries per target.
         iou_weight: share of the IoU in the score.
-        max_positives: positive queries of an image; None for a quarter of the queries, 0 for no
-            limit. 75 in DAC-DETR.
+        max_positives: maximum positive queries per image; None for a quarter of the queries, 0 for
+            no limit. 75 in DAC-DETR.
         one_class: a query that serves several targets learns the class of the best one only
             (MS-DETR); False lets it learn all (DAC-DETR).
         boxes: whose IoU: the "predicted" boxes', or the stage's "references" (DAC-DETR: boxes of
@@ -52,18 +52,18 @@ class OneToManyAssigner(OwnerAssigner):
         iou_weight: float = 0.7,
         max_positives: int | None = None,
         one_class: bool = True,
-        boxes: JudgedBoxes = "predicted",
+        boxes: BoxSource = "predicted",
     ) -> None:
         super().__init__(threshold, at_most, max_positives, one_class)
         if not 0 <= iou_weight <= 1:
             raise ValueError(f"iou_weight must lie in [0, 1], found {iou_weight}")
-        check_judged(boxes)
+        check_box_source(boxes)
         self.iou_weight = iou_weight
         self.boxes = boxes
 
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
-        """The mixed score, [1, T, Q]."""
-        overlap = overlap_table(judged(stage, self.boxes), targets)
+        """The combined score, [1, T, Q]."""
+        overlap = overlap_table(with_boxes(stage, self.boxes), targets)
         score = score_table(stage, targets)
         return (self.iou_weight * overlap + (1 - self.iou_weight) * score)[None]
 

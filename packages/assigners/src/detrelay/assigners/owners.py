@@ -1,4 +1,4 @@
-"""What rules by overlap share: every query has the target it suits best as its owner."""
+"""Base of the overlap rules: every query is owned by the target it suits best."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ _SHARE_OF_POSITIVES = 4  # a quarter of the queries, in MS-DETR, DAC-DETR and DE
 class OwnerAssigner(TableAssigner):
     """Positive queries vote for their owners; each target takes as many of its best queries.
 
-    A target takes its best queries by score, as many as positive queries it owns, `at_most` at
-    the most. So a query may serve two targets, and a target whose best query belongs to another
-    may get none.
+    A target takes as many of its best-scoring queries as it owns positive ones, up to `at_most`. So
+    a query may serve two targets, and a target whose best query belongs to another may get none.
 
     Args:
         threshold: a query whose best score reaches it is positive.
-        at_most: queries of a target; None gives every positive query to its owner instead.
-        max_positives: positive queries of an image, those with the best scores; None for a quarter
-            of the queries, 0 for no limit. (The released programs drop some at random.)
+        at_most: maximum queries per target; None gives every positive query to its owner instead.
+        max_positives: maximum positive queries per image, those with the best scores; None for a
+            quarter of the queries, 0 for no limit. (The released code drops some at random.)
         one_class: a query that serves several targets learns the class of the best one only.
 
     Raises:
@@ -84,7 +83,7 @@ class OwnerAssigner(TableAssigner):
         return self._single_class(pairs, score) if self.one_class else (pairs, pairs)
 
     def _single_class(self, pairs: Rows, score: Table) -> tuple[Rows, Rows]:
-        """Pairs from worst to best score; of a query's classes the last."""
+        """Class pairs, only the best-scoring one of each query, and box pairs."""
         value = score[pairs[:, 1], pairs[:, 0]]
         pairs = pairs[np.argsort(value, kind="stable")]
         return last_of_query(pairs), pairs

@@ -1,4 +1,4 @@
-"""Weights by rank: of a target's queries the best aligned one counts most (Align-DETR)."""
+"""Weights by rank: a target's best-aligned query counts most (Align-DETR)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
 
 
 class RankWeightedAssigner:
-    """Weighs the pairs of any base by e^(-rank / tau), rank 0 being a target's best aligned pair.
+    """Weights the pairs of any base by e^(-rank / tau), rank 0 being a target's best-aligned pair.
 
-    Alignment is p^0.25 IoU^0.75. Class pairs and box pairs are ranked each among themselves; the
-    only pair of a target weighs 1.
+    Alignment is p^0.25 IoU^0.75. Class pairs and box pairs are ranked separately; a target's only
+    pair has weight 1.
 
     Args:
         base: gives the pairs; each target twice, in up to half of the queries, if None.
-        tau: how fast weights fall; 1.5 in the released code.
+        tau: decay constant of the weights; 1.5 in the released code.
         epsilon: added to the denominator of the IoU.
 
     Raises:
@@ -45,13 +45,13 @@ class RankWeightedAssigner:
         """The base's assignment of every stage, with weights."""
         result = []
         for stage, own in zip(stages, self.base(stages, targets), strict=True):
-            boxes = self._weighed(own.boxes, stage, targets)
+            boxes = self._weighted(own.boxes, stage, targets)
             same = own.classes is own.boxes
-            classes = boxes if same else self._weighed(own.classes, stage, targets)
+            classes = boxes if same else self._weighted(own.classes, stage, targets)
             result.append(Assignment(classes=classes, boxes=boxes))
         return result
 
-    def _weighed(self, pairs: Pairs, stage: StagePrediction, targets: Targets) -> Pairs:
+    def _weighted(self, pairs: Pairs, stage: StagePrediction, targets: Targets) -> Pairs:
         alignment = task_alignment(stage, targets, pairs, self.epsilon)
         # sorted by target and, within it, from the best pair to the worst
         order = alignment.argsort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""One-to-many matching: Hungarian matching with every target several times."""
+"""One-to-many matching: Hungarian matching with every target repeated."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from detrelay.assigners.costs import MatchingCost, default_costs
-from detrelay.assigners.hungarian import least_cost_pairs, total_cost
+from detrelay.assigners.hungarian import minimum_cost_pairs, total_cost
 from detrelay.assigners.tables import Rows, Table, TableAssigner, rows_of
 from detrelay.core.structures import Assignment, StagePrediction, Targets
 
 
 class RepeatedAssigner(TableAssigner):
-    """Matches k queries to every target at the least total cost, per stage and image.
+    """Matches k queries to every target at minimum total cost, per stage and image.
 
     Where an image has too few queries for all copies, every query gets a target.
 
     Args:
-        times: k, one for all stages or one for each stage.
-        max_share: limits k for each image so that no more than this share of its queries is
-            matched, to 1 at least; None for no limit. 0.5 in Align-DETR.
+        times: k, one for all stages or one per stage.
+        max_share: limits k per image so that at most this share of its queries is matched, but not
+            below 1; None for no limit. 0.5 in Align-DETR.
         costs: terms of the matching cost; the published 2 / 5 / 2 if None.
 
     Raises:
@@ -31,7 +31,7 @@ class RepeatedAssigner(TableAssigner):
     Reference:
         Jia et al., H-DETR, CVPR 2023 (arXiv 2207.13080), checked against
         HDETR/H-Deformable-DETR; Cai et al., Align-DETR (arXiv 2304.07527), checked against
-        FelixCaae/AlignDETR, whose limit once lowered by a crowded image stays for later ones.
+        FelixCaae/AlignDETR, where a limit lowered by a crowded image stays lowered for later ones.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RepeatedAssigner(TableAssigner):
         if len(self.times) not in (1, len(stages)):
             raise ValueError(
                 f"times has {len(self.times)} values for {len(stages)} stages; give one, or one "
-                f"for each stage"
+                f"per stage"
             )
         return super().__call__(stages, targets)
 
@@ -72,7 +72,7 @@ class RepeatedAssigner(TableAssigner):
         times = self.times[stage if len(self.times) > 1 else 0]
         if self.max_share is not None:
             times = max(1, min(times, int(num_queries * self.max_share / num_targets)))
-        copies = least_cost_pairs(np.tile(tables[0], (times, 1)))
+        copies = minimum_cost_pairs(np.tile(tables[0], (times, 1)))
         query, target = copies[:, 0], copies[:, 1] % num_targets
         order = np.argsort(target, kind="stable")
         pairs = rows_of(query[order], target[order])

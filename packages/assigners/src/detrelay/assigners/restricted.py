@@ -11,14 +11,14 @@ from torch import Tensor
 from detrelay.assigners.costs import GIoUBoxCost, MatchingCost, SoftmaxClassCost
 from detrelay.assigners.hungarian import total_cost
 from detrelay.assigners.tables import (
-    JudgedBoxes,
+    BoxSource,
     Rows,
     Table,
     TableAssigner,
-    check_judged,
-    judged,
+    check_box_source,
     overlap_table,
     rows_of,
+    with_boxes,
 )
 from detrelay.core.structures import StagePrediction, Targets
 
@@ -33,7 +33,7 @@ class RestrictedAssigner(TableAssigner):
         threshold: minimum overlap of a candidate.
         costs: which candidate is the cheapest; 1 softmax and 2 GIoU if None.
         boxes: whose overlap makes a candidate: the "predicted" boxes', or the stage's "references"
-            (the proposals, in TSP-RCNN). Costs look at the predicted boxes in any case.
+            (the proposals, in TSP-RCNN). Costs always use the predicted boxes.
 
     Raises:
         ValueError: a threshold outside (0, 1] or an unknown choice of boxes.
@@ -46,18 +46,18 @@ class RestrictedAssigner(TableAssigner):
         self,
         threshold: float = 0.5,
         costs: Sequence[MatchingCost] | None = None,
-        boxes: JudgedBoxes = "predicted",
+        boxes: BoxSource = "predicted",
     ) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1], found {threshold}")
-        check_judged(boxes)
+        check_box_source(boxes)
         self.threshold = threshold
         self.costs = tuple(costs) if costs is not None else (SoftmaxClassCost(), GIoUBoxCost())
         self.boxes = boxes
 
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
         """Overlap and cost, [2, T, Q]."""
-        overlap = overlap_table(judged(stage, self.boxes), targets)
+        overlap = overlap_table(with_boxes(stage, self.boxes), targets)
         return torch.stack([overlap, total_cost(self.costs, stage, targets)])
 
     def choose(self, tables: Table, stage: int, image: int) -> tuple[Rows, Rows]:

@@ -19,7 +19,7 @@ from detrelay.assigners.hungarian import total_cost
 from detrelay.assigners.tables import Rows, Table, TableAssigner, overlap_table, rows_of
 from detrelay.core.structures import StagePrediction, Targets
 
-_NOT_CENTERED = 100.0  # cost of a query that lies outside of a target or far from its centre
+_NOT_CENTERED = 100.0  # cost of a query that lies outside a target or far from its centre
 _NOWHERE = 10_000.0  # cost of a query that lies in no target and near none
 _TAKEN = 100_000.0  # cost added to taken queries while some target has none
 
@@ -27,8 +27,8 @@ _TAKEN = 100_000.0  # cost added to taken queries while some target has none
 class SimOtaAssigner(TableAssigner):
     """Gives target t its k_t cheapest queries, k_t being the sum of its best overlaps.
 
-    A query that several targets take stays with the cheapest. Then every target that has none is
-    given its cheapest query, free ones first. A query answers one target in the end, so with more
+    A query that several targets take is kept by the cheapest. Then every target that has none gets
+    its cheapest query, free ones first. Finally a query has at most one target, so with more
     targets than queries some targets stay unmatched.
 
     Args:
@@ -63,9 +63,9 @@ class SimOtaAssigner(TableAssigner):
         """Cost, overlap, and 1 where a query is in a target and where it is near; [4, T, Q]."""
         cost = total_cost(self.costs, stage, targets)
         target = targets.boxes.to(stage.boxes.dtype)[:, None]  # [T, 1, 4]
-        away = (stage.boxes[targets.image, :, :2] - target[..., :2]).abs()  # [T, Q, 2]
-        inside = (away < 0.5 * target[..., 2:]).all(-1)
-        near = (away < self.radius * target[..., 2:]).all(-1)
+        distance = (stage.boxes[targets.image, :, :2] - target[..., :2]).abs()  # [T, Q, 2]
+        inside = (distance < 0.5 * target[..., 2:]).all(-1)
+        near = (distance < self.radius * target[..., 2:]).all(-1)
         overlap = overlap_table(stage, targets)
         return torch.stack([cost, overlap, inside.to(cost.dtype), near.to(cost.dtype)])
 

@@ -17,13 +17,13 @@ from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
 
 Table = NDArray[Any]  # [..., T of the image, Q]
 Rows = NDArray[np.int64]  # [n, 2], query and row of the image's targets
-JudgedBoxes = Literal["predicted", "references"]
+BoxSource = Literal["predicted", "references"]
 
 
 class TableAssigner(ABC):
     """Makes its tables for all stages on the device, moves them once, and decides in numpy.
 
-    Everything is decided within an image, so an image is assigned alone as in a batch.
+    Everything is decided within an image, so the rest of the batch does not change its assignment.
     """
 
     @torch.no_grad()
@@ -39,14 +39,14 @@ class TableAssigner(ABC):
 
         Raises:
             FloatingPointError: a cost or score is NaN or infinite; names stage and images.
-            ValueError: the stages lack something that this assigner looks at.
+            ValueError: the stages lack something that this assigner needs.
         """
         tables = torch.stack([self.tables(stage, targets) for stage in stages])  # [S, N, T, Q]
         return self._decide(tables.cpu().numpy(), targets)
 
     @abstractmethod
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
-        """What the choice is made from, [N, T, Q], without gradient."""
+        """What `choose` decides from, [N, T, Q], without gradient."""
 
     @abstractmethod
     def choose(self, tables: Table, stage: int, image: int) -> tuple[Rows, Rows]:
@@ -111,27 +111,27 @@ def rows_of(query: NDArray[Any], target: NDArray[Any]) -> Rows:
     return np.stack([query, target], axis=1).astype(np.int64)
 
 
-def check_judged(boxes: str, allowed: Sequence[str] = ("predicted", "references")) -> None:
-    """Refuse an unknown choice of boxes.
+def check_box_source(boxes: str, allowed: Sequence[str] = ("predicted", "references")) -> None:
+    """Reject an unknown choice of boxes.
 
     Raises:
-        ValueError: it is none of those allowed.
+        ValueError: it is not one of those allowed.
     """
     if boxes not in allowed:
         raise ValueError(f"boxes must be {' or '.join(map(repr, allowed))}, found {boxes!r}")
 
 
-def judged(stage: StagePrediction, boxes: str) -> StagePrediction:
-    """The prediction with the boxes that an assigner is to look at.
+def with_boxes(stage: StagePrediction, boxes: str) -> StagePrediction:
+    """The prediction with the boxes that an assigner is to use.
 
     Raises:
-        ValueError: references are target and the stage has none.
+        ValueError: references are requested and the stage has none.
     """
     if boxes == "predicted":
         return stage
     if stage.references is None:
         raise ValueError(
-            f"boxes = {boxes!r} looks at the boxes that a stage started from, but the head gives "
+            f"boxes = {boxes!r} needs the boxes that a stage started from, but the head provides "
             f'none; use boxes = "predicted"'
         )
     return replace(stage, boxes=stage.references)

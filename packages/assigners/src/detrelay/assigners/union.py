@@ -14,16 +14,16 @@ from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
 class UnionAssigner:
     """Box pairs are the union over all stages, class pairs stay each stage's own.
 
-    In the union a query keeps the target that most stages gave it, the first in the list of
-    targets where several have equally many; a target may have several queries. Divide box losses
-    by box pairs, and class losses by "targets": the union has many more pairs than objects.
+    In the union a query keeps the target that most stages gave it, the first in the list of targets
+    in case of a tie; a target may have several queries. Divide box losses by box pairs, and class
+    losses by "targets": the union has many more pairs than objects.
 
     Args:
         base: gives every stage's own pairs; Hungarian matching if None.
 
     Reference:
         Peng et al., D-FINE, ICLR 2025 (arXiv 2410.13842), checked against Peterande/D-FINE, whose
-        sort leaves ties to chance.
+        sort breaks ties arbitrarily.
     """
 
     def __init__(self, base: Assigner | None = None) -> None:
