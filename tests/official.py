@@ -106,3 +106,9 @@ def hollow(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
         key: torch.zeros((), dtype=torch.int64 if "num_batches" in key else None).expand(shape)
         for key, shape in shapes.items()
     }
+
+
+def small_state(variant: str = "base") -> dict[str, Tensor]:
+    """Entries of a Deformable DETR with one layer."""
+    entries = shallow(listed_shapes("deformable_detr", variant, None), 1, 1)
+    return hollow(with_second_names(entries, "deformable_detr", variant, 1))
