@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detrelay.core.detector.config import DetectorConfig
-from detrelay.core.structures import FeaturePyramid, Pairs, StagePrediction, Targets
+from detrelay.core.structures import Assignment, FeaturePyramid, Pairs, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
 from detrelay.heads.deformable.denoising import DenoisingQueries
 from detrelay.heads.deformable.passes import DecoderState, QuerySet, attention_mask
@@ -52,6 +53,36 @@ def make_targets(counts: tuple[int, ...] = (3, 2), classes: int = 4, seed: int =
             for count in counts
         ]
     )
+
+
+def one_query() -> tuple[StagePrediction, Targets]:
+    """One image, two queries at probability 1/2, one object."""
+    prediction = StagePrediction(
+        logits=torch.zeros(1, 2, 3, requires_grad=True),
+        boxes=torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.1, 0.1]]], requires_grad=True),
+    )
+    targets = Targets(
+        torch.tensor([2]), torch.tensor([[0.5, 0.5, 0.5, 0.25]]), torch.tensor([0]), 1
+    )
+    return prediction, targets
+
+
+def fixed(*pairs: tuple[int, int, int], weight: Sequence[float] | None = None) -> Pairs:
+    """Pairs of image, query and target."""
+    columns = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    return Pairs(*columns, None if weight is None else torch.tensor(weight))
+
+
+class Fixed:
+    """An assigner that always answers the same; remembers what it saw."""
+
+    def __init__(self, classes: Pairs, boxes: Pairs) -> None:
+        self.assignment = Assignment(classes, boxes)
+        self.seen: list[StagePrediction] = []
+
+    def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> list[Assignment]:
+        self.seen = list(stages)
+        return [self.assignment] * len(stages)
 
 
 def as_set(pairs: Pairs) -> set[tuple[int, int]]:

@@ -1,7 +1,10 @@
+"""The criterion: losses by hand, groups, divisors, and what it refuses."""
+
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +12,9 @@ import pytest
 import torch
 
 from detrelay.assigners import HungarianAssigner, build_assigners
+from detrelay.core.class_losses import CLASS_LOSSES
 from detrelay.core.criterion import Criterion
+from detrelay.core.loss_terms import Divisor
 from detrelay.core.losses import FocalClassLoss, GIoUBoxLoss, L1BoxLoss, LossConfig
 from detrelay.core.structures import (
     Assignment,
@@ -18,37 +23,11 @@ from detrelay.core.structures import (
     StagePrediction,
     Targets,
 )
-from factories import make_stages, make_targets
-
-
-def fixed(*pairs: tuple[int, int, int]) -> Pairs:
-    return Pairs(*(torch.tensor(column) for column in zip(*pairs, strict=True)))
-
-
-class Fixed:
-    """An assigner that always answers the same."""
-
-    def __init__(self, classes: Pairs, boxes: Pairs) -> None:
-        self.assignment = Assignment(classes, boxes)
-
-    def __call__(self, stages: object, targets: object) -> list[Assignment]:
-        return [self.assignment] * len(stages)  # type: ignore[arg-type]
+from factories import Fixed, fixed, make_stages, make_targets, one_query
 
 
 def criterion(assigner: object = None, **weights: float) -> Criterion:
     return Criterion(LossConfig().terms(), {"decoder": assigner or HungarianAssigner()}, weights)
-
-
-def one_query() -> tuple[StagePrediction, Targets]:
-    """One image, two queries at probability 1/2, one object."""
-    prediction = StagePrediction(
-        logits=torch.zeros(1, 2, 3, requires_grad=True),
-        boxes=torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.1, 0.1]]], requires_grad=True),
-    )
-    targets = Targets(
-        torch.tensor([2]), torch.tensor([[0.5, 0.5, 0.5, 0.25]]), torch.tensor([0]), 1
-    )
-    return prediction, targets
 
 
 def test_hand_computed_losses() -> None:
@@ -194,36 +173,6 @@ def test_groups_without_assigner_are_refused_all_at_once() -> None:
         criterion()(groups, make_targets())
 
 
-def test_l1_formats_differ_as_they_should() -> None:
-    prediction, targets = one_query()
-    targets = replace(targets, boxes=torch.tensor([[0.4, 0.5, 0.5, 0.5]]))
-    pair = fixed((0, 0, 0))
-    for box_format, expected in (("cxcywh", 0.1), ("xyxy", 0.2)):
-        term = L1BoxLoss(box_format=box_format)  # type: ignore[arg-type]
-        output = Criterion([term], {"decoder": Fixed(pair, pair)})(
-            [StageGroup("decoder", (prediction,))], targets
-        )
-        assert output.losses["decoder/0/l1"].item() == pytest.approx(expected)
-
-
-def test_focal_loss_equals_torchvision() -> None:
-    from torchvision.ops import sigmoid_focal_loss as reference
-
-    from detrelay.core.losses import sigmoid_focal_loss
-
-    logits = torch.linspace(-6, 6, 40, dtype=torch.float64)
-    wanted = (torch.arange(40) % 3 == 0).double()
-    torch.testing.assert_close(
-        sigmoid_focal_loss(logits, wanted, alpha=0.3, gamma=1.5),
-        reference(logits, wanted, alpha=0.3, gamma=1.5),
-    )
-
-
-def test_terms_carry_their_weights() -> None:
-    terms = LossConfig(class_weight=3, l1_weight=4, giou_weight=5, alpha=0.5, gamma=1).terms()
-    assert terms == (FocalClassLoss(3, 0.5, 1), L1BoxLoss(4), GIoUBoxLoss(5))
-
-
 class MostVotedBoxes:
     """Design test: box pairs united over stages (D-FINE's idea) need no change to the criterion."""
 
@@ -239,28 +188,6 @@ def test_criterion_takes_an_assigner_that_unites_boxes() -> None:
     )
     assert len(output.assignments["decoder"][0].boxes) == 15
     assert torch.isfinite(output.total)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("class_weight", -1.0, "loss.class_weight must be a number from 0 on, found -1"),
-        ("giou_weight", math.nan, "found nan"),
-        ("l1_weight", math.inf, "found inf"),
-        ("gamma", -2.0, "loss.gamma must be"),
-        ("alpha", 1.5, "loss.alpha must be a share, 0 to 1, found 1.5"),
-    ],
-)
-def test_numbers_that_cannot_be_meant_are_refused(name: str, value: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(LossConfig(), **{name: value})
-
-
-def test_a_negative_weight_of_an_own_loss_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"loss\.extra_losses: the weight of a:B must be from 0 on"
-    ):
-        LossConfig(extra_losses=("a:B:-1",)).terms()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -279,3 +206,133 @@ def test_losses_are_taken_in_float32(dtype: torch.dtype) -> None:
         assert torch.equal(found.losses[key], loss), key
     found.total.backward()
     assert all(stage.boxes.grad is not None and stage.boxes.grad.dtype == dtype for stage in half)
+
+
+def test_each_term_is_divided_as_it_says() -> None:
+    stages, targets = make_stages(stages=1), make_targets((3, 2))
+    pairs = fixed((0, 0, 0), (0, 1, 0), (0, 2, 1), (1, 0, 3))
+    assigner = Fixed(pairs, pairs.select(torch.tensor([0, 2])))
+
+    def losses(loss: LossConfig) -> dict[str, torch.Tensor]:
+        group = StageGroup("decoder", tuple(stages))
+        return Criterion(loss.terms(), {"decoder": assigner})([group], targets).losses
+
+    plain = losses(LossConfig())  # 4 class entries, 2 box pairs, 5 objects
+    other = losses(LossConfig(class_divisor="targets", l1_divisor="larger", giou_divisor="pairs*3"))
+    for term, factor in (("class", 4 / 5), ("l1", 2 / 4), ("giou", 1 / 3)):
+        key = f"decoder/0/{term}"
+        assert other[key].item() == pytest.approx(plain[key].item() * factor)
+
+
+def test_known_pairs_count_as_objects() -> None:
+    stages, targets = make_stages(stages=1), make_targets((3, 2))
+    known = fixed((0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 1), (1, 0, 3), (1, 1, 4), (1, 2, 4))
+    group = StageGroup("denoising", tuple(stages), known_pairs=known)
+    plan = Criterion(LossConfig().terms(), {}).plan([group], targets)
+    assert plan.counts.tolist() == [[7, 7, 7, 0]]
+
+
+def test_weights_scale_box_losses_and_wanted_scores() -> None:
+    stages, targets = make_stages(stages=1), make_targets((3, 2))
+    pairs = fixed((0, 0, 0), (1, 2, 3))
+    weighed = replace(pairs, weight=torch.tensor([0.5, 1.0]))
+    first = pairs.select(torch.tensor([0]))
+    for term in (L1BoxLoss(divisor=Divisor("targets")), GIoUBoxLoss(divisor=Divisor("targets"))):
+
+        def loss(boxes: Pairs, term: object = term) -> float:
+            criterion = Criterion([term], {"decoder": Fixed(pairs, boxes)})  # type: ignore[list-item]
+            return criterion([StageGroup("decoder", tuple(stages))], targets).total.item()
+
+        assert loss(weighed) == pytest.approx(loss(pairs) - 0.5 * loss(first))
+    # a focal loss whose positive aims at 1/2 is at its least there
+    logits = torch.tensor([[[0.0]]], requires_grad=True)
+    one = Targets(torch.tensor([0]), torch.ones(1, 4), torch.tensor([0]), 1)
+    prediction = StagePrediction(logits, torch.ones(1, 1, 4))
+    half = Fixed(fixed((0, 0, 0), weight=[0.5]), fixed((0, 0, 0)))
+    Criterion([FocalClassLoss()], {"decoder": half})(
+        [StageGroup("decoder", (prediction,))], one
+    ).total.backward()
+    assert logits.grad is not None
+    assert logits.grad.item() == 0
+
+
+def test_a_group_may_have_losses_of_its_own() -> None:
+    stages, targets = tuple(make_stages(stages=1)), make_targets()
+    groups = [StageGroup("decoder", stages), StageGroup("hybrid", stages)]
+    criterion = Criterion(
+        LossConfig().terms(),
+        {"decoder": HungarianAssigner(), "hybrid": HungarianAssigner()},
+        {"hybrid": 0.5},
+        group_terms={"hybrid": [FocalClassLoss(weight=3)]},
+    )
+    output = criterion(groups, targets)
+    assert [key for key in output.losses if key.startswith("hybrid")] == ["hybrid/0/class"]
+    losses = output.losses
+    own = 2 * losses["decoder/0/class"] + 5 * losses["decoder/0/l1"] + 2 * losses["decoder/0/giou"]
+    expected = own + 0.5 * 3 * losses["hybrid/0/class"]
+    assert output.total.item() == pytest.approx(expected.item())
+
+
+def test_joining_groups_are_assigned_together_and_come_first() -> None:
+    stages, targets = make_stages(stages=3), make_targets()
+    assigner = Fixed(fixed((0, 0, 0)), fixed((0, 1, 1)))
+    groups = [
+        StageGroup("decoder", tuple(stages[:2])),
+        StageGroup("proposals", (stages[2],), slots="decoder"),
+    ]
+    criterion = Criterion(
+        LossConfig().terms(), {"decoder": assigner}, joins={"proposals": "decoder"}
+    )
+    output = criterion(groups, targets)
+    for seen, index in zip(assigner.seen, (2, 0, 1), strict=True):
+        assert torch.equal(seen.boxes, stages[index].boxes)
+    assert [len(output.assignments[name]) for name in ("decoder", "proposals")] == [2, 1]
+    with pytest.raises(ValueError, match="'proposals' cannot join 'decoder': they share no slots"):
+        criterion([groups[0], replace(groups[1], slots=None)], targets)
+
+
+def test_an_assigner_sees_slots_and_losses_see_rows() -> None:
+    stages, targets = make_stages(stages=2), make_targets()
+    plain = Criterion(LossConfig().terms(), {"decoder": HungarianAssigner()})
+    expected = plain([StageGroup("decoder", tuple(stages))], targets)
+    generator = torch.Generator().manual_seed(3)
+    order = torch.stack([torch.randperm(8, generator=generator) for _ in range(2)])
+    rows = torch.arange(2)[:, None]
+    moved = StagePrediction(stages[1].logits[rows, order], stages[1].boxes[rows, order], slot=order)
+    watch = Fixed(fixed((0, 0, 0)), fixed((0, 0, 0)))
+    Criterion(LossConfig().terms(), {"decoder": watch})([StageGroup("decoder", (moved,))], targets)
+    assert torch.equal(watch.seen[0].boxes, stages[1].boxes)
+    found = plain([StageGroup("decoder", (stages[0], moved))], targets)
+    for key, loss in expected.losses.items():
+        torch.testing.assert_close(found.losses[key], loss)
+    pairs, own = (o.assignments["decoder"][1].boxes for o in (found, expected))
+    assert torch.equal(order[pairs.image, pairs.query], own.query)
+
+
+def test_an_assigner_must_answer_for_every_stage() -> None:
+    def short(stages: Sequence[StagePrediction], targets: Targets) -> list[Assignment]:
+        return HungarianAssigner()(stages[:1], targets)
+
+    with pytest.raises(ValueError, match="one assignment for each of 3 stages, found 1"):
+        Criterion(LossConfig().terms(), {"decoder": short})(
+            [StageGroup("decoder", tuple(make_stages()))], make_targets()
+        )
+
+
+@pytest.mark.parametrize("loss", list(CLASS_LOSSES))
+def test_batches_that_share_counts_are_one_large_batch(loss: str) -> None:
+    divisor = None if loss == "softmax" else "targets*2"
+    terms = LossConfig(class_loss=loss, class_divisor=divisor, giou_divisor="larger").terms()
+    criterion = Criterion(terms, {"decoder": HungarianAssigner()})
+    (stage,), targets = make_stages(stages=1), make_targets((3, 2))
+    whole = criterion([StageGroup("decoder", (stage,))], targets)
+    plans = []
+    for image in range(2):
+        part = StagePrediction(stage.logits[image, None], stage.boxes[image, None])
+        own = targets.image == image
+        some = Targets(targets.labels[own], targets.boxes[own], 0 * targets.image[own], 1)
+        plans.append(criterion.plan([StageGroup("decoder", (part,))], some))
+    counts = torch.stack([plan.counts for plan in plans]).sum(0)
+    parts = [criterion.losses(plan, counts) for plan in plans]
+    for key, value in whole.losses.items():
+        torch.testing.assert_close(parts[0].losses[key] + parts[1].losses[key], value)

@@ -11,6 +11,7 @@ import pytest
 from detrelay.core.data.readers import coco, table
 from detrelay.core.errors import DataError
 from detrelay.core.evaluation.tables import read_detections
+from detrelay.core.plain_file import refuse_endless
 from detrelay.core.recipes.recipe import RecipeError, load_recipe
 from detrelay.core.weights.files import read_weights
 
@@ -34,3 +35,11 @@ def test_pipes_and_devices_are_refused_by_every_reader(
             read(path)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_files_folders_and_missing_paths_pass(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path, tmp_path / "missing"):
+        refuse_endless(path)
+    with pytest.raises(OSError, match="/dev/null is a pipe, socket or device, not a file"):
+        refuse_endless(Path("/dev/null"))

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrelay.core.structures import FeaturePyramid, Pairs, StagePrediction, Targets
+from detrelay.core.structures import (
+    FeaturePyramid,
+    Pairs,
+    StagePrediction,
+    Targets,
+)
+from factories import fixed
 
 
 def test_targets_from_labels_flatten_the_batch() -> None:
@@ -60,3 +66,12 @@ def test_pyramid_needs_one_entry_a_level() -> None:
     level = torch.zeros(1, 2, 3, 3)
     with pytest.raises(ValueError, match="one entry a level"):
         FeaturePyramid((level,), (4, 8), (torch.ones(1, 3, 3),), torch.tensor([[3, 3]]))
+
+
+def test_weights_stay_with_their_pairs() -> None:
+    pairs = fixed((0, 0, 0), (0, 1, 1), weight=[0.25, 0.5])
+    assert pairs.select(torch.tensor([1])).weight == torch.tensor([0.5])
+    together = Pairs.cat([fixed((1, 0, 2)), pairs])
+    assert together.weight is not None
+    assert together.weight.tolist() == [1, 0.25, 0.5]
+    assert Pairs.cat([fixed((1, 0, 2)), fixed((1, 1, 2))]).weight is None

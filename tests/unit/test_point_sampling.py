@@ -1,3 +1,5 @@
+"""Sampling of feature maps against `grid_sample`, and what it shares with its sibling."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detrelay.core.ops import point_sampling
-from detrelay.core.ops.linear import linear
 from detrelay.core.ops.point_sampling import channels_last_maps, sample_maps
 from detrelay.core.ops.token_sampling import flatten_levels, sample_points
 
@@ -83,28 +84,6 @@ def test_channels_last_levels_are_not_copied() -> None:
     assert maps.data_ptr() == level.data_ptr()
 
 
-@pytest.mark.parametrize("outputs", [5, 256])
-@pytest.mark.parametrize("shape", [(7, 16), (2, 3, 16), (0, 16)])
-def test_linear_without_gradient_equals_torch(shape: tuple[int, ...], outputs: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*shape, generator=generator)
-    weight = torch.randn(outputs, 16, generator=generator)
-    bias = torch.randn(outputs, generator=generator)
-    with torch.no_grad():
-        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias))
-        torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
-        strided = torch.randn(outputs, 32, generator=generator).chunk(2, dim=1)[1]
-        torch.testing.assert_close(linear(x, strided), F.linear(x, strided))
-
-
-def test_linear_keeps_gradients_and_double() -> None:
-    weight = torch.randn(128, 8, requires_grad=True)
-    linear(torch.randn(3, 8), weight).sum().backward()
-    assert weight.grad is not None
-    with torch.no_grad():
-        assert linear(torch.randn(3, 8).double(), weight.double()).dtype == torch.float64
-
-
 def as_sums(values: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
     """`sample_maps` of the case, through the sibling for flattened levels."""
     flat, shapes = flatten_levels(values)
@@ -174,12 +153,3 @@ def test_sums_of_nothing(sample: Sampling, empty: str) -> None:
     assert sampled.shape == (*weights.shape[1:], WIDTH)
     for grad, leaf in zip(torch.autograd.grad(sampled.sum(), leaves), leaves, strict=True):
         assert torch.equal(grad, torch.zeros_like(leaf))
-
-
-def test_sums_without_points_are_zero() -> None:
-    values = torch.randn(1, 4, 2, 3).requires_grad_()
-    sampled = sample_points(
-        values, ((2, 2),), torch.rand(1, 5, 2, 1, 1, 0, 2), torch.rand(1, 5, 2, 1, 1, 0)
-    )
-    assert torch.equal(sampled, torch.zeros(1, 5, 2, 1, 3))
-    assert torch.equal(torch.autograd.grad(sampled.sum(), values)[0], torch.zeros_like(values))
