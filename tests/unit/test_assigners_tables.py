@@ -81,11 +81,11 @@ def test_tables_of_overlap_and_score() -> None:
     torch.testing.assert_close(score_table(stage, TARGETS), score)
 
 
-def test_boxes_to_judge_are_named_and_must_be_there() -> None:
+def test_box_source_must_be_known_and_provided() -> None:
     assert with_boxes(STAGE, "predicted") is STAGE
     started = StagePrediction(STAGE.logits, STAGE.boxes, STAGE.boxes / 2)
     assert torch.equal(with_boxes(started, "references").boxes, STAGE.boxes / 2)
-    with pytest.raises(ValueError, match='the head gives none; use boxes = "predicted"'):
+    with pytest.raises(ValueError, match='the head provides none; use boxes = "predicted"'):
         with_boxes(STAGE, "references")
     with pytest.raises(ValueError, match="must be 'predicted' or 'references', found 'anchors'"):
         check_box_source("anchors")
