@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from detrelay.apps.check_data import Arguments, check_data
 from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.places import open_place
@@ -156,3 +158,37 @@ def test_examples_of_each_layout_give_one_truth(real_data: Path) -> None:
                     classes = ["cat", "dog", "traffic light"]
                     boxes = Counter({(classes[int(k[0])], *k[1:]): v for k, v in boxes.items()})
                 assert boxes == expected, (place, file)
+
+
+DEFECTS = Path(__file__).parents[2] / "docs" / "known_defects.md"
+PLACES = {
+    "BCCD (as VOC)": ("bccd/voc", "bccd/images"),
+    "BCCD": ("bccd", None),
+    "Cards": ("cards", None),
+    "Aquarium": ("aquarium", None),
+    "Chess": ("chess", None),
+    "Trees": ("trees", None),
+    "COCO mini": ("coco_mini", None),
+    "COCO fake100": ("coco_fake100/instances_gt.json", None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLACES)
+def test_documented_defects_are_found(
+    real_data: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(real_data)
+    place, images = PLACES[name]
+    check_data(Arguments((place,), images=None if images is None else Path(images)))
+    shown = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in DEFECTS.read_text(encoding="utf-8").splitlines()]
+    told = [row[2] for row in rows if len(row) == 3 and row[0].strip() == name]
+    quoted = [quote for cell in told for quote in re.findall(r"`([^`]+)`", cell)]
+    assert quoted
+    for quote in quoted:
+        for part in quote.split("..."):
+            assert part.strip() in shown

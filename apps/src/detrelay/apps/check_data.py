@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from detrelay.core.data.places import Found
 
 _UNUSABLE, _LOOK = 2, 3
+# examples of a defect that are printed; check.json has all
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,25 @@ def check_data(arguments: Arguments) -> int:
     if arguments.write is not None:
         assert arguments.output is not None
         return convert(splits, arguments.write, arguments.output)
+    from detrelay.core.data.agreement import compare_others
     from detrelay.core.data.checking import Defect, check_split
 
     checks = {name: check_split(part) for name, part in splits.items()}
     between: list[Defect] = []
+    unread: list[str] = []
+    for one in found:
+        defects, notes = compare_others(one, arguments.images)
+        between, unread = between + defects, unread + notes
     for name, part in splits.items():
         if missing := part.images.missing():
             checks[name].defects.append(
-                Defect("images are missing", len(missing), missing[:5], blocks=True)
+                Defect("images are missing", len(missing), missing, blocks=True)
             )
     if not arguments.skip_images and not any(d.blocks for c in checks.values() for d in c.defects):
-        between = look_at_pixels(splits, checks, arguments, Path(found[0].place))
-    report(checks, between)
+        between += look_at_pixels(splits, checks, arguments, Path(found[0].place))
+    report(checks, between, unread)
     if arguments.output is not None:
-        write_report(splits, checks, between, arguments.output)
+        write_report(splits, checks, between, unread, arguments.output)
     return verdict(checks, between)
 
 
@@ -119,12 +126,12 @@ def look_at_pixels(
     splits: dict[str, Annotations], checks: dict[str, SplitCheck], arguments: Arguments, place: Path
 ) -> list[Defect]:
     """Open all images; what is wrong between the splits."""
-    from detrelay.core.data.checking import (
-        Defect,
+    from detrelay.core.data.checking import Defect, unused_files
+    from detrelay.core.data.pictures import (
+        check_light,
         check_pair,
         check_recurring,
         look_at_images,
-        unused_files,
     )
 
     pixels = {}
@@ -132,8 +139,9 @@ def look_at_pixels(
         pixels[name] = look_at_images(part, arguments.max_pixels)
         if broken := pixels[name].unreadable:
             checks[name].defects.append(
-                Defect("images cannot be used", len(broken), broken[:5], blocks=True)
+                Defect("images cannot be used", len(broken), broken, blocks=True)
             )
+        checks[name].defects += check_light(part, pixels[name])
         if (recurring := check_recurring(part, pixels[name])) is not None:
             checks[name].defects.append(recurring)
     defects = []
@@ -146,7 +154,7 @@ def look_at_pixels(
     return [*defects, spare] if spare is not None else defects
 
 
-def report(checks: dict[str, SplitCheck], between: list[Defect]) -> None:
+def report(checks: dict[str, SplitCheck], between: list[Defect], unread: list[str]) -> None:
     """Print counts and defects."""
     names = list(
         dict.fromkeys(name for check in checks.values() for name in check.boxes_per_category)
@@ -157,6 +165,7 @@ def report(checks: dict[str, SplitCheck], between: list[Defect]) -> None:
         ("images", [check.images for check in checks.values()]),
         ("without boxes", [check.images_without_boxes for check in checks.values()]),
         ("boxes", [check.boxes for check in checks.values()]),
+        ("of them crowds", [check.crowd_boxes for check in checks.values()]),
     ]
     rows += [
         (size, [c.boxes_by_size[size] for c in checks.values()])
@@ -176,22 +185,27 @@ def report(checks: dict[str, SplitCheck], between: list[Defect]) -> None:
             print(f"  {note}")
         for defect in check.defects:
             _print_defect(defect)
-    if between:
+    if between or unread:
         print("\nall splits:")
     for defect in between:
         _print_defect(defect)
+    for line in unread:
+        print(f"  {line}")
 
 
 def _print_defect(defect: Defect) -> None:
     print(f"  {defect.count} {defect.what}")
-    for example in defect.examples:
+    for example in defect.examples[:_SHOWN]:
         print(f"    {example}")
+    if len(defect.examples) > _SHOWN:
+        print(f"    and {len(defect.examples) - _SHOWN} more (--output writes all to check.json)")
 
 
 def write_report(
     splits: dict[str, Annotations],
     checks: dict[str, SplitCheck],
     between: list[Defect],
+    unread: list[str],
     output: Path,
 ) -> None:
     """Write check.json and a contact sheet for each split."""
@@ -201,6 +215,7 @@ def write_report(
     content = {
         "splits": {name: asdict(check) for name, check in checks.items()},
         "between_splits": [asdict(defect) for defect in between],
+        "not_compared": unread,
     }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (output / "check.json").write_text(text + "\n", encoding="utf-8")
@@ -225,7 +240,9 @@ def verdict(checks: dict[str, SplitCheck], between: list[Defect]) -> int:
         for defect in check.defects
     ] + [f"{defect.count} {defect.what}" for defect in between]
     if empty:
-        remarks.append(f"{len(empty)} categories have no box anywhere ({', '.join(empty[:5])})")
+        remarks.append(
+            f"{len(empty)} categories have no box anywhere ({', '.join(empty[:_SHOWN])})"
+        )
     remarks += [note for check in checks.values() for note in check.notes]
     if blocking:
         print(f"\nverdict: unusable: {'; '.join(f'{d.count} {d.what}' for d in blocking)}")

@@ -6,6 +6,7 @@ of a loader share them. (They would copy Python objects merely by counting refer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,3 +140,15 @@ def doubtful_boxes(boxes_xywh: Floats, limits: Ints) -> str | None:
             "corners x1, y1, x2, y2 where x, y, width, height is expected"
         )
     return None
+
+
+def alike_names(names: Iterable[str]) -> list[str]:
+    """A sentence for each group of names that differ in case only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), []).append(name)
+    return [
+        f"categories {' and '.join(sorted(group))} differ in case only"
+        for group in groups.values()
+        if len(group) > 1
+    ]

@@ -1,8 +1,8 @@
-"""What is wrong with annotated images: counts and examples by split, and pictures that recur."""
+"""What is wrong with the annotations of images: counts and examples by split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import functional as tv_functional
 
 from detrelay.core.data.annotations import Annotations
-from detrelay.core.data.decode import MAX_PIXELS, read_image
-from detrelay.core.errors import DataError
 
 # COCO's borders between small, medium and large objects: areas in pixels.
 _AREAS = (32**2, 96**2)
@@ -24,15 +21,14 @@ _ROUNDING = 0.1
 # COCO's evaluation looks at so many detections of an image and category.
 _MOST_BOXES = 100
 _DOUBLED_IOU = 0.9
-# Side of the grey thumbnails that are compared; two shots of one scene correlate above this.
-_THUMBNAIL = 32
-_NEARLY_SAME = 0.9
 # One category with more of the boxes than this outweighs the others in training.
 _MOSTLY = 0.8
-# An image size as frequent as this in training should occur among the images that are evaluated.
-_FREQUENT = 0.1
-_EXAMPLES = 5
-_BLOCK = 1024
+# Where nearly all images show some category, they are of one kind of scene, and an image without a
+# category that most others show may have been forgotten; so may one with few boxes of a crowd.
+_NEARLY_ALL, _MOST = 0.9, 0.5
+_CROWD, _FEW = 8, 1 / 3
+_FEWEST_IMAGES = 10
+_FREQUENT_SIZES = 5
 
 
 @dataclass(slots=True)
@@ -42,7 +38,7 @@ class Defect:
     Attributes:
         what: what is wrong, in words that follow a number.
         count: how often.
-        examples: the first few, for a person to look at.
+        examples: all of them, or where they are; texts for people show the first few.
         blocks: training or evaluation would stop at it.
     """
 
@@ -89,7 +85,7 @@ def check_split(part: Annotations) -> SplitCheck:
     classes = np.bincount(part.box_class, minlength=len(part.categories)).tolist()
     small, medium = (int((part.areas < border).sum()) for border in _AREAS)
     sizes, times = np.unique(part.sizes, axis=0, return_counts=True)
-    frequent = np.argsort(-times)[:_EXAMPLES]
+    frequent = np.argsort(-times)[:_FREQUENT_SIZES]
     low, size = part.boxes_xywh[:, :2], part.boxes_xywh[:, 2:]
     whole = (size > 0).all(1)
     shapes = size[whole, 0] / size[whole, 1]
@@ -116,7 +112,11 @@ def check_split(part: Annotations) -> SplitCheck:
         aspect=[round(float(v), 3) for v in np.percentile(shapes, (1, 50, 99))]
         if whole.any()
         else [],
-        defects=[*_box_defects(part, low, size), *_count_defects(part, counts, classes)],
+        defects=[
+            *_box_defects(part, low, size),
+            *_count_defects(part, counts, classes),
+            *_forgotten(part),
+        ],
         notes=[note for note in part.notes if not note.startswith("read from ")],
     )
 
@@ -138,9 +138,9 @@ def _box_defects(
     }
     defects = []
     for what, rows in found.items():
-        examples = [_box_name(part, int(row)) for row in np.flatnonzero(rows)[:_EXAMPLES]]
+        examples = [_box_name(part, int(row)) for row in np.flatnonzero(rows)]
         if examples:
-            defects.append(Defect(what, int(rows.sum()), examples))
+            defects.append(Defect(what, len(examples), examples))
     return defects
 
 
@@ -151,22 +151,50 @@ def _count_defects(
     crowded = np.flatnonzero(per_image > _MOST_BOXES)
     if len(crowded):
         what = f"images have more than {_MOST_BOXES} boxes: mind num_queries and max_detections"
-        names = [part.images.name(int(row)) for row in crowded[:_EXAMPLES]]
+        names = [part.images.name(int(row)) for row in crowded]
         defects.append(Defect(what, len(crowded), names))
+    if zero := np.flatnonzero(part.box_ids == 0).tolist():
+        what = "box has the id 0: pycocotools takes a hit on it for a miss (evaluate does not)"
+        defects.append(Defect(what, len(zero), [_box_name(part, row) for row in zero]))
     pairs = zip(part.categories, per_category, strict=True)
     single = [category.name for category, count in pairs if count == 1]
     if single and len(part) > 1:
-        defects.append(Defect("categories have a single box", len(single), single[:_EXAMPLES]))
-    folded = [category.name.casefold() for category in part.categories]
-    alike = [c.name for c in part.categories if folded.count(c.name.casefold()) > 1]
-    if alike:
-        defects.append(Defect("categories differ in case only", len(alike), alike[:_EXAMPLES]))
+        defects.append(Defect("categories have a single box", len(single), single))
     share = max(per_category, default=0) / max(1, sum(per_category))
     if share > _MOSTLY and sum(count > 0 for count in per_category) > 1:
         name = part.categories[int(np.argmax(per_category))].name
         what = f"boxes of {name} are {share:.0%} of all: the figures of the others say more"
         defects.append(Defect(what, max(per_category)))
     return defects
+
+
+def _forgotten(part: Annotations) -> list[Defect]:
+    """Images whose boxes of a category may have been forgotten: most others have it, or many."""
+    if len(part) < _FEWEST_IMAGES:
+        return []
+    kinds = len(part.categories)
+    shown = np.unique(part.box_image * kinds + part.box_class) % kinds  # once for each image
+    shares = np.bincount(shown, minlength=kinds) / len(part)
+    defects = []
+    for row in np.flatnonzero(shares > _MOST).tolist():
+        name = part.categories[row].name
+        counts = np.bincount(part.box_image[part.box_class == row], minlength=len(part))
+        if shares.max() >= _NEARLY_ALL and shares[row] < 1:
+            what = f"images have no {name}, which {shares[row]:.0%} have: forgotten boxes?"
+            defects.append(_images(part, what, counts == 0))
+        usual = float(np.median(counts))
+        few = (counts > 0) & (counts < _FEW * usual)
+        if usual >= _CROWD and few.any():
+            what = (
+                f"images have fewer than a third of the usual {usual:g} boxes of {name}: forgotten?"
+            )
+            defects.append(_images(part, what, few))
+    return defects
+
+
+def _images(part: Annotations, what: str, which: NDArray[np.bool_]) -> Defect:
+    names = [part.images.name(int(row)) for row in np.flatnonzero(which)]
+    return Defect(what, len(names), names)
 
 
 def _box_name(part: Annotations, row: int) -> str:
@@ -197,113 +225,6 @@ def _doubled(part: Annotations) -> NDArray[np.bool_]:
     return result
 
 
-@dataclass(slots=True)
-class Pixels:
-    """What the images of a split look like.
-
-    Attributes:
-        thumbnails: [n, 1024], grey, of mean 0 and length 1; rows of zeros where there is none.
-        unreadable: names of the images that cannot be read, with the reason.
-    """
-
-    thumbnails: NDArray[np.float32]
-    unreadable: list[str]
-
-
-def look_at_images(part: Annotations, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode every image of a split."""
-    thumbnails = np.zeros((len(part), _THUMBNAIL**2), dtype=np.float32)
-    unreadable = []
-    for row in range(len(part)):
-        height, width = part.sizes[row].tolist()
-        try:
-            image = read_image(
-                part.images.open(row),
-                size=(height, width),
-                max_pixels=max_pixels,
-                name=part.images.name(row),
-            )
-        except DataError as error:
-            unreadable.append(str(error))
-            continue
-        thumbnails[row] = _thumbnail(image)
-    return Pixels(thumbnails, unreadable)
-
-
-def _thumbnail(image: torch.Tensor) -> NDArray[np.float32]:
-    small = tv_functional.resize(image, [_THUMBNAIL, _THUMBNAIL], antialias=True).float().mean(0)
-    values = small.flatten().numpy()
-    values = values - values.mean()
-    length = float(np.linalg.norm(values))
-    return values / length if length > 0 else np.zeros_like(values)
-
-
-def recurring(first: Pixels, second: Pixels) -> Iterator[tuple[int, int, float]]:
-    """Pairs of nearly the same picture in two splits: positions and correlation, closest first."""
-    pairs: list[tuple[int, int, float]] = []
-    for start in range(0, len(first.thumbnails), _BLOCK):
-        likeness = first.thumbnails[start : start + _BLOCK] @ second.thumbnails.T
-        if likeness.size == 0:
-            continue
-        best = likeness.argmax(1)
-        for row in np.flatnonzero(likeness.max(1) > _NEARLY_SAME):
-            pairs.append((start + int(row), int(best[row]), float(likeness[row, best[row]])))
-    yield from sorted(pairs, key=lambda pair: -pair[2])
-
-
-def check_recurring(part: Annotations, pixels: Pixels) -> Defect | None:
-    """Pictures that look like an earlier one of their split."""
-    found: list[tuple[float, int, int]] = []
-    for start in range(0, len(part), _BLOCK):
-        block = pixels.thumbnails[start : start + _BLOCK]
-        likeness = np.tril(block @ pixels.thumbnails.T, start - 1)
-        for row in np.flatnonzero((likeness > _NEARLY_SAME).any(1)):
-            best = int(likeness[row].argmax())
-            found.append((float(likeness[row, best]), start + int(row), best))
-    if not found:
-        return None
-    examples = [
-        f"{part.images.name(row)} is like {part.images.name(best)}: correlation {value:.3f}"
-        for value, row, best in sorted(found, reverse=True)[:_EXAMPLES]
-    ]
-    return Defect("images look like an earlier one of their split", len(found), examples)
-
-
-def check_pair(
-    train: tuple[str, Annotations, Pixels], other: tuple[str, Annotations, Pixels]
-) -> list[Defect]:
-    """What is wrong between two splits: pictures in both, categories that only one has."""
-    defects = []
-    pairs = list(recurring(other[2], train[2]))
-    if pairs:
-        examples = [
-            f"{other[1].images.name(a)} ({other[0]}) is like {train[1].images.name(b)} "
-            f"({train[0]}): correlation {c:.3f}"
-            for a, b, c in pairs[:_EXAMPLES]
-        ]
-        what = f"images of {other[0]} look like one of {train[0]}, so figures on them flatter"
-        defects.append(Defect(what, len(pairs), examples))
-    learned, asked = (
-        {part.categories[row].name for row in np.unique(part.box_class)}
-        for part in (train[1], other[1])
-    )
-    if unknown := sorted(asked - learned):
-        what = f"categories of {other[0]} have no box in {train[0]}"
-        defects.append(Defect(what, len(unknown), unknown[:_EXAMPLES]))
-    sizes, times = np.unique(train[1].sizes, axis=0, return_counts=True)
-    present = set(map(tuple, other[1].sizes.tolist()))
-    absent = [
-        row
-        for row in np.argsort(-times, kind="stable").tolist()
-        if times[row] > _FREQUENT * len(train[1]) and tuple(sizes[row].tolist()) not in present
-    ]
-    if absent:
-        examples = [f"{sizes[row][1]}x{sizes[row][0]}" for row in absent[:_EXAMPLES]]
-        what = f"images of {train[0]} have a size that {other[0]} lacks: another camera?"
-        defects.append(Defect(what, int(times[absent].sum()), examples))
-    return defects
-
-
 def unused_files(splits: Mapping[str, Annotations], place: Path) -> Defect | None:
     """Image files in a folder that no split names."""
     from detrelay.core.data.formats import SUFFIXES
@@ -326,5 +247,5 @@ def unused_files(splits: Mapping[str, Annotations], place: Path) -> Defect | Non
     ]
     if not spare:
         return None
-    names = [str(path.relative_to(place)) for path in spare[:_EXAMPLES]]
+    names = [str(path.relative_to(place)) for path in spare]
     return Defect("image files are named by no annotation", len(spare), names)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from detrelay.core.data.annotations import Annotations, Floats, Ints, doubtful_boxes
+from detrelay.core.data.annotations import Annotations, Floats, Ints, alike_names, doubtful_boxes
 from detrelay.core.data.image_paths import image_folders
 from detrelay.core.data.images import ImageFiles
 from detrelay.core.data.sample import Category, shown, some
@@ -110,6 +110,7 @@ def read(
         raise DataError(f"{path} lists no {empty}: there is nothing to use")
     notes: list[str] = []
     classes = _checked_classes(path, classes, set(np.unique(columns.category_ids).tolist()), notes)
+    notes += alike_names(entry.name for entry in classes)
     image_ids = np.array([entry.id for entry in listed], dtype=np.int64)
     _check_ids(path, "images", image_ids)
     _check_ids(path, "annotations", columns.ids)

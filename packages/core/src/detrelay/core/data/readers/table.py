@@ -7,7 +7,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detrelay.core.data.annotations import Annotations, doubtful_boxes
+from detrelay.core.data.annotations import Annotations, alike_names, doubtful_boxes
 from detrelay.core.data.decode import upright_size
 from detrelay.core.data.formats import SUFFIXES
 from detrelay.core.data.images import ImageFiles
@@ -69,7 +69,6 @@ def read_text(path: Path) -> str:
     """
     try:
         refuse_endless(path)
-        refuse_endless(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is no text in UTF-8") from None
@@ -84,7 +83,6 @@ def read_xml(path: Path) -> ElementTree.Element:
         DataError: it cannot be read, is not XML, or defines entities, which can grow without end.
     """
     try:
-        refuse_endless(path)
         refuse_endless(path)
         data = path.read_bytes()
         if b"<!ENTITY" in data.replace(b"\0", b""):
@@ -105,7 +103,6 @@ def read_json(path: Path) -> Any:
         DataError: it cannot be read, or is not json.
     """
     try:
-        refuse_endless(path)
         refuse_endless(path)
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except RecursionError:
@@ -258,17 +255,5 @@ def finish(
     for split, table in tables.items():
         found = table.finish(classes, images, boxes)
         images, boxes = images + len(found), boxes + len(found.box_ids)
-        result[split] = replace(found, own_ids=own, notes=(*found.notes, *_alike(classes)))
+        result[split] = replace(found, own_ids=own, notes=(*found.notes, *alike_names(classes)))
     return result
-
-
-def _alike(names: Iterable[str]) -> list[str]:
-    """A sentence for names that differ in case only."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.casefold(), []).append(name)
-    return [
-        f"categories {' and '.join(sorted(group))} differ in case only"
-        for group in groups.values()
-        if len(group) > 1
-    ]
