@@ -130,7 +130,7 @@ def test_signal_during_an_evaluation(
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (1, "no checkpoint was taken yet: starting from step 0"),
+        (1, "no checkpoint was saved yet: starting from step 0"),
         (5, "resuming after step 4"),  # step 5 is in the log and must not stay twice
     ],
 )

@@ -25,7 +25,7 @@ def test_other_classes_leave_the_ids_of_the_old_ones_behind() -> None:
     [
         ({"backbone_nam": "x"}, "has no option 'backbone_nam'; did you mean 'backbone_name'"),
         ({"id2label": {0: "a", 2: "b"}}, r"classes 0\.\.1; found \[0, 2\]"),
-        ({"num_labels": 2, "category_ids": [1]}, r"one id a class \(2\); found 1"),
+        ({"num_labels": 2, "category_ids": [1]}, r"one id per class \(2\); found 1"),
         ({"backbone_frozen_stages": 5}, r"must lie in 0\.\.4; found 5"),
         ({"backbone_drop_path": 0.1}, "is for Swin transformers; resnet50 has none"),
         (

@@ -36,7 +36,7 @@ def test_terms_carry_their_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("class_weight", -1.0, "loss.class_weight must be a number from 0 on, found -1"),
+        ("class_weight", -1.0, "loss.class_weight must be at least 0, found -1"),
         ("giou_weight", math.nan, "found nan"),
         ("l1_weight", math.inf, "found inf"),
         ("gamma", -2.0, "loss.gamma must be"),
@@ -50,6 +50,6 @@ def test_numbers_that_cannot_be_meant_are_refused(name: str, value: float, messa
 
 def test_a_negative_weight_of_an_own_loss_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"loss\.extra_losses: the weight of a:B must be from 0 on"
+        ValueError, match=r"loss\.extra_losses: the weight of a:B must be at least 0"
     ):
         LossConfig(extra_losses=("a:B:-1",)).terms()

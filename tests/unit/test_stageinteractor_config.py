@@ -27,7 +27,7 @@ from factories import small_config
         ({"num_queries": 2.5}, "'num_queries' expected int, got float"),
         ({"d_model": "64"}, "'d_model' expected int, got str"),
         ({"backbone_name": "resnet5"}, "unknown backbone resnet5; did you mean resnet50"),
-        ({"category_ids": [1, 2]}, r"one id a class \(4\); found 2"),
+        ({"category_ids": [1, 2]}, r"one id per class \(4\); found 2"),
     ],
 )
 def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:

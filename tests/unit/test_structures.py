@@ -64,7 +64,7 @@ def test_pairs_select_and_cat() -> None:
 
 def test_pyramid_needs_one_entry_a_level() -> None:
     level = torch.zeros(1, 2, 3, 3)
-    with pytest.raises(ValueError, match="one entry a level"):
+    with pytest.raises(ValueError, match="one entry per level"):
         FeaturePyramid((level,), (4, 8), (torch.ones(1, 3, 3),), torch.tensor([[3, 3]]))
 
 

@@ -170,7 +170,7 @@ def test_defaults_are_as_published() -> None:
         ),
         (
             DINO + '[loss]\nclass_loss = "matchability"\nl1_weight = 0\ngiou_weight = 0',
-            "class loss 'matchability' aims at the overlap of boxes, but l1_weight and giou_weight",
+            "class loss 'matchability' needs the overlap of boxes, but l1_weight and giou_weight",
         ),
         (
             DINO + '[loss]\nclass_loss = "softmax"\nclass_divisor = "targets"',

@@ -1,7 +1,7 @@
 """Box formats and overlaps. All functions broadcast over leading axes and carry gradients.
 
 Pairwise overlaps come from broadcasting: `iou(a[:, None], b[None])` is [N, M], `iou(a, b)` paired.
-IoU and GIoU do not change when each axis is scaled, so boxes in [0, 1] and boxes in pixels agree.
+IoU and GIoU are invariant to scaling each axis, so boxes in [0, 1] and boxes in pixels agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Class losses by name: the one place where a new one is entered.
+"""Class losses by name: the one place to register a new one.
 
 Each entry of the logits [B, Q, K] is positive, where a pair gives the query that class, or
-negative. The losses differ in the score y that a positive aims at, and in how entries weigh:
+negative. The losses differ in the target score y of a positive, and in the weights of the entries:
 
     positive: a m(p, y) BCE(logit, y)        negative: b p^gamma BCE(logit, 0)
 
@@ -45,7 +45,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
 def score_gap_loss(
     logits: Tensor, target_scores: Tensor, positive: Tensor, alpha: float, gamma: float
 ) -> Tensor:
-    """Focal loss of entries that aim at scores in [0, 1]: the gap |y - p| takes 1 - p's place."""
+    """Focal loss with target scores in [0, 1]: the gap |y - p| replaces 1 - p."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target_scores, reduction="none")
     balance = torch.where(positive, alpha, 1 - alpha)
     return balance * (target_scores - logits.sigmoid()).abs() ** gamma * cross_entropy
@@ -102,9 +102,9 @@ class SoftmaxClassLoss:
 
     Attributes:
         weight: factor in the total.
-        no_object_weight: weight of queries without a class; others weigh 1.
-        easy_no_object: queries without a class count 2 (1 - p)^2 times their loss, where p is the
-            probability of "no object" (TSP-RCNN).
+        no_object_weight: weight of queries without a class; others have weight 1.
+        easy_no_object: the loss of queries without a class is multiplied by 2 (1 - p)^2, where p is
+            the probability of "no object" (TSP-RCNN).
         divisor_epsilon: added to the divisor (1e-6 in TSP-RCNN).
 
     Reference:
@@ -160,13 +160,13 @@ class SoftmaxClassLoss:
 
 @dataclass(frozen=True, slots=True)
 class VarifocalClassLoss:
-    """Aims at the IoU of box and target, which also weighs the positive.
+    """Target score is the IoU of box and target, which also weights the positive.
 
     Attributes:
         weight: factor in the total.
         alpha: weight of negatives.
         gamma: exponent of a negative's probability.
-        detach: no gradient flows through that power (RT-DETR); LW-DETR lets it.
+        detach: no gradient flows through that power (RT-DETR); in LW-DETR it does.
         epsilon: added to the denominator of the IoU.
         divisor: what the sum is divided by.
 
@@ -199,7 +199,7 @@ class VarifocalClassLoss:
     def entries(
         self, prediction: StagePrediction, targets: Targets, pairs: Pairs
     ) -> tuple[Tensor, Tensor]:
-        """Wanted scores and weights, both [B, Q, K]."""
+        """Target scores and weights, both [B, Q, K]."""
         overlap = paired_overlap(prediction, targets, pairs, self.epsilon)
         aim = overlap * pairs.weights(overlap)
         target_scores, positive = score_targets(prediction, targets, pairs, aim)
@@ -211,7 +211,7 @@ class VarifocalClassLoss:
 
 @dataclass(frozen=True, slots=True)
 class MatchabilityClassLoss:
-    """Aims at a power of the IoU; a positive weighs 1 however poor its box, so it always learns.
+    """Target score is a power of the IoU; a positive always has weight 1, so poor boxes learn too.
 
     Attributes:
         weight: factor in the total.
@@ -245,7 +245,7 @@ class MatchabilityClassLoss:
     def entries(
         self, prediction: StagePrediction, targets: Targets, pairs: Pairs
     ) -> tuple[Tensor, Tensor]:
-        """Wanted scores and weights, both [B, Q, K]."""
+        """Target scores and weights, both [B, Q, K]."""
         quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.gamma
         aim = quality * pairs.weights(quality)
         target_scores, positive = score_targets(prediction, targets, pairs, aim)
@@ -256,7 +256,7 @@ class MatchabilityClassLoss:
 
 @dataclass(frozen=True, slots=True)
 class IaBceClassLoss:
-    """IoU-aware cross entropy: aims at p^0.25 IoU^0.75; see `task_alignment`.
+    """IoU-aware cross entropy with target score p^0.25 IoU^0.75; see `task_alignment`.
 
     Attributes:
         weight: factor in the total.
@@ -292,13 +292,13 @@ class IaBceClassLoss:
 
 @dataclass(frozen=True, slots=True)
 class PositionSupervisedClassLoss:
-    """Aims at a power of the IoU, scaled so that the best pair of each image aims at 1.
+    """Target score is a power of the IoU, scaled to 1 for the best pair of each image.
 
     Attributes:
         weight: factor in the total.
         power: exponent of the IoU: 2 in Stable-DINO, 1 in LW-DETR.
         alpha: weight of positives; negatives get 1 - alpha.
-        gamma: exponent of the gap between score and aim.
+        gamma: exponent of the gap between score and target score.
         epsilon: added to the denominator of the IoU.
         divisor: what the sum is divided by.
 
@@ -330,7 +330,7 @@ class PositionSupervisedClassLoss:
         return loss.sum() / normalizers.of(self.divisor)
 
     def aims(self, prediction: StagePrediction, targets: Targets, pairs: Pairs) -> Tensor:
-        """The score [M] that each pair aims at."""
+        """The target score [M] of each pair."""
         quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.power
         best = quality.new_zeros(targets.batch_size).scatter_reduce(0, pairs.image, quality, "amax")
         scale = (1 / (best + 1e-8)).clamp(min=1)  # [B]
@@ -339,12 +339,12 @@ class PositionSupervisedClassLoss:
 
 @dataclass(frozen=True, slots=True)
 class RankGiouClassLoss:
-    """Aims at (GIoU + 1) / 2.
+    """Target score is (GIoU + 1) / 2.
 
     Attributes:
         weight: factor in the total.
         alpha: weight of positives; negatives get 1 - alpha.
-        gamma: exponent of the gap between score and aim.
+        gamma: exponent of the gap between score and target score.
         epsilon: added to the denominators of the GIoU.
         divisor: what the sum is divided by.
 

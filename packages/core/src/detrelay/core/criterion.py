@@ -23,10 +23,10 @@ from detrelay.core.structures import (
 
 
 class Assigner(Protocol):
-    """Decides which queries answer which targets, seeing all stages of a group at once."""
+    """Decides which queries are matched to which targets, seeing all stages of a group at once."""
 
     def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> Sequence[Assignment]:
-        """One `Assignment` a stage; inputs are never changed, nothing carries a gradient."""
+        """One `Assignment` per stage; inputs are never changed, nothing carries a gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class CriterionOutput:
     """What training needs from one batch.
 
     Attributes:
-        total: scalar, the weighted sum that is differentiated.
+        total: scalar, the weighted sum to call `backward` on.
         losses: unweighted terms by key, such as "decoder/5/giou"; same keys on every process.
         assignments: the assignments of each group, by group name, one per stage.
     """
@@ -65,7 +65,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every stage of a batch with its assignment, before any loss is taken.
+    """Every stage of a batch with its assignment, before any loss is computed.
 
     Attributes:
         stages: in the order of the groups.
@@ -83,18 +83,18 @@ class Criterion:
     Class scores learn from `Assignment.classes`, boxes from `Assignment.boxes`. Each term chooses
     its `Divisor`; unless given otherwise, class losses are divided by max(box pairs, positive class
     entries), box losses by box pairs. Divisors are counted over all batches and processes of one
-    update and never below 1, then divided by the number of processes, whose gradients are
-    averaged: N processes learn what one would from all their images. Losses are taken in float32
-    whatever the dtype of the model (float64 stays float64).
+    update and never below 1, then divided by the number of processes, whose gradients are averaged:
+    N processes learn what one would from all their images. Losses are computed in float32 whatever
+    the dtype of the model (float64 stays float64).
 
     Args:
         terms: the losses of a stage, each with its weight and divisor.
         assigners: assigner by group name; groups with `known_pairs` need none.
         group_weights: factor of a group's losses in the total, 1 where not named.
-        group_terms: losses by group name, where a group has others than `terms`.
+        group_terms: losses by group name, for groups whose losses differ from `terms`.
         joins: by group name, the group whose assigner assigns this one too. It then sees the stages
             of all of them, those of the joining groups first. They must share their slots.
-        progress: how far training is; moved by the trainer.
+        progress: how far training has come; updated by the trainer.
     """
 
     def __init__(
@@ -124,12 +124,12 @@ class Criterion:
         targets: Targets,
         image_ids: Sequence[int] | Tensor | None = None,
     ) -> CriterionOutput:
-        """Losses of one batch that makes an update by itself, with the other processes' batches.
+        """Losses of a batch that, with those of the other processes, makes one update.
 
         Args:
             groups: what the head returned in training.
             targets: the objects of the batch, on the device of the predictions.
-            image_ids: data-set ids of the images, for error messages; a tensor is read only then.
+            image_ids: dataset ids of the images, for error messages; a tensor is read only then.
 
         Raises:
             FloatingPointError: a loss is NaN or infinite; names group, stage and images.
@@ -140,13 +140,13 @@ class Criterion:
         return self.losses(plan, sum_over_processes(plan.counts), image_ids)
 
     def plan(self, groups: Sequence[StageGroup], targets: Targets) -> Plan:
-        """Assign every stage; processes need not do so together.
+        """Assign every stage; processes need not call it together.
 
         Raises:
             FloatingPointError: a matching cost is NaN or infinite.
             ValueError: a label lies outside the model's classes, a group has neither known pairs
-                nor an assigner or joins one with which it shares no slots, or an assigner gave too
-                few or too many assignments.
+                nor an assigner or joins a group with which it shares no slots, or an assigner gave
+                too few or too many assignments.
         """
         _check_labels(groups, targets)
         self._check_assigners(groups)
@@ -179,7 +179,7 @@ class Criterion:
             plan: stages and assignments.
             counts: float [S, 4], as in the plan, summed over everything that makes one update:
                 all processes, and all batches whose gradients are accumulated.
-            image_ids: data-set ids of the images, for error messages; a tensor is read only then.
+            image_ids: dataset ids of the images, for error messages; a tensor is read only then.
 
         Raises:
             FloatingPointError: a loss is NaN or infinite; names group, stage and images.
@@ -211,7 +211,7 @@ class Criterion:
             )
 
     def _members(self, leader: StageGroup, groups: Sequence[StageGroup]) -> list[StageGroup]:
-        """The groups that an assigner sees together, joining ones first."""
+        """The groups that an assigner sees together, joining groups first."""
         joining = [group for group in groups if self.joins.get(group.name) == leader.name]
         for group in joining:
             check_join(group, leader)
@@ -237,7 +237,7 @@ class Criterion:
         return {group.name: [next(rest) for _ in group.stages] for group in members}
 
     def _count(self, stage: PlannedStage, known: int | None) -> Tensor:
-        """What a stage adds to the divisors, [4]; see `Plan`."""
+        """What a stage contributes to the divisors, [4]; see `Plan`."""
         prediction, assignment = stage.prediction, stage.assignment
         positives = class_targets(prediction, stage.targets, assignment.classes).sum()
         objects = len(stage.targets) if known is None else known
@@ -252,10 +252,10 @@ class Criterion:
 
 
 def check_join(group: StageGroup | GroupFacts, leader: StageGroup | GroupFacts) -> None:
-    """Refuse to assign groups together whose queries or classes are not the same.
+    """Reject joint assignment of groups whose queries or classes differ.
 
     Raises:
-        ValueError: they are not; says why.
+        ValueError: they do; says which.
     """
     if group.slot_space != leader.slot_space:
         raise ValueError(
@@ -296,7 +296,7 @@ def _num_processes() -> int:
 
 
 def sum_over_processes(counts: Tensor) -> Tensor:
-    """The sum of every process's counts; to be called by all of them."""
+    """The sum of the counts of all processes; to be called by all of them."""
     if _num_processes() > 1:
         counts = counts.clone()
         dist.all_reduce(counts)

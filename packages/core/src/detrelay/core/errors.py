@@ -1,4 +1,4 @@
-"""What goes wrong, and how it is worded. Imports nothing big: command lines answer at once."""
+"""Error classes and their wording. Imports nothing heavy, so that commands start at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 
-# torch explains at length how to load a pickle that may run code; nobody should be told to
+# torch explains at length how to load a pickle that may run code; no user should be told to
 _PICKLE_ADVICE = "Weights only load failed"
 _CODE_ADVICE = re.compile(r"[^.;:]*\btrust_remote_code\b[^.;]*[.;]?")
 
@@ -16,17 +16,17 @@ class RecipeError(ValueError):
 
 
 class DataError(ValueError):
-    """The data cannot be used as they are; the message says which file, what and what to do."""
+    """The data cannot be used; the message says which file, what is wrong and what to do."""
 
 
 class NonFiniteOutput(FloatingPointError, ValueError):
-    """A model gave scores or boxes that are NaN or infinite."""
+    """A model predicted scores or boxes that are NaN or infinite."""
 
 
 def one_line(text: BaseException | str) -> str:
-    """A text on one line, with single spaces; the name of its class for an error without one.
+    """A text on one line, with single spaces; for an error without text the name of its class.
 
-    Advice of a library to run code that is stored in a file is left out.
+    A library's advice to run code that is stored in a file is left out.
     """
     line = " ".join(str(text).split())
     if _PICKLE_ADVICE in line:
@@ -36,12 +36,12 @@ def one_line(text: BaseException | str) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Half a sentence that refuses a name and suggests the nearest known one."""
+    """Half a sentence that rejects a name and suggests the closest known one."""
     return f"unknown {kind} {name}; {nearest(name, known)}"
 
 
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """Half a sentence that suggests the known name nearest to another, or lists all of them."""
+    """Half a sentence that suggests the known name closest to another, or lists all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
@@ -50,6 +50,6 @@ def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -
 
 
 def _what_is_in_it(advice: str) -> str:
-    """What torch has found in a pickle."""
+    """What torch found in a pickle."""
     stored = re.search(r"GLOBAL ([\w.]+)", advice)
     return f": it stores {stored[1]}, which could run code" if stored else ""

@@ -1,7 +1,7 @@
-"""What a loss term is: its divisor, its contract, and what terms share.
+"""Loss terms: their interface, their divisor, and shared functions.
 
 A term is a small frozen object with a `name`, the last part of its loss key, a `weight`, by which
-the criterion multiplies it in the total, and mostly a `divisor`. It takes (prediction, targets,
+the criterion multiplies it in the total, and usually a `divisor`. It takes (prediction, targets,
 assignment, normalisers) and gives a scalar.
 """
 
@@ -27,7 +27,7 @@ class Divisor:
     Attributes:
         count: "targets", the objects, matched or not (of a group with known pairs, those pairs);
             "pairs", the box pairs; "larger", the larger of box pairs and positive class entries;
-            "own", what the term counts itself.
+            "own", a count that the term makes itself.
         times: factor of the count, such as the number of copies of every target.
     """
 
@@ -49,7 +49,7 @@ class Divisor:
             factor = 0.0
         if count not in allowed or not 0 < factor < float("inf"):
             raise ValueError(
-                f"a divisor must be {', '.join(allowed)}, or one of them times a positive number "
+                f"a divisor must be {', '.join(allowed)}, or one of these times a positive number "
                 f'as in "targets*6"; found {text!r}'
             )
         return cls(count, factor)  # type: ignore[arg-type]
@@ -66,8 +66,8 @@ class Normalizers:
         positives: scalar; positive class entries.
         pairs: scalar; box pairs.
         targets: scalar; objects.
-        own: scalar; what the group's class loss counts itself.
-        num_processes: gradients are averaged over them, so losses divide by that much less.
+        own: scalar; a count that the group's class loss makes itself.
+        num_processes: gradients are averaged over them, so divisors are smaller by this factor.
     """
 
     positives: Tensor
@@ -124,7 +124,7 @@ class CountingTerm(Protocol):
     def count(
         self, prediction: StagePrediction, targets: Targets, assignment: Assignment
     ) -> Tensor:
-        """What this batch adds to `Normalizers.own`, a scalar."""
+        """What this batch contributes to `Normalizers.own`, a scalar."""
 
 
 def class_targets(prediction: StagePrediction, targets: Targets, pairs: Pairs) -> Tensor:
@@ -137,13 +137,13 @@ def class_targets(prediction: StagePrediction, targets: Targets, pairs: Pairs) -
 def score_targets(
     prediction: StagePrediction, targets: Targets, pairs: Pairs, scores: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Class targets that are not all one.
+    """Class targets other than one.
 
     Args:
         prediction: for the shape.
         targets: the objects.
         pairs: who learns which class.
-        scores: [M], what each pair's query is to score; of several for one class the highest holds.
+        scores: [M], target score of each pair; of several for one entry the highest counts.
 
     Returns:
         Target scores [B, Q, K], and bool [B, Q, K], True where some pair names the entry (its
@@ -182,7 +182,7 @@ def paired_overlap(
 def task_alignment(
     prediction: StagePrediction, targets: Targets, pairs: Pairs, epsilon: float = 0.0
 ) -> Tensor:
-    """How well score and box of a pair agree with its target, p^0.25 IoU^0.75, 0.01 at least; [M].
+    """How well score and box of a pair agree with its target, p^0.25 IoU^0.75, minimum 0.01; [M].
 
     Reference: Cai et al., Align-DETR, BMVC 2024 (arXiv 2304.07527); FelixCaae/AlignDETR.
     """

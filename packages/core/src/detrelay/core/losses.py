@@ -1,4 +1,4 @@
-"""The losses of a stage: box losses, and the numbers from which the terms of a head are made."""
+"""The losses of a stage: box losses, and the config from which a head's terms are built."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from detrelay.core.progress import TrainingProgress
 from detrelay.core.registry import find_part, make_part
 from detrelay.core.structures import Assignment, StagePrediction, Targets
 
-# Bias with which class scores of heads start: an object of a class has probability 0.01 (Lin et
-# al., ICCV 2017, section 4.1), so that the many empty queries do not drown the first steps.
+# Initial bias of class scores: probability 0.01 for each class (Lin et al., ICCV 2017, section
+# 4.1), so that the many empty queries do not dominate the first steps.
 CLASS_PRIOR_BIAS = -4.59511985013459
 
 
@@ -30,7 +30,7 @@ class L1BoxLoss:
     """Sum of the four absolute differences of paired boxes, in units of the image.
 
     Attributes:
-        box_format: "cxcywh" (DETR and its children) or "xyxy" (Sparse R-CNN's family, to which
+        box_format: "cxcywh" (DETR and its descendants) or "xyxy" (Sparse R-CNN's family, to which
             StageInteractor belongs).
         divisor: what the sum is divided by.
     """
@@ -87,13 +87,13 @@ class LossConfig:
     """The numbers of a head's training loss; each head names its published ones.
 
     A divisor is "targets", "pairs" or "larger", or one of them times a number as in "targets*6";
-    see `Divisor`. None is the term's own.
+    see `Divisor`. None is the term's default.
 
     Attributes:
         class_weight: factor of the class loss.
         l1_weight: factor of the L1 box loss.
         giou_weight: factor of the GIoU box loss.
-        l1_format: box format in which the L1 loss and the L1 matching cost are taken.
+        l1_format: box format of the L1 loss and the L1 matching cost.
         alpha: weight of positives in the focal loss and cost; negatives get 1 - alpha.
         gamma: exponent of the focal loss and cost.
         giou_epsilon: added to the denominators of IoU and GIoU, in losses and matching costs.
@@ -125,18 +125,18 @@ class LossConfig:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, float) and not 0 <= value < math.inf:
-                raise ValueError(f"loss.{entry.name} must be a number from 0 on, found {value:g}")
+                raise ValueError(f"loss.{entry.name} must be at least 0, found {value:g}")
         if self.alpha > 1:
             raise ValueError(f"loss.alpha must be a share, 0 to 1, found {self.alpha:g}")
 
     def terms(self, progress: TrainingProgress | None = None) -> tuple[LossTerm, ...]:
-        """The terms of DETR-like training: class loss, L1, GIoU, and further ones.
+        """The terms of DETR-like training: class loss, L1, GIoU, and extra ones.
 
         Args:
-            progress: how far training is, for terms whose constructor asks for `progress`.
+            progress: how far training has come, for terms whose constructor asks for `progress`.
 
         Raises:
-            ValueError: an unknown loss, option or divisor, or a combination that cannot be.
+            ValueError: an unknown loss, option or divisor, or an impossible combination.
         """
         shared: dict[str, Any] = {"progress": progress or TrainingProgress()}
         return (
@@ -157,12 +157,12 @@ class LossConfig:
             if self.class_loss == "softmax":
                 raise ValueError(
                     "class_divisor: the softmax loss is divided by the sum of its own weights; "
-                    "leave class_divisor out"
+                    "remove class_divisor"
                 )
             given["divisor"] = Divisor.parse(self.class_divisor)
         if self.class_loss in _AIM_AT_BOXES and not (self.l1_weight or self.giou_weight):
             raise ValueError(
-                f"class loss {self.class_loss!r} aims at the overlap of boxes, but l1_weight and "
+                f"class loss {self.class_loss!r} needs the overlap of boxes, but l1_weight and "
                 f"giou_weight are 0, so no loss trains the boxes"
             )
         term: LossTerm = make_part(
@@ -179,7 +179,7 @@ class LossConfig:
         name, weight = split_weight(text)
         if weight is not None and not 0 <= weight < math.inf:
             raise ValueError(
-                f"loss.extra_losses: the weight of {name} must be from 0 on, found {weight:g}"
+                f"loss.extra_losses: the weight of {name} must be at least 0, found {weight:g}"
             )
         part = find_part("loss", name, {})
         given = shared if weight is None else {**shared, "weight": weight}
@@ -192,8 +192,8 @@ def changed(loss: LossConfig, changes: Mapping[str, Any], table: str = "loss") -
 
     Args:
         loss: the numbers to start from.
-        changes: values by field; "class_options.NAME" sets a single one of those.
-        table: how messages call the table of the changes.
+        changes: values by field; "class_options.NAME" sets a single class option.
+        table: name of the table of changes in messages.
 
     Raises:
         ValueError: an unknown key or a value of another type; names the key.
@@ -211,7 +211,7 @@ def changed(loss: LossConfig, changes: Mapping[str, Any], table: str = "loss") -
 
 
 def _checked(name: str, value: Any, hint: Any, table: str) -> Any:
-    """The value in its field's type."""
+    """The value, converted to its field's type."""
     if name == "l1_format":
         fits, expected = value in get_args(BoxFormat), '"xyxy" or "cxcywh"'
     elif name == "class_options":

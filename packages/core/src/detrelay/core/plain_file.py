@@ -1,4 +1,4 @@
-"""Files that end. Imports nothing big."""
+"""Reject files that never end. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def refuse_endless(path: Path) -> None:
-    """Refuse a pipe, socket or device, from which reading may never come back.
+    """Reject a pipe, socket or device, from which reading may never return.
 
-    What is missing or a folder is left to be found when it is read.
+    A missing file or a folder is not checked here: reading it fails.
 
     Raises:
-        OSError: the path is none of a file.
+        OSError: the path is a pipe, socket or device.
     """
     try:
         mode = os.stat(path).st_mode

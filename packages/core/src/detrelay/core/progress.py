@@ -1,4 +1,4 @@
-"""How far training is, for parts that change on the way."""
+"""Training progress, for parts that change during training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class TrainingProgress:
-    """Shared by the trainer, which moves it, and by parts whose constructor asks for `progress`.
+    """Shared by the trainer, which updates it, and by parts whose constructor asks for `progress`.
 
     Attributes:
         share: steps done over all steps, in [0, 1].

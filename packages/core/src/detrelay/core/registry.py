@@ -19,8 +19,8 @@ def find_part(kind: str, name: str, table: Mapping[str, Part]) -> Part:
 
     Args:
         kind: what it is, for messages, such as "assigner".
-        name: a key of `table`, or `package.module:Class` of a class that stands elsewhere; the
-            working directory is searched too.
+        name: a key of `table`, or `package.module:Class` of a class defined elsewhere; the working
+            directory is searched too.
         table: the project's own parts.
 
     Raises:
@@ -38,10 +38,10 @@ def find_part(kind: str, name: str, table: Mapping[str, Part]) -> Part:
 
 
 def import_module(kind: str, name: str, module_name: str) -> Any:
-    """A module that may stand in the working directory.
+    """A module that may be in the working directory.
 
     Raises:
-        ValueError: it cannot be found; `kind` and `name` say for what it was needed.
+        ValueError: it cannot be found; `kind` and `name` say what it was needed for.
     """
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise ValueError(
@@ -53,7 +53,7 @@ def import_module(kind: str, name: str, module_name: str) -> Any:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"{kind} {name!r}: {error}") from error
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # importing the module may raise anything
         kind_of = type(error).__name__
         raise ValueError(
             f"{kind} {name!r}: {module_name} cannot be imported ({kind_of}: {one_line(error)})"
@@ -74,12 +74,12 @@ def make_part(
         kind: what it is, for messages.
         name: how the user named it, for messages.
         part: its class.
-        options: the user's arguments; they win over `given`.
-        given: what the project hands to parts whose constructor asks for it by name.
+        options: the user's arguments; they take precedence over `given`.
+        given: what the project passes to parts whose constructor asks for it by name.
         reserved: arguments that no option may set, since they are set elsewhere.
 
     Raises:
-        ValueError: an unknown option, or one that the part refuses.
+        ValueError: an unknown option, or one that the part rejects.
     """
     parameters = inspect.signature(part).parameters
     allowed = [key for key in parameters if key not in reserved]

@@ -1,4 +1,4 @@
-"""The flat vocabulary that heads, assigners and the criterion speak.
+"""The flat vocabulary that heads, assigners and the criterion share.
 
 Letters in shapes: B images, Q queries, K classes, T targets of the whole batch, M pairs, S stages,
 L pyramid levels, C channels, H and W height and width. Boxes are cxcywh in [0, 1] of the
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """All objects of a batch in one flat list. T = 0 is legal.
+    """All objects of a batch in one flat list. T = 0 is valid.
 
     Attributes:
         labels: int64 [T], class indices 0..K-1.
@@ -53,7 +53,7 @@ class Targets:
             ValueError: no image at all, or an image whose labels and boxes differ in number.
         """
         if not labels:
-            raise ValueError("labels is empty: a batch holds at least one image")
+            raise ValueError("labels is empty: a batch needs at least one image")
         for index, item in enumerate(labels):
             if len(item["class_labels"]) != len(item["boxes"]):
                 raise ValueError(
@@ -71,7 +71,7 @@ class Targets:
         )
 
     def check(self, num_classes: int) -> None:
-        """Refuse objects that cannot be learned. Reads values: a GPU is waited for, once.
+        """Reject objects that cannot be learned. Reads values, so it waits for a GPU once.
 
         Args:
             num_classes: K of the model.
@@ -122,11 +122,11 @@ class StagePrediction:
     Attributes:
         logits: float [B, Q, K], before the sigmoid.
         boxes: float [B, Q, 4], cxcywh in [0, 1] of the unpadded image, not clipped.
-        references: float [B, Q, 4], boxes that an assigner may judge instead of `boxes`: those the
+        references: float [B, Q, 4], boxes that an assigner may use instead of `boxes`: those the
             stage started from (anchors, proposals, the stage before), or another decoder's for the
-            same queries; None where the head gives none.
+            same queries; None where the head provides none.
         slot: int64 [B, Q], the slot that each row is, a permutation of 0..Q-1 in each image, where
-            a head sorts its queries anew between stages; None where row q is slot q.
+            a head re-sorts its queries between stages; None where row q is slot q.
     """
 
     logits: Tensor
@@ -135,7 +135,7 @@ class StagePrediction:
     slot: Tensor | None = None
 
     def float(self) -> StagePrediction:
-        """The prediction in float32 at least, with gradient; float64 stays float64."""
+        """The prediction in at least float32, with gradient; float64 stays float64."""
         return replace(
             self,
             logits=_at_least_float32(self.logits),
@@ -144,7 +144,7 @@ class StagePrediction:
         )
 
     def detach(self) -> StagePrediction:
-        """The prediction cut from the graph."""
+        """The prediction detached from the graph."""
         return replace(
             self,
             logits=self.logits.detach(),
@@ -170,14 +170,14 @@ class StagePrediction:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Row m says: query `query[m]` of image `image[m]` answers target `target[m]`.
+    """Row m: query `query[m]` of image `image[m]` is matched to target `target[m]`.
 
     Attributes:
         image: int64 [M], index in the batch.
         query: int64 [M], index in 0..Q-1.
         target: int64 [M], row of `Targets`.
-        weight: float [M], of box pairs a factor of their box losses, of class pairs a factor of the
-            score that the query learns; None for 1.
+        weight: float [M], for box pairs a factor of their box losses, for class pairs a factor of
+            the target score; None for 1.
     """
 
     image: Tensor
@@ -189,13 +189,13 @@ class Pairs:
         return self.target.shape[0]
 
     def select(self, keep: Tensor) -> Pairs:
-        """The pairs that `keep` names (boolean mask or indices [M])."""
+        """The pairs that `keep` selects (boolean mask or indices [M])."""
         weight = None if self.weight is None else self.weight[keep]
         return Pairs(self.image[keep], self.query[keep], self.target[keep], weight)
 
     @staticmethod
     def cat(parts: Sequence[Pairs]) -> Pairs:
-        """All pairs of `parts`, in order; where some have weights, the others weigh 1."""
+        """All pairs of `parts`, in order; if some have weights, the others get weight 1."""
         weights = [part.weight for part in parts if part.weight is not None]
         return Pairs(
             torch.cat([part.image for part in parts]),
@@ -216,8 +216,8 @@ class Assignment:
     """Who supervises what in one stage.
 
     Attributes:
-        classes: pairs whose query learns the target's class; a query may stand in several.
-        boxes: pairs whose query regresses the target's box; a query may stand in several here too.
+        classes: pairs whose query learns the target's class; a query may be in several.
+        boxes: pairs whose query regresses the target's box; a query may be in several here too.
     """
 
     classes: Pairs
@@ -226,16 +226,16 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class StageGroup:
-    """Stages in which query q is the same slot: the border an assigner cannot cross.
+    """Stages in which query q is the same slot: the boundary an assigner cannot cross.
 
     Attributes:
         name: such as "decoder", "proposals" or "denoising"; first part of every loss key.
         stages: predictions, first stage first.
-        known_pairs: pairs that hold by construction in every stage (denoising); None where an
-            assigner decides.
-        class_agnostic: True where the class score only says "object".
-        slots: name of the group whose slots these queries are, where a query index means the same
-            in both ("decoder" for DINO's proposals); None for slots of its own.
+        known_pairs: pairs that hold by construction in every stage (denoising); None if an assigner
+            decides.
+        class_agnostic: True if the class score only says "object".
+        slots: name of the group whose slots these queries share, so that a query index means the
+            same in both ("decoder" for DINO's proposals); None for separate slots.
     """
 
     name: str
@@ -252,7 +252,7 @@ class StageGroup:
 
 @dataclass(frozen=True, slots=True)
 class GroupFacts:
-    """What a head says about one of its stage groups before it runs; see `StageGroup`.
+    """What a head declares about one of its stage groups before it runs; see `StageGroup`.
 
     Attributes:
         name: of the group.
@@ -293,6 +293,6 @@ class FeaturePyramid:
     def __post_init__(self) -> None:
         if not len(self.levels) == len(self.strides) == len(self.valid):
             raise ValueError(
-                f"levels, strides and valid must have one entry a level; found "
+                f"levels, strides and valid must have one entry per level; found "
                 f"{len(self.levels)}, {len(self.strides)} and {len(self.valid)}"
             )

@@ -1,4 +1,4 @@
-"""Heads by name: the one place where a new one is entered. Importing registers the Auto classes."""
+"""Heads by name: the one place to register a new one. Importing registers the Auto classes."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def register(entry: HeadEntry) -> None:
         image_processor_classes={"torchvision": DetrelayImageProcessor},
         exist_ok=True,
     )
-    # the pipeline looks names up here before it believes that a model can detect objects
+    # the pipeline accepts a model for object detection only if its name is listed here
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(
         entry.config.model_type, entry.model.__name__
     )
 
 
 def find_head(name: str) -> HeadEntry:
-    """The head of that name, or a private one that stands elsewhere.
+    """The head of that name, or a custom one defined elsewhere.
 
     Args:
         name: a key of `HEADS`, or `package.module:ConfigClass` of a head outside this package,
-            whose module also holds the model class of that config and may stand in the working
-            directory. It learns from the assigner
-            that its model class names, the Hungarian one by default.
+            whose module also holds the model class of that config and may be in the working
+            directory. It is trained with the assigner that its model class names, by default the
+            Hungarian one.
 
     Raises:
         ValueError: there is no such head.

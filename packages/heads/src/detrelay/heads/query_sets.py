@@ -1,4 +1,4 @@
-"""Query sets that a decoder trains beside its own: configuration that all heads share."""
+"""Additional query sets for training: configuration shared by all heads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DECODER, HYBRID, RECOLLECTED = "decoder", "hybrid", "recollected"
 
 @strict
 class QuerySetsConfig(DetectorConfig):
-    """Configuration of query sets that exist in training only.
+    """Configuration of query sets that exist only in training.
 
     Attributes:
         num_queries: Q, the decoder's own queries.
@@ -36,7 +36,7 @@ class QuerySetsConfig(DetectorConfig):
     recollect_queries: bool = False
 
     def validate_architecture(self) -> None:
-        """Refuse numbers of queries that cannot be."""
+        """Reject impossible numbers of queries."""
         super().validate_architecture()
         if self.hybrid_queries < 0:
             raise ValueError(f"hybrid_queries must be >= 0; found {self.hybrid_queries}")
@@ -45,14 +45,14 @@ class QuerySetsConfig(DetectorConfig):
 
     @property
     def hidden_sets(self) -> dict[str, int]:
-        """Number of queries of every set beside the decoder's own, by stage group."""
+        """Number of queries of every set except the decoder's own, by stage group."""
         hybrid = {HYBRID: self.hybrid_queries} if self.hybrid_queries else {}
         groups = {f"group/{index}": self.num_queries for index in range(1, self.query_groups)}
         return {**hybrid, **groups}
 
     @property
     def pass_groups(self) -> tuple[GroupFacts, ...]:
-        """The stage groups that training has beside the decoder's and the head's own others."""
+        """The stage groups that training adds to those of decoder and head."""
         own = tuple(GroupFacts(name) for name in self.hidden_sets)
         if not self.recollect_queries:
             return own

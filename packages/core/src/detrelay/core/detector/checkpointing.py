@@ -1,4 +1,4 @@
-"""Activation checkpointing: less memory for more time, with the same numbers."""
+"""Activation checkpointing: trades time for memory, with the same numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-# torchvision's, transformers' and timm's; the layers of a head are those its model names
+# torchvision's, transformers' and timm's; the layers of a head are named by its model
 _BACKBONE_BLOCKS = frozenset(
     {"BasicBlock", "Bottleneck", "ConvNextLayer", "ResNetBasicLayer", "ResNetBottleNeckLayer"}
 )
@@ -21,8 +21,8 @@ _BACKBONE_BLOCKS = frozenset(
 def repeated_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The stages and encoder layers of the head and the blocks of the backbone.
 
-    Layers that learn statistics of their batches are left out: run again in the backward pass,
-    they would learn twice.
+    Layers that learn batch statistics are left out: run again in the backward pass, they would
+    update them twice.
     """
     was_training = model.training
     model.train()
@@ -30,7 +30,7 @@ def repeated_layers(model: PreTrainedModel) -> list[nn.Module]:
         module
         for module in model.modules()
         if _repeats(model, module)
-        # of layers in layers the innermost
+        # of nested layers, the innermost
         and not any(_repeats(model, inner) for inner in module.modules() if inner is not module)
         and not any(map(_learns_statistics, module.modules()))
     ]
@@ -39,7 +39,7 @@ def repeated_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep only the inputs of `repeated_layers`, and run each again in the backward pass.
+    """Keep only the inputs of `repeated_layers` and recompute each in the backward pass.
 
     Losses and gradients stay the same.
     """
@@ -49,20 +49,20 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 def set_checkpointing(
     model: PreTrainedModel, function: Callable[..., Any] | None, every_n_layers: int = 1
 ) -> None:
-    """Let layers keep only their inputs and run again in the backward pass.
+    """Let layers keep only their inputs and be recomputed in the backward pass.
 
     Args:
         model: changed in place.
         function: calls its first argument with the others, such as
-            `torch.utils.checkpoint.checkpoint`; None to end it.
-        every_n_layers: only each n-th layer.
+            `torch.utils.checkpoint.checkpoint`; None to switch it off.
+        every_n_layers: only every n-th layer.
     """
     for index, layer in enumerate(repeated_layers(model)):
         ours = not isinstance(layer, GradientCheckpointingLayer)
         if ours and getattr(layer, "gradient_checkpointing", False):
             del layer.forward
         chosen = function is not None and index % every_n_layers == 0
-        # where transformers looks, for its own layers and for what is switched on
+        # where transformers looks, for its own layers and for whether it is switched on
         object.__setattr__(layer, "gradient_checkpointing", chosen)
         object.__setattr__(layer, "_gradient_checkpointing_func", function)
         if ours and chosen and function is not None:

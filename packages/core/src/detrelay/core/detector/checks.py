@@ -1,6 +1,6 @@
-"""What a detector refuses to look at: one clear error instead of a kernel's, or of a silent result.
+"""Input checks: one clear error instead of a kernel's, or of a silently wrong result.
 
-Shapes and types are always checked. Values are read where that is free: on a CPU, or where the
+Shapes and types are always checked. Values are read only where that is free: on a CPU, or where
 training waits for the device anyway (denoising and criterion call `Targets.check`).
 """
 
@@ -13,12 +13,12 @@ from detrelay.core.structures import Targets
 
 
 def check_input(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
-    """Refuse pixels and masks that no detector can read.
+    """Reject pixels and masks that no detector can read.
 
     Args:
-        pixel_values: to be float [B, 3, H, W].
-        pixel_mask: to be [B, H, W], with the real pixels of every image in its top left corner;
-            its values are read on CPUs only.
+        pixel_values: must be float [B, 3, H, W].
+        pixel_mask: must be [B, H, W], with the real pixels of every image in its top left corner;
+            its values are read only on a CPU.
 
     Raises:
         TypeError: pixels that are not floating point.
@@ -54,15 +54,15 @@ def check_input(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
 
 
 def check_targets(targets: Targets, batch_size: int, num_classes: int) -> None:
-    """Refuse targets that do not belong to the images, or that no image can have.
+    """Reject targets that do not belong to the images, or that no image can have.
 
     Args:
-        targets: objects of the batch; their values are read on CPUs only.
+        targets: objects of the batch; their values are read only on a CPU.
         batch_size: B.
         num_classes: K.
 
     Raises:
-        ValueError: another batch size, a label outside the classes, or a box that is none.
+        ValueError: another batch size, a label outside the classes, or an invalid box.
     """
     if targets.batch_size != batch_size:
         raise ValueError(
@@ -73,7 +73,7 @@ def check_targets(targets: Targets, batch_size: int, num_classes: int) -> None:
 
 
 def _can_be_read(tensor: Tensor) -> bool:
-    """Whether looking at values costs nothing: no device to wait for, no graph being traced."""
+    """Whether reading values is free: no device to wait for, no graph being traced."""
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""What every detector's configuration shares."""
+"""The configuration shared by all detectors."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ _COCO_CLASSES = 80
 class DetectorConfig(PreTrainedConfig):
     """Configuration that all heads share. Holds only what changes weights or inference.
 
-    Unknown keys are refused with the nearest known name: transformers would keep a misspelled
+    Unknown keys are rejected with the closest known name: transformers would keep a misspelled
     option as a silent attribute.
 
     Attributes:
         backbone_name: one of `BACKBONES`: ResNets, ResNeXt-101 with and without deformable
             convolutions ("_dcn"), Swin transformers; "transformers/MODEL_TYPE" for any backbone of
-            transformers; "timm/NAME" for any network of timm; `module:Class` for one of your own.
+            transformers; "timm/NAME" for any network of timm; `module:Class` for a custom one.
         backbone_options: fields of the config of a backbone of transformers, arguments of
-            `timm.create_model`, or what a backbone of your own reads; others have none.
-        backbone_norm: "frozen" (statistics and affine fixed), "eval" (statistics fixed, affine
-            trained) or "train" (ordinary batch norm, for training from random weights). Swin
-            transformers have no batch norm.
-        backbone_frozen_stages: how many stages are fixed, the stem with them; 0 trains all of it.
-        backbone_drop_path: chance in training that a Swin transformer's last block is left out,
-            rising linearly from 0 at its first; ResNets have no such thing.
-        category_ids: the data set's own id of each class index, restored when results are written;
-            None where they are not known.
+            `timm.create_model`, or options of a custom backbone; others have none.
+        backbone_norm: "frozen" (statistics and affine parameters fixed), "eval" (statistics fixed,
+            affine parameters trained) or "train" (ordinary batch norm, for training from scratch).
+            Swin transformers have no batch norm.
+        backbone_frozen_stages: how many stages are frozen, including the stem; 0 trains everything.
+        backbone_drop_path: stochastic depth: chance in training that a Swin transformer's last
+            block is skipped, rising linearly from 0 at its first; ResNets have none.
+        category_ids: the dataset's own id of each class index, restored when results are written;
+            None if unknown.
 
     Raises:
         ValueError: an unknown key, a gap in `id2label`, or a value out of range.
@@ -60,7 +60,7 @@ class DetectorConfig(PreTrainedConfig):
     """
 
     model_type = "detrelay_detector"
-    # transformers' trainer gathers the other outputs, which have one row an image
+    # transformers' trainer gathers the other outputs, which have one row per image
     keys_to_ignore_at_inference = ["loss_dict", "auxiliary_outputs"]  # noqa: RUF012 - as the base
 
     backbone_name: str = "resnet50"
@@ -85,7 +85,7 @@ class DetectorConfig(PreTrainedConfig):
             raise ValueError(f"id2label must name the classes 0..{len(labels) - 1}; found {labels}")
         if self.category_ids is not None and len(self.category_ids) != len(labels):
             raise ValueError(
-                f"category_ids must hold one id a class ({len(labels)}); "
+                f"category_ids must hold one id per class ({len(labels)}); "
                 f"found {len(self.category_ids)}"
             )
 
@@ -95,24 +95,24 @@ class DetectorConfig(PreTrainedConfig):
         return list((self.id2label or {}).values())
 
     def stage_groups(self) -> tuple[GroupFacts, ...] | None:
-        """The groups of stages that the head gives in training, as far as this config says.
+        """The stage groups that the head returns in training, as declared by this config.
 
-        None where a head does not say; then only its first step tells whether each group can be
+        None if a head declares none; then only the first step shows whether each group can be
         assigned.
         """
         return None
 
     def _check_types(self) -> None:
-        # `strict` leaves out annotations that are kept as text, as they are in these modules
+        # `strict` skips annotations that are stored as text, as they are in these modules
         for kind in reversed(type(self).__mro__):
             if issubclass(kind, DetectorConfig):
                 for name, expected in inspect.get_annotations(kind, eval_str=True).items():
                     type_validator(name, getattr(self, name), expected)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field; other classes leave the ids of the old ones behind.
+        """Set a field; changing the classes drops the ids of the old ones.
 
-        So a checkpoint can be loaded with `num_labels` or `id2label` of other data.
+        So a checkpoint can be loaded with the `num_labels` or `id2label` of other data.
         """
         before = self.__dict__.get("id2label")
         super().__setattr__(name, value)
@@ -121,10 +121,10 @@ class DetectorConfig(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Do nothing: the code of a model stays in its package, it is not saved beside it."""
+        """Do nothing: the code of a model stays in its package and is not saved with it."""
 
     def validate_architecture(self) -> None:
-        """Refuse values that no model can be built from."""
+        """Reject values that no model can be built from."""
         try:
             find_backbone_class(self.backbone_name)
         except ValueError as error:
@@ -137,7 +137,7 @@ class DetectorConfig(PreTrainedConfig):
             raise ValueError(
                 f"backbone_drop_path must lie in [0, 1); found {self.backbone_drop_path}"
             )
-        is_own = self.backbone_name in (*RESNETS, *SWINS)  # others are asked when they are built
+        is_own = self.backbone_name in (*RESNETS, *SWINS)  # others are checked when they are built
         if self.backbone_frozen_stages < 0 or (is_own and self.backbone_frozen_stages > 4):
             raise ValueError(
                 f"backbone_frozen_stages must lie in 0..4; found {self.backbone_frozen_stages}"
@@ -145,7 +145,7 @@ class DetectorConfig(PreTrainedConfig):
 
 
 def require_positive(config: PreTrainedConfig, *names: str) -> None:
-    """Refuse a config in which one of the named integers is below 1, or beyond all memory."""
+    """Reject a config in which one of the named integers is below 1 or absurdly large."""
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1; found {getattr(config, name)}")

@@ -10,8 +10,8 @@ from detrelay.core.criterion import Criterion, CriterionOutput
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StageGroup, Targets
 
-# The one place where core reaches for the assigners, by name and late: the losses of a model need
-# them, its predictions do not, and none of the two packages imports the other.
+# The one place where core uses the assigners, by name and lazily: the losses of a model need them,
+# its predictions do not, and core imports no other root.
 _ASSIGNERS = "detrelay.assigners"
 
 
@@ -29,12 +29,12 @@ class LossFunction(Protocol):
         Args:
             groups: what the head returned.
             targets: the objects of the batch.
-            image_ids: data-set ids of the images, for error messages; None if not known.
+            image_ids: dataset ids of the images, for error messages; None if unknown.
         """
 
 
 def published_criterion(losses: LossConfig, assigner: str) -> Criterion:
-    """The criterion with the numbers and the assigner that a head was published with.
+    """The criterion with the loss numbers and the assigner that a head was published with.
 
     Args:
         losses: the numbers of the loss.

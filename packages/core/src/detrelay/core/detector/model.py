@@ -33,9 +33,9 @@ class DetectorOutput(ModelOutput):
         loss_dict: unweighted losses by key, such as "decoder/5/giou"; None without labels.
         logits: float [B, Q, K], class scores of the last decoder stage before the sigmoid.
         pred_boxes: float [B, Q, 4], its boxes, cxcywh in [0, 1] of the unpadded image, unclipped.
-        auxiliary_outputs: `logits` and `pred_boxes` of the decoder stages before, first stage
-            first; None where not asked for.
-        groups: every stage for a criterion, the decoder's group first; set in training without
+        auxiliary_outputs: `logits` and `pred_boxes` of the earlier decoder stages, first stage
+            first; None unless requested.
+        groups: all stages for a criterion, the decoder's group first; set in training without
             labels.
     """
 
@@ -50,15 +50,14 @@ class DetectorOutput(ModelOutput):
 class DetectorForObjectDetection(PreTrainedModel):
     """A query-based detector. Subclasses set `backbone`, `neck` and `head`, then `post_init()`.
 
-    The model makes predictions; losses are the business of `loss_function`, which is asked where
-    the model is called with labels.
+    The model makes predictions; losses are computed by `loss_function`, which runs when the model
+    is called with labels.
 
     Attributes:
         loss_config: the numbers of the head's published training loss.
         assigner: name of the assigner that the head was published with.
-        assigner_options: by name of an assigner, the options it is used with on this head where a
-            recipe names no others.
-        object_scores: first parts of the names of class scores whose entry 0 says "object" of any
+        assigner_options: by name of an assigner, its default options on this head.
+        object_scores: prefixes of the names of class scores whose entry 0 says "object" of any
             class.
     """
 
@@ -80,7 +79,7 @@ class DetectorForObjectDetection(PreTrainedModel):
 
     @property
     def level_strides(self) -> tuple[float, ...]:
-        """Strides in pixels of the levels that the neck makes; the backbone's own by default."""
+        """Strides in pixels of the neck's levels; by default the backbone's."""
         return self.backbone.strides
 
     @property
@@ -95,9 +94,9 @@ class DetectorForObjectDetection(PreTrainedModel):
         object.__setattr__(self, "_criterion", value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a loss function that is a module does not become a part of the model.
+        """Set an attribute; a loss function that is a module does not become part of the model.
 
-        torch would keep it among the submodules, where the property does not look.
+        torch would register it as a submodule, where the property does not look.
         """
         if name == "loss_function":
             object.__setattr__(self, name, value)
@@ -121,7 +120,7 @@ class DetectorForObjectDetection(PreTrainedModel):
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
         """Load a saved model, see transformers; what the config freezes is frozen again.
 
-        transformers puts new parameters, all of them trained, in the place of those it loads.
+        transformers replaces the parameters it loads by new ones, all of them trainable.
         """
         loaded = super().from_pretrained(*arguments, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -140,7 +139,7 @@ class DetectorForObjectDetection(PreTrainedModel):
             The address of its page.
 
         Raises:
-            HubError: with one line that says what is wrong and whether anything was published.
+            HubError: in one line: what is wrong and whether anything was published.
         """
         from detrelay.core.hub.push import push_model  # it imports this module
 
@@ -151,13 +150,13 @@ class DetectorForObjectDetection(PreTrainedModel):
         load_backbone_weights(self.backbone, source)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module by its own rule; children come before their parents.
+        """Initialise one module by its own rule; children come before parents.
 
         transformers calls this for missing weights too, and guards `torch.nn.init` so that
         weights which were loaded stay as they are.
         """
         if isinstance(module, nn.BatchNorm2d):
-            # its own rule would wipe statistics that were loaded
+            # its own rule would overwrite loaded statistics
             super()._init_weights(module)
             return
         reset = getattr(module, "reset_parameters", None)
@@ -193,20 +192,20 @@ class DetectorForObjectDetection(PreTrainedModel):
                 dtype of the weights.
             pixel_mask: int or bool [B, H, W], 1 on real pixels; all real if None.
             targets: objects of the batch; read in training by heads that denoise.
-            labels: the same in the form of transformers, for a loss by `loss_function`: one mapping
-                an image with `class_labels` int64 [n] and `boxes` float [n, 4], cxcywh in [0, 1] of
+            labels: the same in transformers' format, for a loss by `loss_function`: one mapping per
+                image with `class_labels` int64 [n] and `boxes` float [n, 4], cxcywh in [0, 1] of
                 the unpadded image.
-            output_auxiliary: return what the decoder stages before the last one predict too.
+            output_auxiliary: also return what the decoder stages before the last predict.
 
         Raises:
             TypeError: pixels that are not floating point.
-            ValueError: shapes that do not fit each other, an image without a real pixel, targets
-                that no image of these classes can have, or objects in both forms.
+            ValueError: shapes that do not fit together, an image without a real pixel, invalid
+                targets, or objects in both formats.
         """
         check_input(pixel_values, pixel_mask)
         if labels is not None:
             if targets is not None:
-                raise ValueError("objects are given twice, as targets and as labels; leave one out")
+                raise ValueError("objects are given twice, as targets and as labels; pass only one")
             targets = Targets.from_labels(labels).to(pixel_values.device)
         if targets is not None:
             check_targets(targets, len(pixel_values), self.config.num_labels or 0)
@@ -240,13 +239,13 @@ class DetectorForObjectDetection(PreTrainedModel):
         targets: Targets | None,
         labels: Sequence[Mapping[str, Tensor]],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert targets is not None  # made of the labels
+        assert targets is not None  # made from the labels
         known = all("image_id" in label for label in labels)
         image_ids = None
-        if known:  # read at once: each number by itself would make a device wait
+        if known:  # one transfer: each separate read would wait for the device
             ids = [torch.as_tensor(label["image_id"]).reshape(-1) for label in labels]
             image_ids = torch.cat(ids).tolist()
-        # losses are taken in full precision, whatever the model computes in
+        # losses are computed in full precision, whatever precision the model runs in
         with torch.autocast(groups[0].stages[0].logits.device.type, enabled=False):
             result = self.loss_function(groups, targets, image_ids)
         return result.total, result.losses

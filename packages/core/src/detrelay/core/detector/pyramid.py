@@ -12,7 +12,7 @@ from detrelay.core.structures import FeaturePyramid
 
 
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution a level and one GroupNorm that all levels share.
+    """A 1x1 convolution per level and one GroupNorm shared by all levels.
 
     Args:
         in_channels: channels of each feature map.
@@ -42,10 +42,10 @@ class ChannelMapper(nn.Module):
 
 
 class LevelMapper(nn.Module):
-    """A convolution and a GroupNorm of its own for every level, and coarser levels on top.
+    """A separate convolution and GroupNorm for every level, and coarser levels on top.
 
-    The last backbone maps pass a 1x1 convolution each. Extra levels come from 3x3 convolutions of
-    stride 2: the first reads the backbone's last map as it is, further ones the level before.
+    Each of the last backbone maps passes a 1x1 convolution. Extra levels come from 3x3 convolutions
+    of stride 2: the first takes the backbone's last map as it is, further ones the level before.
 
     Args:
         in_channels: channels of the backbone maps used, finest first.
@@ -100,7 +100,7 @@ def _normalized(norm: nn.Module, level: Tensor) -> Tensor:
 
 
 def pad_to(divisor: int, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Pad images at the bottom and the right, so that both sides are multiples of a number.
+    """Pad images at the bottom and the right to sides that are multiples of a number.
 
     Args:
         divisor: the number; 1 leaves everything as it is.

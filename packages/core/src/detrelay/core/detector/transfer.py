@@ -1,4 +1,4 @@
-"""From the weights of one detector to those of a similar one: other classes, queries or layers."""
+"""Transfer weights between similar detectors with other classes, queries or layers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from detrelay.core.detector.model import DetectorForObjectDetection
 
 @dataclass(frozen=True)
 class Transfer:
-    """What became of the weights of a saved model.
+    """What was transferred from a saved model.
 
     Attributes:
-        kept_classes: names whose scores were copied.
-        new_classes: names whose scores are as freshly initialised.
-        old_queries: queries of the saved model; None where neither model counts any.
+        kept_classes: classes whose scores were copied.
+        new_classes: classes whose scores are freshly initialised.
+        old_queries: queries of the saved model; None if neither model has a number of queries.
         queries: queries now.
-        new: entries that are as freshly initialised, since the saved model has none like them; a
-            name stands for all entries under it.
-        left_out: entries of the saved model that have no place, likewise.
+        new: freshly initialised entries, with no counterpart in the saved model; a name covers all
+            entries under it.
+        left_out: entries of the saved model that do not fit, likewise.
     """
 
     kept_classes: list[str]
@@ -40,11 +40,11 @@ def transfer_weights(
 ) -> Transfer:
     """Copy what fits from one model into another of the same kind.
 
-    Scores of classes go by the names of the classes, without regard to case. Of queries the first
-    ones are kept; further ones stay as they are in `model`, as does all that `old` lacks.
+    Class scores are matched by class name, ignoring case. The first queries are copied; further
+    ones stay as they are in `model`, as does everything that `old` lacks.
 
     Args:
-        old: where from.
+        old: the model to copy from.
         model: freshly initialised; filled in place.
     """
     source = old.state_dict()
@@ -80,7 +80,7 @@ def transfer_weights(
 
 
 def _that_follow(model: DetectorForObjectDetection, option: str) -> set[str]:
-    """Entries with one row more if the option is one more."""
+    """Entries that gain a row when the option grows by one."""
     count = getattr(model.config, option, None)
     if count is None:
         return set()
@@ -96,7 +96,7 @@ def _that_follow(model: DetectorForObjectDetection, option: str) -> set[str]:
 
 
 def _summed_up(keys: Iterable[str], among: Mapping[str, Tensor]) -> list[str]:
-    """The shortest names under which all entries are meant."""
+    """The shortest names that cover exactly these entries."""
     meant = set(keys)
     found: list[str] = []
     for key in meant:

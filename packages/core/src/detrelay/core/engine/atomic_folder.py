@@ -1,8 +1,8 @@
-"""Files and folders that are old or new, never in between, whenever the process is killed.
+"""Atomic writes: files and folders are old or new, never in between, even if the process is killed.
 
-What is written goes aside under a hidden name in the same folder, reaches the disk, and only then
-takes its own name. A folder cannot be exchanged for another in one move, so an older one first
-gets a hidden name too; `recover` finishes a replacement that a kill has cut short.
+Everything is written under a hidden name in the same folder, synced to disk, and only then renamed.
+A folder cannot be swapped for another in one rename, so an older one first gets a hidden name too;
+`recover` finishes a replacement that a kill interrupted.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PARTIAL, _OLD, _GONE = "partial", "old", "gone"
 def written_aside(target: Path) -> Iterator[Path]:
     """A path to write a file or a folder at, which becomes `target` when the block ends.
 
-    An error in the block leaves `target` as it was. Missing parents are made.
+    An error in the block leaves `target` as it was. Missing parents are created.
 
     Args:
-        target: the final name; what has it is replaced.
+        target: the final name; anything of that name is replaced.
     """
     aside = aside_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,16 +42,16 @@ def aside_of(target: Path) -> Path:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Replace a text file, in UTF-8 and with the line ends as they are."""
+    """Replace a text file, in UTF-8 and with line endings unchanged."""
     with written_aside(target) as aside:
         aside.write_bytes(text.encode("utf-8"))
 
 
 def replace(source: Path, target: Path) -> None:
-    """Give a finished file or folder its name; what had this name goes.
+    """Give a finished file or folder its final name, replacing what had this name.
 
-    Both names lie in one folder. A kill leaves the old or the new one, whole, under `target` or,
-    between the two moves of a folder, under the name that `recover` knows.
+    Both names are in one folder. A kill leaves the old or the new one, complete, under `target` or,
+    between the two renames of a folder, under the name that `recover` knows.
     """
     if source.is_dir():
         recover(target)
@@ -67,7 +67,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Finish a replacement that a kill has interrupted."""
+    """Finish a replacement that a kill interrupted."""
     old = _hidden(target, _OLD)
     if old.exists():
         if target.exists():
@@ -85,7 +85,7 @@ def remove(folder: Path) -> None:
 
 
 def recover_all(parent: Path) -> None:
-    """Finish every replacement and removal in a folder that a kill has interrupted."""
+    """Finish every replacement and removal in a folder that a kill interrupted."""
     if not parent.is_dir():
         return
     for path in sorted(parent.glob(".*")):
@@ -99,20 +99,20 @@ def recover_all(parent: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder with all that is in it, to the disk."""
+    """Sync a file, or a folder with all its contents, to disk."""
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
         _sync_folder(path)
     else:
-        with path.open("r+b") as file:  # Windows syncs only what is open for writing
+        with path.open("r+b") as file:  # Windows syncs only files open for writing
             os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders; there a rename is safe without it
+    except PermissionError:  # Windows cannot open folders; there a rename is safe without it
         return
     try:
         os.fsync(descriptor)

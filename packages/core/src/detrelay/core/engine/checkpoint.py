@@ -33,12 +33,12 @@ from detrelay.core.engine.run_folder import MARKER, checkpoints, read_marker, wr
 from detrelay.core.errors import one_line
 
 _LONGEST_REASON = 300  # characters of another library's message
-# torch.save has no exception of its own for a full disk
+# torch.save has no specific exception for a full disk
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 class CheckpointError(ValueError):
-    """No checkpoint can be resumed from."""
+    """There is no checkpoint to resume from."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class RunPosition:
 
     Attributes:
         step: optimiser steps done.
-        epoch: epoch that is being trained, from 0.
+        epoch: current epoch, from 0.
         batch: steps of that epoch already done.
         best_ap: highest AP evaluated before this position; -1 before the first.
         best_step: step of that evaluation; -1 before the first.
@@ -76,21 +76,21 @@ def save_checkpoint(
 ) -> Path:
     """Write the whole training state; to be called by every process.
 
-    The state goes into a sibling folder, gets a list of its files with their hashes, reaches the
-    disk, and only then takes its final name. Whole checkpoints beyond `keep` are removed last;
-    damaged ones do not count and move aside.
+    The state is written to a sibling folder with a list of its files and hashes, synced to disk,
+    and only then renamed. Complete checkpoints beyond `keep` are removed last; damaged ones do not
+    count and are moved aside.
 
     Args:
         accelerator: holds model, optimiser and scaler.
         folder: the folder of all checkpoints.
         position: stored with the state.
-        keep: how many of the newest whole ones stay.
+        keep: how many of the newest complete ones to keep.
         record: facts of the run, stored with the state.
-        on_each_node: every machine writes all of it, because they share no disk.
-        report: told in one line about each damaged checkpoint, on the processes that write.
+        on_each_node: every machine writes all of it, for machines that share no disk.
+        report: called with one line for each damaged checkpoint, on the processes that write.
 
     Raises:
-        CheckpointError: the disk is full or refuses; what was there before is untouched.
+        CheckpointError: the disk is full or not writable; what was there before is untouched.
     """
     target = folder / f"step_{position.step:07d}"
     partial = aside_of(target)
@@ -121,10 +121,10 @@ def save_checkpoint(
 
 @contextmanager
 def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
-    """Wait until every process has written its part; if one could not, all raise.
+    """Wait until every process has written its part; if one could not, all of them raise.
 
     Raises:
-        CheckpointError: in one line, what could not be written and how much room is left.
+        CheckpointError: in one line, what could not be written and how much space is left.
     """
     problem: Exception | None = None
     try:
@@ -149,16 +149,16 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
 def load_newest_checkpoint(
     accelerator: Accelerator, folder: Path, report: Callable[[str], None]
 ) -> RunPosition | None:
-    """Restore the newest checkpoint that is whole; to be called by every process.
+    """Restore the newest complete checkpoint; to be called by every process.
 
     Args:
         accelerator: holds the prepared model, optimiser and scaler to fill.
-        folder: the folder of all checkpoints; the main process says which there are, and every
-            machine must find them under this name.
-        report: told in one line about each damaged checkpoint that is passed over.
+        folder: the folder of all checkpoints; the main process lists them, and every machine must
+            find them under this name.
+        report: called with one line for each damaged checkpoint that is skipped.
 
     Returns:
-        The stored position, or None where no checkpoint was ever completed.
+        The stored position, or None if no checkpoint was ever completed.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged; nothing is deleted.
@@ -193,7 +193,7 @@ def load_newest_checkpoint(
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint in a few words, None if it is whole."""
+    """What is wrong with a checkpoint in a few words, None if it is intact."""
     try:
         content = read_marker(checkpoint)
         _position(content)
@@ -219,14 +219,14 @@ def save_model(
     target: Path,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a folder that `from_pretrained` loads, under its name only when it is whole.
+    """Write a folder that `from_pretrained` loads, under its name only once it is complete.
 
     Args:
         model: the bare model, without wrappers.
         processor: its image processor.
-        record: facts of the training or the conversion, stored beside as `training.json`.
+        record: facts of the training or the conversion, stored next to it as `training.json`.
         target: the folder; one of that name is replaced.
-        weights: gathered ones, where the model itself holds only a share of them.
+        weights: gathered ones, if the model itself holds only a shard.
     """
     with written_aside(target) as aside:
         model.save_pretrained(aside, state_dict=weights)
@@ -243,8 +243,8 @@ def sha256_of(path: Path) -> str:
 def _save_bare_weights(
     models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str
 ) -> None:
-    """Name the weights as without a wrapper, so that any number of processes can resume."""
-    for model, state in zip(models, weights, strict=False):  # sharded models come without
+    """Name the weights as if unwrapped, so that any number of processes can resume."""
+    for model, state in zip(models, weights, strict=False):  # sharded models have none
         if isinstance(model, DistributedDataParallel):
             for key in list(state):
                 state[key.removeprefix("module.")] = state.pop(key)
@@ -257,20 +257,20 @@ def _load_bare_models(models: list[nn.Module], folder: str) -> None:
 
 
 def _load_state(accelerator: Accelerator, checkpoint: Path) -> str | None:
-    """Fill model, optimiser and generators; what went wrong in a few words, None if nothing.
+    """Fill model, optimiser and generators; returns what failed in a few words, None if nothing.
 
-    Nothing is unpickled but tensors and plain values, whoever wrote the files.
+    Only tensors and plain values are unpickled, whoever wrote the files.
     """
     hook = accelerator.register_load_state_pre_hook(_load_bare_models)
     try:
         accelerator.load_state(str(checkpoint))
-        # Accelerate passes over random states that it cannot read, which would change the run
+        # Accelerate skips random states that it cannot read, which would change the run
         states = checkpoint / f"random_states_{accelerator.process_index}.pkl"
         if states.exists():
             load(states)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # what readers raise on files that fit nothing has no common base
+    except Exception as error:  # the errors of malformed files have no common base
         return one_line(error)[:_LONGEST_REASON]
     finally:
         hook.remove()
@@ -285,7 +285,7 @@ def _position(content: Mapping[str, Any]) -> RunPosition:
 
 
 def _seal(folder: Path, position: RunPosition, record: Mapping[str, Any] | None) -> None:
-    """List the files with size and hash, and bring all of it to the disk."""
+    """List the files with size and hash, and sync everything to disk."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -296,7 +296,7 @@ def _seal(folder: Path, position: RunPosition, record: Mapping[str, Any] | None)
 
 
 def _prune(folder: Path, saved: Path, keep: int, report: Callable[[str], None]) -> None:
-    """Remove whole checkpoints beyond the newest, never the one just saved."""
+    """Remove complete checkpoints beyond the newest, never the one just saved."""
     whole = []
     for path in checkpoints(folder):
         problem = None if path == saved else find_damage(path)

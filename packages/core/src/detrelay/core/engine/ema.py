@@ -1,4 +1,4 @@
-"""A running average of the weights, which is evaluated and published in their place."""
+"""A running average of the weights, evaluated and published in place of the weights themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def average_of(model: DetectorForObjectDetection, decay: float) -> AveragedModel
 
     Args:
         model: in its state before the first step and before any wrapping.
-        decay: in [0, 1); DINO's code has 0.9997.
+        decay: in [0, 1); DINO's code uses 0.9997.
     """
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     # The first update would copy. The average starts from the weights before the first step, so

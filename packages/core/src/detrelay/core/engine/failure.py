@@ -1,4 +1,4 @@
-"""A step that met a value which is not finite, kept so that it can be seen again."""
+"""A step with a non-finite value, saved so that it can be replayed."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def save_failure(
 
     Args:
         accelerator: tells the processes apart.
-        folder: of this failure; made if missing.
-        model: the bare model, with the weights that the step began with.
+        folder: of this failure; created if missing.
+        model: the bare model, with the weights from before the step.
         batches: of this process.
         states: `random_states` at the beginning of the step.
         facts: stored with the batches as JSON.
 
     Returns:
-        This process's file of batches; its facts stand beside it.
+        This process's file of batches; its facts are next to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
@@ -87,7 +87,7 @@ def load_failure(file: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """The batches of a failed step and the random states before it, on the CPU.
 
     Raises:
-        ValueError: the file is not one that `save_failure` wrote.
+        ValueError: the file was not written by `save_failure`.
     """
     try:
         with safe_open(file, framework="pt") as content:
@@ -123,7 +123,7 @@ def replay_failure(
 
     Raises:
         FloatingPointError: as in the run.
-        ValueError: the file is not one that `save_failure` wrote.
+        ValueError: the file was not written by `save_failure`.
     """
     batches, states = load_failure(file)
     device = accelerator.device

@@ -1,4 +1,4 @@
-"""What ends a run from outside, told in one line on every process."""
+"""External causes that end a run, reported in one line by every process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_REASON = 200  # characters of a library's message
 
 
 class RunFault(ValueError):
-    """Something outside of the training ended it; what was saved before is whole."""
+    """Something outside the training ended it; what was saved before is intact."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def told_in_one_line(accelerator: Accelerator, resume: str) -> Iterator[None]:
         resume: the command that continues the run.
 
     Raises:
-        RunFault: in place of torch's errors.
+        RunFault: instead of torch's errors.
     """
     try:
         yield
@@ -56,7 +56,7 @@ def told_in_one_line(accelerator: Accelerator, resume: str) -> Iterator[None]:
 
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
-    """Wait until every process has done its part; a user's error on one is one on all.
+    """Wait until every process has done its part; a user error on one is raised on all.
 
     Raises:
         RunFault: on the processes that had no error of their own.

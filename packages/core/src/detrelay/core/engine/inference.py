@@ -1,4 +1,4 @@
-"""A detector over a whole data set, on any number of processes."""
+"""Run a detector over a whole dataset, on any number of processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def detect(
     max_detections: int,
     on_batch: Callable[[], None] | None = None,
 ) -> tuple[list[int], list[ImageResult]]:
-    """Detect in every image once; to be called by every process.
+    """Detect objects once in every image; to be called by every process.
 
     Args:
         accelerator: gathers the results of all processes.
@@ -38,7 +38,7 @@ def detect(
 
     Returns:
         Image ids in ascending order, and for each `scores` [n], `labels` [n] and `boxes` [n, 4]
-        xyxy in pixels, on the CPU; the same on every process. Boxes are not cut to the image.
+        xyxy in pixels, on the CPU; the same on every process. Boxes are not clipped to the image.
 
     Raises:
         NonFiniteOutput: a score or a box is NaN or infinite; names the images.
@@ -69,5 +69,5 @@ def detect(
                 on_batch()
     finally:
         model.train(was_training)
-    by_id = dict(gather_object(rows))  # a process may have done an image again
+    by_id = dict(gather_object(rows))  # a process may have repeated an image
     return sorted(by_id), [by_id[image_id] for image_id in sorted(by_id)]

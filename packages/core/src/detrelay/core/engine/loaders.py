@@ -29,12 +29,13 @@ def make_loader(
     """A loader that leaves the global random state alone.
 
     Args:
-        data: indexed by visit.
+        data: indexed by visit, see `VisitSampler`.
         sampler: gives the visits of an epoch.
         batch_size: images per process.
         num_workers: loader processes; 0 loads in the calling process.
-        drop_last: leave out a last batch that is not full.
-        divisor: of the padded sides, pixels: the `pad_size_divisor` of the model's processor.
+        drop_last: drop an incomplete last batch.
+        divisor: padded sides are multiples of it, pixels: the `pad_size_divisor` of the model's
+            processor.
     """
     return _loader(data, BatchSampler(sampler, batch_size, drop_last), divisor, num_workers)
 
@@ -50,12 +51,13 @@ def make_eval_loader(
 ) -> DataLoader[Any]:
     """A loader of every image once, padded no further than alone; see `ShapeBatches`.
 
-    It is not to be prepared by an accelerator: each process has its share already.
+    It must not be prepared by an accelerator: each process already has its share.
 
     Args:
-        data: with the shapes of its samples; without them, batches hold one image each.
-        batch_size: images of a batch at most.
-        divisor: of the padded sides, pixels: the `pad_size_divisor` of the model's processor.
+        data: with the shapes of its samples; without shapes, batches hold one image each.
+        batch_size: maximum images per batch.
+        divisor: padded sides are multiples of it, pixels: the `pad_size_divisor` of the model's
+            processor.
         num_workers: loader processes; 0 loads in the calling process.
         process: number of this process, from 0.
         num_processes: how many there are.
@@ -89,13 +91,13 @@ def _loader(
 def _closing(process: int) -> Event:
     """Set once this process ends: Python then sends SIGTERM to workers that are still there."""
     closing = multiprocessing.Event()
-    # unlike what `atexit` registers, this also runs at the end of a process of multiprocessing
+    # unlike `atexit`, this also runs at the end of a multiprocessing process
     Finalize(None, closing.set, exitpriority=0)
     return closing
 
 
 def _outlive_signals(closing: Event, worker: int) -> None:
-    # A stop signal often reaches the whole process group. The workers must go on until the
-    # training process has finished its step; it then ends them itself, at the latest when it ends.
+    # A stop signal often reaches the whole process group. The workers must keep running until the
+    # training process has finished its step; it then ends them itself, at the latest when it exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)

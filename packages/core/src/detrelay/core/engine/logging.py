@@ -1,4 +1,4 @@
-"""The record of a run: lines of JSON on disk, progress on the screen."""
+"""The log of a run: JSON lines on disk, progress on the screen."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from detrelay.core.engine.atomic_folder import sync, write_text, written_aside
 
 
 class MetricsLog:
-    """A file of JSON lines, one a logged step or evaluation, in the order of the steps.
+    """A file of JSON lines, one per logged step or evaluation, in the order of the steps.
 
     Every line has a `kind` ("train" or "evaluation") and a `step`.
 
     Args:
-        path: the file; made when the first line comes.
+        path: the file; created with the first line.
         enabled: False on processes that must not write.
-        forward: also told the numbers of each line, as "train/losses/decoder/5/giou", and its
-            step; called on every process.
+        forward: also called with the numbers of each line, as "train/losses/decoder/5/giou", and
+            its step, on every process.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class MetricsLog:
     def rewind(self, step: int) -> int:
         """Drop what a run resumed at `step` will write again.
 
-        A checkpoint is taken before the evaluation of its step, so evaluations of that step go
-        too. A last line cut short by a kill goes with them.
+        A checkpoint is taken before the evaluation of its step, so evaluations of that step are
+        dropped too, as is a last line truncated by a kill.
 
         Returns:
-            How many other lines were damaged and left out. If any, the file as it was stays
-            beside the log with the ending `.damaged`.
+            How many other lines were damaged and dropped. If any, the original file is kept next to
+            the log with the suffix `.damaged`.
         """
         if not self.enabled or not self.path.exists():
             return 0
@@ -80,13 +80,13 @@ class MetricsLog:
         return damaged
 
     def sync(self) -> None:
-        """Bring the lines so far to the disk."""
+        """Sync the lines so far to disk."""
         if self.enabled and self.path.exists():
             sync(self.path)
 
 
 def _line_of(text: str) -> dict[str, Any] | None:
-    """A line of the log; None if it is none."""
+    """A line of the log; None if it is malformed."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -96,7 +96,7 @@ def _line_of(text: str) -> dict[str, Any] | None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short is left out.
+    """The lines of a metrics file, without a truncated last line.
 
     Raises:
         ValueError: a line other than the last is not JSON.
@@ -115,11 +115,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """Progress with time left: a bar on a terminal, a line every so often elsewhere.
+    """Progress with time left: a bar on a terminal, occasional lines elsewhere.
 
     Args:
         total: steps of the whole run.
-        done: steps that a resumed run has behind it.
+        done: steps that a resumed run has already done.
         enabled: False on all but the main process.
     """
 
@@ -142,7 +142,7 @@ class Progress:
             self._bar.update()
 
     def report(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Show the figures of a step: beside the bar, or as a line of their own."""
+        """Show the figures of a step: next to the bar, or as a separate line."""
         shown = {key: f"{value:.3g}" for key, value in values.items()}
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
@@ -153,21 +153,21 @@ class Progress:
             print(line, flush=True)
 
     def message(self, text: str) -> None:
-        """A line that does not tear the bar."""
+        """Print a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text)
         elif self.enabled:
             print(text, flush=True)
 
     def seconds_left(self) -> float:
-        """Time left at the speed since the start, evaluations and checkpoints included."""
+        """Time left at the average speed since the start, including evaluations and checkpoints."""
         new = self.done - self._first
         if new == 0:
             return math.inf
         return (time.perf_counter() - self._started) / new * (self.total - self.done)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
 
@@ -189,7 +189,7 @@ class SpeedMeter:
         self._waited += time.perf_counter() - self._last
 
     def step_done(self) -> None:
-        """Count one step; what follows is waiting, until the next batch has come."""
+        """Count one step; the time until the next batch arrives counts as waiting."""
         self._steps += 1
         self._last = time.perf_counter()
 

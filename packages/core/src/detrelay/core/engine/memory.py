@@ -1,4 +1,4 @@
-"""What a step costs in memory, and a batch that fits."""
+"""Peak memory, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from detrelay.core.recipes.recipe import TrainConfig
 from detrelay.core.structures import Targets
 
 _MEBIBYTE = 2**20
-# COCO's images hold up to 93
+# COCO's images have up to 93
 _OBJECTS_PER_IMAGE = 100
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory this process has had in use: tensors on a GPU, everything on a CPU.
+    """Peak memory use of this process: tensors on a GPU, everything on a CPU.
 
-    NaN where the system does not tell (Windows).
+    NaN if the system does not report it (Windows).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MEBIBYTE
     if sys.platform == "win32":
         return math.nan
     if sys.platform == "linux":
-        # the figure that getrusage gives begins with that of the process that started this one
+        # getrusage starts from the peak of the parent process
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         peak = next(line for line in lines if line.startswith("VmHWM"))
         return int(peak.split()[1]) / 1024
@@ -46,7 +46,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a process can share out its images of a step.
+    """How a process can split its images per step.
 
     Attributes:
         batch_size: images per pass, the largest number that fits.
@@ -66,14 +66,14 @@ def find_fitting_batch(
 ) -> Fit:
     """The largest batch whose worst step fits into memory, with the same images per step.
 
-    Tries to train a copy of the model: all images of a step at once first, then ever smaller
-    divisors of their number. Every process gets the same answer.
+    Trains a copy of the model on trial: first with all images of a step at once, then with ever
+    smaller divisors of their number. Every process gets the same answer.
 
     Args:
         accelerator: device, precision and processes.
-        model: bare and whole; left as it is.
+        model: unwrapped and unsharded; left unchanged.
         criterion: the losses.
-        settings: batch size and accumulation that the step comes from.
+        settings: batch size and accumulation that define the step.
         side: side in pixels of the largest square that a batch can be padded to.
 
     Raises:
@@ -112,11 +112,11 @@ def _try_step(
     side: int,
     batch_size: int,
 ) -> int:
-    """Train a copy on blank images for two steps; the batch size, if the memory is enough."""
+    """Train a copy on blank images for two steps; returns the batch size if memory suffices."""
     device = accelerator.device
     trained = deepcopy(model).to(device)
     spares = 1 if settings.ema_decay > 0 else 0
-    spares += 1 if accelerator.num_processes > 1 else 0  # what DDP exchanges gradients in
+    spares += 1 if accelerator.num_processes > 1 else 0  # DDP's gradient buckets
     spare = [deepcopy(trained) for _ in range(spares)]
     if settings.activation_checkpointing:
         checkpoint_activations(trained)

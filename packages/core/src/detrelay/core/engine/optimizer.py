@@ -1,4 +1,4 @@
-"""AdamW over parameter groups, and a learning rate that is a function of the step alone."""
+"""AdamW over parameter groups, and a scheduler that depends on the step alone."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _STAGE = re.compile(r"\b(?:layer|stage)(?P<from_one>\d)\b|\blayers\.(?P<from_zer
 def parameter_groups(model: nn.Module, settings: TrainConfig) -> list[dict[str, object]]:
     """Trained parameters, grouped by learning rate and weight decay.
 
-    A parameter takes the product of the multipliers whose key its name holds, and no decay if its
-    name holds an entry of `no_decay`. With `layer_decay` d, the last of S backbone stages takes
-    another factor d, the one before d^2, and what comes before the first stage d^(S + 1). Frozen
-    parameters are left out.
+    A parameter's rate is multiplied by every multiplier whose key is part of its name; it has no
+    weight decay if its name contains an entry of `no_decay`. With `layer_decay` d, the last of S
+    backbone stages gets another factor d, the one before d^2, and what comes before the first stage
+    d^(S + 1). Frozen parameters are left out.
 
     Returns:
         Groups for `torch.optim`, in order of first appearance, each with its own `base_lr`.
 
     Raises:
-        ValueError: a key names no parameter, nothing is left to train, or the backbone has no
-            stages to tell apart.
+        ValueError: a key matches no parameter, nothing is left to train, or the backbone has no
+            distinguishable stages.
     """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     if not named:
         raise ValueError("the model has no parameter to train: everything is frozen")
-    # a key of frozen parameters only is no slip: freezing the backbone leaves its rate unused
+    # a key that matches only frozen parameters is no mistake: freezing the backbone leaves its rate
+    # unused
     names = [name for name, _ in model.named_parameters()]
     _check_keys("train.lr_multipliers", settings.lr_multipliers, names)
     _check_keys("train.no_decay", settings.no_decay, names)
@@ -63,7 +64,7 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam
 
 
 def warmup_steps(steps_per_epoch: int, settings: TrainConfig) -> int:
-    """Steps of the warm-up: their share of the run, rounded up, or the number that is set."""
+    """Number of warm-up steps: a share of the run, rounded up, or a fixed number."""
     if settings.warmup_share == 0:
         return settings.warmup_steps
     return math.ceil(settings.warmup_share * settings.epochs * steps_per_epoch)
@@ -72,9 +73,9 @@ def warmup_steps(steps_per_epoch: int, settings: TrainConfig) -> int:
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: TrainConfig) -> float:
     """The scheduler: a factor on every learning rate at a step, counted from 0.
 
-    A linear climb from `warmup_factor` over the warm-up, times `gamma` for each milestone that
-    lies behind; or, from the warm-up to the end of the last epoch, half a cosine from 1 to 0.
-    Nothing is remembered between steps, so a resumed run needs no state for it.
+    A linear warm-up from `warmup_factor`, times `gamma` for each milestone passed; or, from the end
+    of the warm-up to the end of the last epoch, half a cosine from 1 to 0. It keeps no state, so a
+    resumed run has none to restore.
     """
     factor = 1.0
     warmup = warmup_steps(steps_per_epoch, settings)
@@ -90,7 +91,7 @@ def learning_rate_factor(step: int, steps_per_epoch: int, settings: TrainConfig)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's own base rate."""
+    """Scale the base rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
@@ -100,12 +101,12 @@ def _holds(name: str, key: str) -> bool:
 
 
 def _depths(names: Sequence[str]) -> dict[str, int]:
-    """How far parameters of the backbone lie below the head: 1 for those of its last stage."""
+    """Depth of the backbone's parameters below the head: 1 for those of its last stage."""
     stages = {}
     for name in names:
         if name.startswith("backbone."):
             found = _STAGE.search(name)
-            # what belongs to no stage comes before the first
+            # parameters outside all stages come before the first
             stages[name] = 0 if found is None else _number(found)
     last = max(stages.values(), default=0)
     if stages and last == 0:

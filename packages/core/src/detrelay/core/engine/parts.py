@@ -1,4 +1,4 @@
-"""What goes into a run and what comes out of its evaluations."""
+"""The inputs of a run and the results of its evaluations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from detrelay.core.evaluation.evaluators import CocoEvaluator, Evaluator
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """What a run trains and on what.
+    """What a run trains, and on which data.
 
     Attributes:
         model: on any device, in float32.
-        processor: stored beside the model; turns outputs into boxes.
+        processor: stored with the model; turns outputs into boxes.
         criterion: the losses.
         train_data: images to learn from.
         val_data: images to evaluate on.

@@ -1,4 +1,4 @@
-"""Whether a low precision pays on the machine at hand."""
+"""Whether low precision makes sense on this machine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from accelerate import Accelerator
 
 
 def check_precision(accelerator: Accelerator) -> None:
-    """Refuse to train in float16 on a CPU.
+    """Reject training in float16 on a CPU.
 
     Raises:
-        ValueError: the precision is fp16 and the device a CPU, whose float16 gradients vanish
+        ValueError: the precision is fp16 and the device a CPU, where float16 gradients vanish
             without the scaler that only GPUs have.
     """
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
@@ -21,9 +21,9 @@ def check_precision(accelerator: Accelerator) -> None:
 
 
 def precision_note(accelerator: Accelerator) -> str | None:
-    """What to know about bfloat16 on a CPU for which torch has no kernels; None if nothing.
+    """A note on bfloat16 for a CPU without torch kernels for it; None if it does not apply.
 
-    There steps take many times as long as in float32 (docs/log.md).
+    On such CPUs steps take many times as long as in float32 (docs/log.md).
     """
     if accelerator.device.type != "cpu" or accelerator.mixed_precision != "bf16":
         return None

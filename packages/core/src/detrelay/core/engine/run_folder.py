@@ -1,6 +1,6 @@
-"""The folder of a run: what its files are called, its record, and who may write into it.
+"""The folder of a run: the names of its files, its record, and its lock.
 
-Imports neither torch nor accelerate, so that command lines can look into a folder at once.
+Imports neither torch nor accelerate, so that commands can inspect a folder at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from detrelay.core.engine.atomic_folder import write_text
 
 RECORD = "training.json"
-"""Facts of the run; also beside every saved model, with what was measured."""
+"""Facts of the run; also in every saved model's folder, with its measured figures."""
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -28,7 +28,7 @@ CURVES = "curves.png"
 PICTURES = "pictures"
 LOCK = ".lock"
 MARKER = "complete.json"
-"""Of a checkpoint: position, hashes of its files and the record of the run."""
+"""In a checkpoint: position, hashes of its files and the record of the run."""
 
 _CHECKPOINT = re.compile(r"step_(\d{7,})")
 
@@ -45,10 +45,10 @@ def remains_of_a_run(output: Path) -> list[str]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The facts that a run wrote down.
+    """The recorded facts of a run.
 
     Raises:
-        RunFolderError: there is no such file, or it does not hold the facts of a run.
+        RunFolderError: there is no such file, or it is not the record of a run.
     """
     file = folder / RECORD
     try:
@@ -61,7 +61,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def measured(model: Path) -> dict[str, Any] | None:
-    """What was measured of a saved model; None if the folder is missing or damaged."""
+    """The measured figures of a saved model; None if the folder is missing or damaged."""
     try:
         facts = json.loads((model / RECORD).read_text(encoding="utf-8"))["measured"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -76,10 +76,10 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Take a run's folder for this process alone; the system frees it when the process ends.
+    """Lock a run's folder for this process; the system releases it when the process ends.
 
     Raises:
-        RunFolderError: another training process has it.
+        RunFolderError: another training process holds the lock.
     """
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / LOCK, blocking=False)
@@ -92,7 +92,7 @@ def locked(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # while it is still held: whoever waits on the old file sees that it has lost its name
+        # while it is still held, so that a waiting process notices that the old file was unlinked
         with suppress(OSError):
             (output / LOCK).unlink(missing_ok=True)
         lock.release()
@@ -120,7 +120,7 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
 
 
 def newest_record(output: Path) -> dict[str, Any] | None:
-    """The facts of the run as its newest readable checkpoint holds them; None without any."""
+    """The facts of the run from its newest readable checkpoint; None if there is none."""
     for checkpoint in reversed(checkpoints(output / CHECKPOINTS)):
         try:
             record = read_marker(checkpoint).get("record")

@@ -1,4 +1,4 @@
-"""The learning rate beside the number of images per step, ours and the published ones."""
+"""Learning rate and number of images per step, compared with the published ones."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def scaled_learning_rate(settings: TrainConfig, images_per_step: int, rule: Scal
             suits Adam (Malladi et al., 2022), "none" the rate.
 
     Raises:
-        ValueError: a rule is asked for and no number of images was published.
+        ValueError: a rule is set but `published_batch_size` is not.
     """
     if rule == "none":
         return settings.learning_rate
     if settings.published_batch_size is None:
         raise ValueError(
-            f'train.scale_learning_rate="{rule}" needs train.published_batch_size, the images a '
+            f'train.scale_learning_rate="{rule}" needs train.published_batch_size, the images per '
             f"step that train.learning_rate belongs to"
         )
     ratio = images_per_step / settings.published_batch_size
@@ -34,13 +34,13 @@ def scaled_learning_rate(settings: TrainConfig, images_per_step: int, rule: Scal
 
 
 def with_scaled_rate(settings: TrainConfig, images_per_step: int) -> TrainConfig:
-    """The settings with the learning rate that their own rule gives."""
+    """The settings with the learning rate of their scaling rule."""
     rate = scaled_learning_rate(settings, images_per_step, settings.scale_learning_rate)
     return replace(settings, learning_rate=rate)
 
 
 def describe_step(settings: TrainConfig, num_processes: int) -> str:
-    """One line: images per step and learning rate, ours beside those of the recipe."""
+    """One line: images per step and learning rate, next to those of the recipe."""
     images = num_processes * settings.batch_size * settings.accumulation_steps
     rate = with_scaled_rate(settings, images).learning_rate
     line = (

@@ -1,4 +1,4 @@
-"""Stop signals: a run finishes its step, saves, and leaves with a code of its own."""
+"""Stop signals: a run finishes its step, saves, and exits with a distinct code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class TrainingInterrupted(Exception):
-    """A stop signal came; the state is on disk.
+    """A stop signal arrived; the state is on disk.
 
     Attributes:
         signal_number: SIGINT or SIGTERM.
@@ -22,7 +22,7 @@ class TrainingInterrupted(Exception):
 
 
 class StopSignals:
-    """Remembers the first SIGTERM or SIGINT instead of dying; a second one acts as usual."""
+    """Remembers the first SIGTERM or SIGINT instead of exiting; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received = 0

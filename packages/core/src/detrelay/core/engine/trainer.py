@@ -51,8 +51,8 @@ __all__ = ["Evaluation", "StopSignals", "Trainer", "TrainingInterrupted", "Train
 class Trainer:
     """Trains a detector, evaluates it after epochs and keeps the best.
 
-    Writes into `output` the log, checkpoints, the best model and, at the end, the last one; a step
-    that is not finite goes into a folder of failures (`run_folder` has the names).
+    Writes into `output` the log, checkpoints, the best model and, at the end, the last one; a
+    non-finite step is saved in a folder of failures (`run_folder` has the names).
 
     Args:
         accelerator: device, precision and processes.
@@ -60,11 +60,11 @@ class Trainer:
         settings: schedule and bookkeeping.
         num_workers: loader processes per training process.
         output: folder of the run.
-        record: facts stored with every checkpoint and beside every saved model.
+        record: facts stored with every checkpoint and every saved model.
         on_evaluation: called on the main process after each evaluation.
 
     Raises:
-        ValueError: fewer training images than one step needs.
+        ValueError: there are fewer training images than one step needs.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Trainer:
             model, optimizer, train_loader
         )
         if self._average is not None:
-            # among the accelerator's models it is part of every checkpoint
+            # as one of the accelerator's models it is part of every checkpoint
             accelerator.prepare_model(self._average.module, evaluation_mode=True)
         self._update = Updater(
             accelerator, self._model, self.parts.criterion, self._optimizer, settings.clip_norm
@@ -147,17 +147,17 @@ class Trainer:
         """Train to the end of the last epoch.
 
         Args:
-            resume: continue from the newest whole checkpoint in `output`.
+            resume: continue from the newest complete checkpoint in `output`.
 
         Returns:
             The last evaluation.
 
         Raises:
-            TrainingInterrupted: SIGTERM or SIGINT came; a checkpoint was saved.
+            TrainingInterrupted: SIGTERM or SIGINT arrived; a checkpoint was saved.
             NonFiniteStep: a loss or a gradient is not finite; the step is saved for
                 `replay_failure` and the last checkpoint is kept.
-            CheckpointError: every checkpoint to resume from is damaged, or was taken with other
-                images per step, or the disk is full.
+            CheckpointError: every checkpoint is damaged or was saved with another number of images
+                per step, or the disk is full.
         """
         total = self.settings.epochs * self.steps_per_epoch
         if resume:
@@ -172,7 +172,7 @@ class Trainer:
                     if self._evaluation_is_due():
                         last = self._evaluate(stop, progress)
                     self.position = replace(self.position, epoch=self.position.epoch + 1, batch=0)
-                if last is None:  # resumed with fewer epochs or less patience than it already took
+                if last is None:  # resumed with fewer epochs or less patience than already used
                     last = self._evaluate(stop, progress)
         finally:
             progress.close()
@@ -187,11 +187,11 @@ class Trainer:
         restored = load_newest_checkpoint(
             self.accelerator, self.output / run_folder.CHECKPOINTS, self.accelerator.print
         )
-        # rates and decays are loaded with the state; if they changed, the recipe's hold
+        # rates and decays are loaded with the state; if they changed, the recipe's apply
         for group, own in zip(self._optimizer.param_groups, of_recipe, strict=True):
             group.update(own)
         if restored is None:
-            self.accelerator.print("no checkpoint was taken yet: starting from step 0")
+            self.accelerator.print("no checkpoint was saved yet: starting from step 0")
         else:
             self._check_images_per_step(restored)
             self.position = self._without_lost_best(restored)
@@ -203,7 +203,7 @@ class Trainer:
             )
 
     def _without_lost_best(self, restored: RunPosition) -> RunPosition:
-        """The position, or one without a best evaluation if its model is no longer there."""
+        """The position, without its best evaluation if that model is no longer there."""
         best = self.output / run_folder.BEST
         lost = [restored.best_step >= 0 and run_folder.measured(best) is None]
         broadcast_object_list(lost)  # only the first machine has the folder
@@ -216,7 +216,7 @@ class Trainer:
         return replace(restored, best_ap=-1.0, best_step=-1, stale=0)
 
     def _check_images_per_step(self, restored: RunPosition) -> None:
-        """A step must mean the same images as before, on however many processes."""
+        """A step must have as many images as before, on however many processes."""
         if restored.images_per_step == self.images_per_step:
             return
         processes = self.accelerator.num_processes
@@ -287,7 +287,7 @@ class Trainer:
     def _keep_failure(
         self, problem: str, batches: Sequence[Mapping[str, Any]], states: Mapping[str, Tensor]
     ) -> NonFiniteStep:
-        """Save a step that failed; the error to raise."""
+        """Save a failed step; returns the error to raise."""
         step = self.position.step + 1
         image_ids = [int(label["image_id"]) for batch in batches for label in batch["labels"]]
         message = f"{problem}; in step {step}, whose batch holds the image ids {image_ids}"
@@ -332,7 +332,7 @@ class Trainer:
         progress.report(self.position.epoch + 1, shown)
 
     def _assignment_figures(self, update: Update) -> dict[str, dict[str, float]]:
-        """Of each stage: matches per image, and the share of its labels from other stages."""
+        """For each stage: matches per image, and the share of its labels from other stages."""
         tags, counts = assignment_counts(update, self.parts.criterion.assigners)
         rows = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").tolist()
         return {
@@ -348,14 +348,14 @@ class Trainer:
 
     @property
     def _published_model(self) -> DetectorForObjectDetection:
-        """The weights that are evaluated and saved for use."""
+        """The weights that are evaluated and published."""
         if self._average is None:
             return self.parts.model
         assert isinstance(self._average.module, DetectorForObjectDetection)
         return self._average.module
 
     def _evaluate(self, stop: StopSignals, progress: Progress) -> Evaluation:
-        """Measure AP, note it, keep the model if it is the best so far."""
+        """Measure and log AP; save the model if it is the best so far."""
         self._save_checkpoint()
 
         def stop_if_asked() -> None:
@@ -388,7 +388,7 @@ class Trainer:
             progress.message(
                 f"epoch {done}: {'  '.join(f'{k} {v:.4f}' for k, v in first_two)}"
                 f"{'  (best so far)' if is_best else ''}"
-                f"{'  (no better one for long: stopping early)' if self._is_stale() else ''}"
+                f"{'  (no improvement: stopping early)' if self._is_stale() else ''}"
             )
             self.on_evaluation(evaluation)
         self.accelerator.wait_for_everyone()
@@ -455,7 +455,7 @@ def _whole_groups(loader: Iterator[Any], count: int) -> Iterator[list[Any]]:
 
 
 def _is_sharded(accelerator: Accelerator) -> bool:
-    """Whether processes hold shares of the weights, not all of them."""
+    """Whether processes hold shards of the weights instead of all of them."""
     kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     return accelerator.distributed_type in kinds
 

@@ -36,10 +36,10 @@ class Update:
 class Updater:
     """Turns batches into one optimiser step.
 
-    Several batches make the step that one large batch of all their images would make: the losses
-    are divided by counts of the whole, which the assigners only know once every batch has been
-    through the model. So each batch goes through it twice, first without gradients, with the same
-    random numbers; that costs about a third of the time and no memory.
+    Several batches make the same step as one large batch of all their images: the losses are
+    divided by counts over all of them, which are known only once every batch has passed through the
+    model and the assigners. So each batch is run twice with the same random numbers, first without
+    gradients; that costs about a third of the time and no memory.
 
     Args:
         accelerator: precision and processes.
@@ -65,11 +65,11 @@ class Updater:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def __call__(self, batches: Sequence[Mapping[str, Any]]) -> Update:
-        """Learn from batches; to be called by every process, with equally many.
+        """Learn from batches; to be called by every process, with the same number of batches.
 
         Raises:
             FloatingPointError: a cost, a loss or a gradient is not finite, here or on another
-                process; the weights are as before.
+                process; the weights are unchanged.
         """
         counts = self._count(batches) if len(batches) > 1 else None
         results = []
@@ -78,7 +78,7 @@ class Updater:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 results.append(self._learn(batch, counts))
         norm = self.accelerator.clip_grad_norm_(self._parameters, self.clip_norm)
-        if norm is None:  # DeepSpeed has clipped and stepped already, and tells nothing
+        if norm is None:  # DeepSpeed has already clipped and stepped, and reports nothing
             norm = torch.tensor(math.nan)
         # under fp16 the scaler meets infinite gradients by design and skips the step itself
         elif self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
@@ -107,7 +107,7 @@ class Updater:
 
     @torch.no_grad()
     def _count(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
-        """What the criterion must divide by, [S, 4]; leaves no trace of the passes it takes."""
+        """The counts the criterion divides by, [S, 4]; its passes leave all state unchanged."""
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         device = self.accelerator.device
         counts = []
@@ -128,7 +128,7 @@ class Updater:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Let a non-finite value on one process end the step on all, so that none waits."""
+        """Let a non-finite value on one process end the step on all, so that none hangs."""
         problem = None
         try:
             yield
@@ -154,8 +154,8 @@ def assignment_counts(update: Update, groups: Container[str]) -> tuple[list[str]
         groups: names of the stage groups to count.
 
     Returns:
-        Tags such as "decoder/5", and float [S, 3]: box matches, class labels, and those of the
-        class labels that are none of the stage's own matches.
+        Tags such as "decoder/5", and float [S, 3]: box matches, class labels, and those class
+        labels that are not the stage's own matches.
     """
     rows: dict[str, Tensor] = {}
     for assignments in update.assignments:
@@ -171,7 +171,7 @@ def assignment_counts(update: Update, groups: Container[str]) -> tuple[list[str]
 
 
 def _common(first: Pairs, second: Pairs) -> int:
-    """How many pairs of query and target stand in both; a target names its image."""
+    """How many pairs of query and target are in both; a target implies its image."""
     own = set(zip(second.query.tolist(), second.target.tolist(), strict=True))
     return sum(
         pair in own for pair in zip(first.query.tolist(), first.target.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Attention by the implementation that a config names."""
+"""Attention in the implementation that a config names."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def attend(
         query: [B, heads, Q, D].
         key: [B, heads, Q, D].
         value: [B, heads, Q, D].
-        bias: added to the logits, broadcast to [B, heads, Q, Q]; minus infinity hides.
-        implementation: name of transformers; "eager" spells the formula out, others take torch's.
-        dropout: share of attention weights that is dropped.
+        bias: added to the logits, broadcast to [B, heads, Q, Q]; minus infinity masks.
+        implementation: transformers' name; "eager" computes the formula explicitly, others use
+            torch's kernel.
+        dropout: share of attention weights that are dropped.
     """
     if implementation != "eager":
         return F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout)

@@ -13,13 +13,13 @@ from detrelay.core.ops.token_sampling import Shapes, sample_points
 
 
 class DeformableAttention(nn.Module):
-    """Every query reads a few points of every level around its reference.
+    """Every query samples a few points of every level around its reference.
 
     Args:
         dim: channels C.
         num_heads: attention heads M.
         num_levels: pyramid levels L.
-        num_points: points K of a head on each level.
+        num_points: points K per head and level.
 
     Reference:
         Zhu et al., ICLR 2021, equation 3; checked against fundamentalvision/Deformable-DETR.
@@ -38,7 +38,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Point k of head m starts k + 1 steps from the reference, into the head's direction."""
+        """Point k of head m starts k + 1 steps from the reference, in the head's direction."""
         nn.init.zeros_(self.sampling_offsets.weight)
         turn = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         direction = torch.stack([turn.cos(), turn.sin()], dim=-1)
@@ -59,9 +59,9 @@ class DeformableAttention(nn.Module):
 
         Args:
             queries: [B, Q, C], their position added.
-            references: [B, Q, L, 2] points, around which offsets count in cells of the level, or
-                [B, Q, L, 4] boxes, around whose centre they count in half sides / K; in [0, 1] of
-                the padded levels.
+            references: [B, Q, L, 2] points, with offsets in cells of the level, or [B, Q, L, 4]
+                boxes, with offsets from the centre in half sides / K; in [0, 1] of the padded
+                levels.
             values: [B, S, C], the cells of all levels.
             shapes: (H_l, W_l) of each level.
             valid: bool [B, S], False on padding, which is read as zero.

@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_WIDE = 16  # outputs an input
+_WIDE = 16  # outputs per input
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, for wide outputs through oneDNN in float32 on a CPU.
 
     A hundred rows of 256 inputs to 24576 outputs took oneDNN 0.8 of the time of the BLAS that torch
-    calls; up to eight outputs an input the BLAS was faster (docs/log.md). The rule: at least
-    sixteen outputs an input, a CPU, float32 throughout and no autocast, no gradient, no tracing,
-    and dense weights (oneDNN falls to a slow reference kernel on strided ones).
+    calls; up to eight outputs per input the BLAS was faster (docs/log.md). The rule: at least
+    sixteen outputs per input, a CPU, float32 throughout and no autocast, no gradient, no tracing,
+    and dense weights (oneDNN falls back to a slow reference kernel on strided ones).
 
     Args:
         x: [..., I].

@@ -1,4 +1,4 @@
-"""Numbers of the host as tensors, without a copy that the device waits for."""
+"""Host numbers as tensors, without a copy that the device waits for."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The sums are evaluated as weighted bags of rows (`embedding_bag`): a cell's channels are one
 contiguous piece of memory, which `grid_sample` on channels-first maps would gather one by one.
-`token_sampling` is the sibling for an encoder, which has as many queries as cells.
+`token_sampling` is the counterpart for an encoder, which has as many queries as cells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from detrelay.core.ops.numbers import filled
 from detrelay.core.ops.reference import Shapes, empty_sums, in_transform, sample_by_definition
 from detrelay.core.ops.traced import sample_by_gather
 
-_INT32_ROWS = 2**31  # a level of more is numbered by int64
+_INT32_ROWS = 2**31  # larger levels are indexed by int64
 
 
 def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def sample_maps(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) ->
 
     Cell centres lie at (i + 0.5) / size, as in `grid_sample` with `align_corners=False`; outside a
     level everything is zero. Coordinates and levels come first: elementwise work runs along the
-    points, which is several times as fast as along two coordinates or four corners.
+    points, several times faster than along two coordinates or four corners.
 
     Args:
         levels: L tensors [B, H_l, W_l, G, D] with G groups of D channels.
@@ -75,7 +75,7 @@ def channels_last_maps(levels: Sequence[Tensor], groups: int) -> tuple[Tensor, .
 
 
 class _TwiceDifferentiable(torch.autograd.Function):
-    """Sums that pass through; where their gradient is to be differentiated, it is the definition's.
+    """Passes sums through; if their gradient is differentiated, it is taken from the definition.
 
     The kernel of the bags has no second derivative: without this, parts of it would be missing.
     """
@@ -120,7 +120,7 @@ def _corners(levels: Sequence[Tensor], locations: Tensor, weights: Tensor) -> tu
     position = locations * sizes - 0.5
     low = position.detach().floor()
     high_share = position - low
-    # a NaN location keeps its NaN share, which the criterion reports, and reads a legal cell
+    # a NaN location keeps its NaN share, which the criterion reports, and reads a valid cell
     low = low.nan_to_num_(0)
     corner = torch.stack([low, low + 1])  # [2, 2, L, B, Q, G, N]: low or high, x or y
     cell = torch.minimum(corner, sizes - 1).clamp_(min=0)

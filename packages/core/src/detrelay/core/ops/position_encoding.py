@@ -12,12 +12,12 @@ _EPSILON = 1e-6
 
 
 def sine_code(turns: Tensor, width: int, temperature: float) -> Tensor:
-    """Code every number by `width` sines and cosines, interleaved.
+    """Encode every number by `width` sines and cosines, interleaved.
 
     Feature 2i is the sine and feature 2i + 1 the cosine of 2 pi x / temperature^(2i / width).
 
     Args:
-        turns: [..., A], float32 at least; a box's coordinates in [0, 1] are at most one turn.
+        turns: [..., A], at least float32; a box's coordinates in [0, 1] are at most one turn.
         width: features for each number, even.
         temperature: ratio of the longest to the shortest wave length.
 
@@ -32,14 +32,14 @@ def sine_code(turns: Tensor, width: int, temperature: float) -> Tensor:
 def grid_position_code(
     valid: Tensor, dim: int, temperature: float, offset: float, dtype: torch.dtype
 ) -> Tensor:
-    """Code every cell of a feature map by its place in the unpadded image.
+    """Encode every cell of a feature map by its position in the unpadded image.
 
     Args:
         valid: bool [B, H, W], True on real pixels.
         dim: channels; the first half codes y, the second x.
         temperature: see `sine_code` (10000 in Deformable DETR, 20 in DINO).
-        offset: added to the cell's number, counted from 1 (-0.5 in Deformable DETR, 0 in DINO).
-        dtype: of the result; the code itself is computed in float32 at least.
+        offset: added to the cell's index, counted from 1 (-0.5 in Deformable DETR, 0 in DINO).
+        dtype: of the result; the code itself is computed in at least float32.
 
     Returns:
         [B, H * W, dim].

@@ -1,6 +1,6 @@
-"""The definition of sampling that the fast kernels must equal, in operations that are smooth twice.
+"""The definition of sampling that the fast kernels must match, in twice differentiable operations.
 
-It serves second derivatives and the transforms of `torch.func` too, which the kernels do not know.
+It also serves second derivatives and the transforms of `torch.func`, which the kernels lack.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def sample_by_definition(
         position = locations[..., index, :, :] * size - 0.5  # [B, Q, G, N, P, 2]
         low = position.detach().floor()
         high_share = position - low
-        # a NaN location keeps its NaN share, which the criterion reports, and reads a legal cell
+        # a NaN location keeps its NaN share, which the criterion reports, and reads a valid cell
         low = low.nan_to_num(0)
         for corner_x, share_x in ((0, 1 - high_share[..., 0]), (1, high_share[..., 0])):
             for corner_y, share_y in ((0, 1 - high_share[..., 1]), (1, high_share[..., 1])):
@@ -54,11 +54,11 @@ def _read(level: Tensor, row: Tensor) -> Tensor:
 
 
 def in_transform() -> bool:
-    """Whether a transform of `torch.func` (grad, vmap, jvp) is at work."""
+    """Whether a transform of `torch.func` (grad, vmap, jvp) is active."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
 def empty_sums(shape: tuple[int, ...], *inputs: Tensor) -> Tensor:
-    """Sums over nothing: zeros of the first input's dtype, with all inputs in the graph."""
+    """Empty sums: zeros of the first input's dtype, with all inputs in the graph."""
     zero = sum(tensor.flatten()[:0].sum() for tensor in inputs)
     return inputs[0].new_zeros(shape) + zero.to(inputs[0].dtype)  # type: ignore[union-attr]

@@ -1,6 +1,6 @@
 """Weighted bilinear sampling of a flattened pyramid by as many queries as it has cells.
 
-`point_sampling` is the sibling for a few hundred queries that read the maps as they are.
+`point_sampling` is the counterpart for a few hundred queries that read the maps in place.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     Cell centres lie at (i + 0.5) / size, as in `grid_sample` with `align_corners=False`; outside a
     level everything is zero. The sum is evaluated as a weighted bag of rows, which reads each
     corner as one contiguous piece of memory. Only the arguments are kept for the backward pass.
-    Where `uses_kernel` says so, the kernels of `deformops` evaluate it instead.
+    If `uses_kernel` is true, the kernels of `deformops` evaluate it instead.
 
     Args:
         values: [B, S, G, D], cells of all levels, G groups (or attention heads) of D channels.
@@ -73,12 +73,12 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         return sample_by_definition(values, shapes, locations, weights)
     if sums == 1 and uses_kernel(values.device, values.dtype):
         return sample_by_kernel(values, shapes, locations[:, :, :, 0], weights[:, :, :, 0])
-    # a "slot" is one group of one image: what can be sampled on its own
+    # a "slot" is one group of one image, the unit that is sampled independently
     slot_values = values.transpose(1, 2).flatten(0, 1)  # [B * G, S, D]
     slot_locations = locations.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # [B * G, Q * N, ...]
     slot_weights = weights.transpose(1, 2).flatten(0, 1).flatten(1, 2)
     step = batch * groups
-    if values.device.type == "cpu":  # what is read at a time should fit a CPU's cache
+    if values.device.type == "cpu":  # the data read at a time should fit a CPU's cache
         step = min(step, max(1, _CORNERS_AT_A_TIME // max(1, 4 * slot_weights[0].numel())))
     parts = [
         _sample_slots(v.contiguous(), shapes, at, w)
@@ -95,7 +95,7 @@ def uses_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether deformable attention runs on the kernels of the package `deformops`.
 
     It does on CUDA, in single and half precision, if that package is installed (the extra
-    `kernels`, Python 3.12 or newer). Everywhere else plain PyTorch does the same sums.
+    `kernels`, Python 3.12 or newer). Elsewhere plain PyTorch computes the same sums.
     """
     return device.type == "cuda" and dtype is not torch.float64 and _has_deformops()
 
@@ -140,7 +140,7 @@ def _sample_slots(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 
 
 class _Corners:
-    """The four cells around every point and how much of each it takes.
+    """The four cells around every point and the share of each.
 
     Attributes:
         row: int32 [X * M, L * P * 4], row of each corner in [X * S, D].
@@ -163,7 +163,7 @@ class _Corners:
         inside = inside.to(locations.dtype)
         share = torch.stack([1 - high_share, high_share]) * inside
         slope = torch.stack([-inside[0], inside[1]])
-        # a NaN location keeps its NaN share, which the criterion reports, and reads a legal cell
+        # a NaN location keeps its NaN share, which the criterion reports, and reads a valid cell
         low = low.nan_to_num(0)
         last = self.size - 1
         cell = torch.stack([low.clamp(min=0).minimum(last), (low + 1).clamp(min=0).minimum(last)])
@@ -196,7 +196,7 @@ class _SlotSampling(torch.autograd.Function):
     """Sampling that recomputes the corners in its backward pass.
 
     Autograd's own backward of the bag sorts the rows of all slots at once and keeps every corner:
-    on a CPU at the size of an encoder that takes twice the time and ten times the memory.
+    on a CPU, at an encoder's size, that takes twice the time and ten times the memory.
     """
 
     @staticmethod
@@ -217,7 +217,7 @@ class _SlotSampling(torch.autograd.Function):
         share = corners.share()
         grad = grad.to(values.dtype).flatten(0, 1)  # [X * M, D]
         grad_values = _scatter_rows(grad, corners.row, share * weights[..., None], values)
-        # what every corner's row says to the gradient of its sum, [X, M, L, P, 4]
+        # product of every corner's row with the gradient of its sum, [X, M, L, P, 4]
         said = _row_products(values.flatten(0, 1), corners.row, grad).view_as(share).to(share.dtype)
         grad_weights = (share * said).sum(-1)
         grad_x = (_outer(corners.row_share, corners.column_slope) * said).sum(-1)
@@ -227,7 +227,7 @@ class _SlotSampling(torch.autograd.Function):
 
 
 def _twice_differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of `_SlotSampling` where they are to be differentiated themselves."""
+    """The gradients of `_SlotSampling` in differentiable operations."""
     values, locations, weights = ctx.saved_tensors
     inputs = (values, locations, weights)
     trained = [tensor for tensor in inputs if tensor.requires_grad]

@@ -1,8 +1,8 @@
 """Sampling for graphs that leave PyTorch, in operations that other runtimes run fast.
 
 Exporters turn `embedding_bag` into loops over rows. Here every corner is one row of a single
-gather, and a weighted sum is a matrix product. Sizes of levels stay symbols, so a graph serves
-images of any size; rows are int64, as ONNX wants them.
+gather, and a weighted sum is a matrix product. Level sizes stay symbolic, so a graph serves images
+of any size; rows are int64, as ONNX requires.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sample_by_gather(values: Tensor, shapes: Shapes, locations: Tensor, weights:
 
 
 def _cells(location: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Lower and upper cell of a coordinate in [0, 1], and how much of each: 0 outside the level."""
+    """Lower and upper cell of a coordinate in [0, 1], and their shares: 0 outside the level."""
     position = location * size - 0.5
     low = position.floor()
     part = position - low

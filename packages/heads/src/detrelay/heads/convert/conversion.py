@@ -1,4 +1,4 @@
-"""Released checkpoints to models of ours, and back."""
+"""Convert released checkpoints to detrelay models, and back."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from detrelay.heads.convert.transformers_folder import read_folder
 _BACKBONE = "backbone."
 _COUNT = "num_batches_tracked"
 _SHOWN = 5
-# heads whose released models are models of another head here
+# heads whose released models belong to another head here
 _MODELS = {"adamixer": "stageinteractor"}
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint under our names.
+    """A checkpoint's entries under our names.
 
     Attributes:
         state: our entries.
-        used: theirs and ours, pair by pair; what is split or joined stands several times.
-        dropped: their entries that are not in `state`, with the reason.
-        unknown: their entries that no rule names.
+        used: their names and ours in pairs; an entry that is split or joined appears several times.
+        dropped: their entries that are left out of `state`, with the reason.
+        unknown: their entries that no rule covers.
     """
 
     state: dict[str, Tensor]
@@ -60,15 +60,15 @@ class Conversion:
 
     Attributes:
         head: one of `VARIANTS`.
-        program: what writes such checkpoints; its repository on GitHub.
-        variant: the published model, None where the sizes are of none.
+        program: GitHub repository of the code that writes such checkpoints.
+        variant: the published model, None if no published model has these sizes.
         model: the class that holds it.
         config: of the model.
         state: its parameters and buffers.
-        used: names in the checkpoint and ours, pair by pair.
+        used: names in the checkpoint and ours, in pairs.
         dropped: names in the checkpoint that the model has no use for, with the reason.
-        added: names of ours that the checkpoint lacks and no number depends on, with the reason.
-        weights: which of the state dicts in a file these are; None for tensors from elsewhere.
+        added: our names that the checkpoint lacks and that affect no output, with the reason.
+        weights: which of the state dicts in the file; None for tensors not read from a file.
     """
 
     head: str
@@ -86,13 +86,13 @@ class Conversion:
 def convert_checkpoint(
     path: Path, head: str | None = None, variant: str | None = None, which: Which | None = None
 ) -> Conversion:
-    """Convert a file of a released program, or a folder of transformers' Deformable DETR.
+    """Convert a checkpoint of the released code, or a folder of transformers' Deformable DETR.
 
     Args:
         path: the file or the folder.
         head: see `convert_state_dict`.
         variant: see `convert_state_dict`.
-        which: the running average of the weights in a file or the plain ones, see `read_weights`.
+        which: the running average of the weights or the plain ones, see `read_weights`.
 
     Raises:
         ValueError: the file cannot be read, or see `convert_state_dict`.
@@ -127,20 +127,20 @@ def convert_state_dict(
     variant: str | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Conversion:
-    """Convert the weights of a released program.
+    """Convert the weights of a released model.
 
     Sizes are read from the shapes, so models that were trained with other numbers of queries,
     layers or classes convert too.
 
     Args:
         state: under the released program's names.
-        head: one of `VARIANTS`; None to tell by the names.
-        variant: the published model that it must be; None to tell by the shapes.
-        settings: config values that stand in no shape.
+        head: one of `VARIANTS`; None to infer it from the names.
+        variant: the published model that it must be; None to infer it from the shapes.
+        settings: config values that the shapes do not tell.
 
     Raises:
-        ValueError: head or variant are not known or not those of the weights; or entries are
-            missing, unknown or of another shape, all named in one message.
+        ValueError: head or variant is unknown or does not fit the weights; or entries are missing,
+            unknown or of another shape, all named in one message.
     """
     if head is not None and head not in VARIANTS:
         raise ValueError(unknown_name("head", head, VARIANTS))
@@ -175,7 +175,7 @@ def convert_state_dict(
 
 
 def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translation:
-    """Put entries of a released checkpoint under our names, whether or not they are complete.
+    """Rename the entries of a released checkpoint to our names, whether or not they are complete.
 
     Args:
         state: under the released program's names.
@@ -193,7 +193,7 @@ def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translatio
     if backbone:
         _translate_backbone(backbone, layout, ours, used, dropped)
     rest = [key for key in state if key not in backbone]
-    # the first of several names stands for the entry
+    # the first of several names represents the entry
     for key in sorted(rest, key=lambda key: layout.first_name(key) != key):
         reason = next((why for what, why in layout.dead.items() if re.search(what, key)), None)
         name = layout.table.ours(layout.first_name(key))
@@ -217,17 +217,16 @@ def translate(state: Mapping[str, Tensor], config: DetectorConfig) -> Translatio
 
 
 def to_official(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
-    """Put a model's entries under the names of the released program, copies included.
+    """Rename a model's entries to the names of the released code, copies included.
 
-    Entries that no number depends on are left out; a last row that nothing reads comes back as
-    zeros.
+    Entries that affect no output are left out; an unused last row comes back as zeros.
 
     Args:
         state: all of a model's entries.
         config: of the model.
 
     Raises:
-        ValueError: an entry is not of such a model.
+        ValueError: an entry does not belong to such a model.
     """
     layout = layout_of(config)
     official: dict[str, Tensor] = {}
@@ -257,7 +256,7 @@ def _translate_backbone(
     used: list[tuple[str, str]],
     dropped: dict[str, str],
 ) -> None:
-    """Add the entries of the backbone to what has been translated."""
+    """Add the entries of the backbone to the translation."""
     naming, prefix = find_naming(backbone)
     state, sources, left_out = naming.to_ours(
         {key.removeprefix(prefix): value for key, value in backbone.items()}
@@ -268,7 +267,7 @@ def _translate_backbone(
 
 
 def _check_constant(key: str, value: Tensor, constant: Tensor) -> str:
-    """Refuse a table that is not the one our models are built for; why it is dropped."""
+    """Reject a table other than the one our models assume; returns why it is dropped."""
     if not constant.equal(value.to(constant)):
         row = ", ".join(f"{number:g}" for number in constant[0].tolist())
         raise ValueError(
@@ -283,7 +282,7 @@ def _without_spare_rows(name: str, value: Tensor, layout: Layout, config: Detect
 
 
 def _check(translation: Translation, expected: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not exactly those of the model, all faults in one message."""
+    """Reject weights that are not exactly those of the model, all faults in one message."""
     found = translation.state
     missing = [name for name in expected if name not in found]
     reshaped = [

@@ -1,4 +1,4 @@
-"""How the released programs name a model's parameters, beside our names."""
+"""The parameter names of the released code and the corresponding names here."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _ADAMIXER = KeyTable(
     ],
 )
 _ADAMIXER_START = "rpn_head.init_proposal_bboxes.weight"
-# Entries of released checkpoints that no number depends on, with the reason.
+# Entries of released checkpoints that affect no output, with the reason.
 _STAGEINTERACTOR_DEAD = {
     r"\.dynamic_conv\.subbox_score_list\.": "softmax over one element: always 1, gradient 0",
     r"\.iou_snyc_statistics\.": "statistics of a norm that is never called",
@@ -128,18 +128,18 @@ _PREDICTOR = re.compile(r"(transformer\.decoder\.)?(class|bbox)_embed\.(\d+)\.(.
 
 @dataclass(frozen=True)
 class Layout:
-    """How a released program stores the models of a head.
+    """How the released code stores the models of a head.
 
     Attributes:
-        table: names outside of the backbone.
-        backbone: what stands before the names of the backbone.
+        table: names outside the backbone.
+        backbone: prefix of the names of the backbone.
         naming: the names of the backbone, one of `NAMINGS`.
-        dead: patterns of names that no number depends on, with the reason.
-        constants: entries that must be these tables, which no model of ours stores.
+        dead: patterns of names that affect no output, with the reason.
+        constants: entries that must equal these tables, which our models do not store.
         predictors: how many class heads and box heads are listed; 0 where there is no such list.
         shared: the listed heads are one and the same.
-        decoder_has: which of "class" and "bbox" stand a second time as parts of the decoder.
-        spare_rows: our tables of which the released one has a last row that nothing reads.
+        decoder_has: which of "class" and "bbox" appear a second time as parts of the decoder.
+        spare_rows: our tables whose released counterpart has an unused last row.
         counts_batches: norms of the backbone have the number of batches they have seen.
     """
 
@@ -155,7 +155,7 @@ class Layout:
     counts_batches: bool = False
 
     def first_name(self, theirs: str) -> str:
-        """The name in the table of an entry that may stand under several names."""
+        """The name in the table of an entry that may have several names."""
         match = _PREDICTOR.match(theirs)
         if match is None or not self.predictors:
             return theirs
@@ -174,10 +174,10 @@ class Layout:
 
 
 def layout_of(config: DetectorConfig) -> Layout:
-    """The layout of the released program of this config's head.
+    """The layout of the released code for this config's head.
 
     Raises:
-        ValueError: no program was released for it.
+        ValueError: there is no released code for it.
 
     Reference:
         Released checkpoints of MCG-NJU/StageInteractor, fundamentalvision/Deformable-DETR and

@@ -1,4 +1,4 @@
-"""What a released checkpoint's names and shapes say about the model in it."""
+"""Infer a model's config from the names and shapes in a released checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BACKBONES_AND_QUERIES: dict[str, dict[str, Any]] = {
     "dx101_300": {"backbone_name": "resnext101_32x4d_dcn", "num_queries": 300},
     "swin_s_300": {"backbone_name": "swin_s", "num_queries": 300},
 }
-# The published models of each head, by what tells them apart.
+# The published models of each head, by the values that tell them apart.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "stageinteractor": _BACKBONES_AND_QUERIES,
     "adamixer": _BACKBONES_AND_QUERIES,
@@ -39,14 +39,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "swin_l_5scale": {"backbone_name": "swin_l", "num_levels": 5},
     },
 }
-# The released program of each head: its repository on GitHub.
+# The released code of each head: its repository on GitHub.
 PROGRAMS = {
     "stageinteractor": "MCG-NJU/StageInteractor",
     "adamixer": "MCG-NJU/AdaMixer",
     "deformable_detr": "fundamentalvision/Deformable-DETR",
     "dino": "IDEA-Research/DINO",
 }
-# an entry that all checkpoints of a head have and those of other heads have not
+# an entry that all checkpoints of a head have and those of other heads lack
 _TELLTALE = {
     "stageinteractor": "roi_head.bbox_head.0.dynamic_conv.Wv.weight",
     "adamixer": "roi_head.bbox_head.0.sampling_n_mixing.norm.weight",
@@ -61,10 +61,10 @@ _NO_CLASS = ("__background__", "N/A")
 
 
 def guess_head(state: Shapes) -> str:
-    """The head whose released program wrote these entries.
+    """The head whose released code wrote these entries.
 
     Raises:
-        ValueError: none is known to.
+        ValueError: no known head did.
     """
     for head, key in _TELLTALE.items():
         if key in state:
@@ -79,13 +79,13 @@ def read_sizes(state: Shapes, head: str, settings: Mapping[str, Any]) -> dict[st
     """Config values of the model in a checkpoint.
 
     Args:
-        state: under the released program's names.
+        state: under the names of the released code.
         head: one of `VARIANTS`.
-        settings: config values that stand in no shape, as far as they are known; attention heads
-            of Deformable DETR and DINO are 8 otherwise.
+        settings: config values that the shapes do not tell, as far as known; Deformable DETR and
+            DINO default to 8 attention heads.
 
     Raises:
-        ValueError: an entry that tells a size is missing, or the backbone is not known.
+        ValueError: an entry that tells a size is missing, or the backbone is unknown.
     """
     if _TELLTALE[head] not in state:
         raise ValueError(f"not a checkpoint of {head}: it has no {_TELLTALE[head]}")
@@ -113,7 +113,7 @@ def match_variant(sizes: Mapping[str, Any], head: str, requested: str | None) ->
     """The published model that has these sizes, None for other sizes.
 
     Raises:
-        ValueError: `requested` names a variant that is not known, or another one.
+        ValueError: `requested` names an unknown variant, or another one.
     """
     variants = VARIANTS[head]
     found = next(
@@ -167,7 +167,7 @@ def _stageinteractor_points(state: Shapes, stages: list[str], dim: int) -> dict[
 
 
 def _adamixer_points(state: Shapes, stages: list[str], dim: int) -> dict[str, Any]:
-    """The same of AdaMixer, whose points have no inner pattern."""
+    """The same for AdaMixer, whose points have no inner pattern."""
     sampling = "sampling_n_mixing.sampling_offset_generator.0.bias"
     mixing = f"{stages[0]}sampling_n_mixing.adaptive_mixing."
     first, later = (len(state[stage + sampling]) // 3 for stage in stages)  # of all groups
@@ -206,7 +206,7 @@ def _deformable_sizes(state: Shapes, head: str, num_heads: int) -> dict[str, Any
         return {**sizes, "num_queries": len(state["transformer.tgt_embed.weight"])}
     sizes["two_stage"] = "transformer.enc_output.weight" in state
     sizes["box_refinement"] = sizes["two_stage"] or _refines(state)
-    if not sizes["two_stage"]:  # where proposals are queries their number is in no shape
+    if not sizes["two_stage"]:  # with proposals as queries no shape tells their number
         sizes["num_queries"] = len(state["query_embed.weight"])
     return sizes
 
@@ -227,7 +227,7 @@ def _backbone_name(state: Shapes) -> str:
 
 
 def _count(state: Shapes, pattern: str) -> int:
-    """How many different numbers stand in the names that begin with `pattern`."""
+    """How many different numbers follow `pattern` in the names."""
     matches = (re.match(pattern, key) for key in state)
     return len({match[1] for match in matches if match})
 

@@ -1,4 +1,4 @@
-"""Folders of transformers' Deformable DETR, under the names of the released program."""
+"""Read folders of transformers' Deformable DETR under the names of the released code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MODEL_TYPE = "deformable_detr"
 _BACKBONE = "model.backbone."
 _OFFICIAL_BACKBONE = "backbone.0.body."
 _ENCODER, _DECODER = "encoder.layers.{}.", "decoder.layers.{}."
-# Old spellings stand above the present ones.
+# Old spellings come before the current ones.
 _TABLE = KeyTable(
     ("class_embed.", "class_embed."),
     ("bbox_embed.", "bbox_embed."),
@@ -75,7 +75,7 @@ _KEY_OR_VALUE = re.compile(r"model\.decoder\.layers\.\d+\.self_attn\.[kv]_proj\.
 _IN_DECODER = "transformer.decoder."
 _TIED = re.compile(r"transformer\.decoder\.(class|bbox)_embed\.")
 _CLASS_HEAD = re.compile(r"(class_embed)\.0\.(.+)$")
-# settings that stand in no shape: theirs, ours
+# settings that no shape tells: theirs, ours
 _SETTINGS = (
     ("encoder_attention_heads", "num_attention_heads"),
     ("dropout", "dropout"),
@@ -89,8 +89,8 @@ class Folder:
     """A folder's model.
 
     Attributes:
-        state: under the names of the released program.
-        used: names in the folder and in `state`, pair by pair.
+        state: under the names of the released code.
+        used: names in the folder and in `state`, in pairs.
         dropped: names in the folder that are not in `state`, with the reason.
         settings: config values that the folder states.
     """
@@ -105,8 +105,8 @@ def read_folder(folder: Path) -> Folder:
     """Read `config.json` and `model.safetensors`.
 
     Raises:
-        ValueError: a file is missing or unreadable, the model is another one, has a dilated
-            backbone, or an entry is not known.
+        ValueError: a file is missing or unreadable, the model is another one or has a dilated
+            backbone, or an entry is unknown.
     """
     path = folder / "config.json"
     try:
@@ -119,7 +119,7 @@ def read_folder(folder: Path) -> Folder:
     if config.get("dilation"):
         raise ValueError(f"{path}: a dilated backbone cannot be converted (dilation is true)")
     state, used = to_official_names(read_weights(folder / WEIGHTS, unwrap=False).state)
-    # of tied heads a file holds one name only, which may be the decoder's
+    # for tied heads a file holds one name only, which may be the decoder's
     short = {key: key.removeprefix(_IN_DECODER) for key in state if _TIED.match(key)}
     short = {key: name for key, name in short.items() if name not in state}
     state = {short.get(key, key): value for key, value in state.items()}
@@ -135,13 +135,14 @@ def read_folder(folder: Path) -> Folder:
 def to_official_names(
     theirs: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
-    """Put entries under the names of the released program; queries, keys and values joined.
+    """Rename entries to the names of the released code, with queries, keys and values joined.
 
     Returns:
         The entries, and the pairs of names.
 
     Raises:
-        ValueError: an entry is not known.
+        ValueError: an entry is unknown.
+
     """
     state: dict[str, Tensor] = {}
     used: list[tuple[str, str]] = []
@@ -163,7 +164,7 @@ def to_official_names(
             )
         official = _TABLE.ours(key)
         if official is None:
-            raise ValueError(f"{key}: not an entry of a Deformable DETR of transformers")
+            raise ValueError(f"{key}: not an entry of transformers' Deformable DETR")
         state[official] = value
         used += [(name, official) for name in names]
     return state, used
@@ -193,7 +194,7 @@ def _labels(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str,
     return {
         "id2label": labels,
         "label2id": {name: index for index, name in labels.items()},
-        # with the classes of COCO by their ids
+        # COCO's classes by their ids
         "category_ids": list(range(count)) if count == _COCO_IDS else None,
     }
 

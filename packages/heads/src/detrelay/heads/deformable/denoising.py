@@ -1,4 +1,4 @@
-"""Denoising queries: noisy copies of the targets that the decoder learns to put right.
+"""Denoising queries: noisy copies of the targets that the decoder learns to correct.
 
 Reference:
     Li et al., DN-DETR, CVPR 2022 (arXiv 2203.01305); Zhang et al., DINO, ICLR 2023 (arXiv
@@ -23,25 +23,25 @@ from detrelay.heads.deformable.passes import DecoderState, PassesConfig, QuerySe
 from detrelay.heads.query_sets import DECODER
 
 _log = logging.getLogger(__name__)
-# so many denoising queries for each of the decoder's own are reported
+# more denoising queries than this per decoder query are reported
 _MANY = 2
 
 
 @strict
 class DenoisingConfig(PassesConfig):
-    """Configuration of the detectors that denoise while they train.
+    """Configuration of detectors trained with denoising.
 
     Attributes:
-        denoising_groups: groups, each with all targets of an image; 0 switches denoising off, None
-            makes as many as `denoising_queries` allow.
-        denoising_queries: noisy targets in all groups together, read where `denoising_groups` is
-            None: an image with n targets gets denoising_queries // n groups, at least one. The
-            fullest image of the batch counts.
-        max_denoising_queries: limit of all denoising queries of an image; None for none, as in the
-            released programs, where one image with 1,500 objects gets 3,000 (DINO) or 7,500
+        denoising_groups: groups, each with all targets of an image; 0 disables denoising, None
+            makes as many as `denoising_queries` allows.
+        denoising_queries: noisy targets in all groups together, used where `denoising_groups` is
+            None: an image with n targets gets denoising_queries // n groups, at least one, where n
+            is that of the fullest image of the batch.
+        max_denoising_queries: limit on all denoising queries of an image; None for no limit, as in
+            the released code, where one image with 1,500 objects gets 3,000 (DINO) or 7,500
             (DN-DETR). Beyond it there are fewer groups, and in the end a random choice of targets.
-        label_flip_chance: share of queries whose label is drawn anew from all classes.
-        box_noise_scale: how far a box side moves at most, in half sides.
+        label_flip_chance: share of queries whose label is redrawn from all classes.
+        box_noise_scale: maximum shift of a box side, in half sides.
     """
 
     model_type = "detrelay_denoising"
@@ -53,7 +53,7 @@ class DenoisingConfig(PassesConfig):
     box_noise_scale: float | int = 1.0
 
     def validate_architecture(self) -> None:
-        """Refuse numbers that no denoising can work with."""
+        """Reject numbers that denoising cannot work with."""
         super().validate_architecture()
         require_positive(self, "denoising_queries")
         if self.denoising_groups is not None and self.denoising_groups < 0:
@@ -80,7 +80,7 @@ class Noise:
 
     Attributes:
         label_draw: [N], uniform in [0, 1): below the flip chance the label is replaced.
-        label: int64 [N], what by.
+        label: int64 [N], the replacement.
         box_sign: [N, 4], -1 or 1.
         box_size: [N, 4], uniform in [0, 1).
     """
@@ -93,7 +93,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class DenoisingQueries:
-    """What a decoder denoises beside its own Q queries: P queries that stand before them.
+    """What a decoder denoises next to its own Q queries: P queries placed before them.
 
     Images with fewer targets than the fullest one have unused queries.
 
@@ -102,7 +102,7 @@ class DenoisingQueries:
         references: [B, P, 4], cxcywh in [0, 1]; 0.5 in unused queries.
         used: bool [B, P].
         groups: how many groups of equal size the queries form.
-        pairs: the queries that must find their target, and the target.
+        pairs: the queries that must recover their target, and that target.
     """
 
     content: Tensor
@@ -112,7 +112,7 @@ class DenoisingQueries:
     pairs: Pairs
 
     def query_set(self) -> QuerySet:
-        """The queries as a decoder takes them: a group sees itself and the decoder's own."""
+        """The queries as a decoder takes them: a group sees itself and the decoder's queries."""
         return QuerySet(
             "denoising",
             DecoderState(self.content, self.references, supervised=self.references),
@@ -127,10 +127,10 @@ class Denoising(nn.Module):
 
     Args:
         config: numbers of groups and noise.
-        label_dim: width of the label code; where it is less than C, ones fill the rest and tell
-            denoising queries from others.
+        label_dim: width of the label code; where it is less than C, the rest is filled with ones
+            that mark denoising queries.
         contrastive: each group holds every target twice, with noise below one half side and
-            between one and two: the second must learn to be nothing (DINO). Otherwise once, with
+            between one and two: the second must learn to be background (DINO). Otherwise once, with
             noise on centre and size (DN-DETR).
         epsilon: keeps boxes away from 0 and 1.
     """
@@ -144,7 +144,7 @@ class Denoising(nn.Module):
         self.groups = config.denoising_groups
         self.queries = config.denoising_queries
         self.limit = config.max_denoising_queries
-        self._told = False
+        self._warned = False
         self.flip_chance = config.label_flip_chance
         self.box_scale = config.box_noise_scale
         self.contrastive = contrastive
@@ -157,9 +157,9 @@ class Denoising(nn.Module):
             targets: T objects.
             num_queries: Q, the decoder's own queries.
         """
-        targets.check(self.labels.num_embeddings)  # on a GPU an index error would end the process
+        targets.check(self.labels.num_embeddings)  # on a GPU an index error would kill the process
         in_image = targets.image[:, None] == targets.image
-        rank = in_image.tril().sum(1) - 1  # which target of its image
+        rank = in_image.tril().sum(1) - 1  # index among the targets of its image
         fullest = int(rank.max()) + 1 if len(targets) else 0
         groups = self._groups(fullest)
         copies = 2 * groups if self.contrastive else groups
@@ -170,7 +170,7 @@ class Denoising(nn.Module):
             rank = (in_image & (draw < draw[:, None])).sum(1)
             kept = (rank < fullest).nonzero().flatten()
         else:
-            self._tell(copies * fullest, fullest, num_queries)
+            self._warn_of_many(copies * fullest, fullest, num_queries)
         # copy by copy: where copies alternate between near and far ones, groups are pairs of them
         copy = torch.arange(copies, device=rank.device).repeat_interleave(len(kept))
         target = kept.repeat(copies)
@@ -206,12 +206,12 @@ class Denoising(nn.Module):
         one = (2 if self.contrastive else 1) * max(fullest, 1)
         return max(1, min(groups, self.limit // one))
 
-    def _tell(self, count: int, fullest: int, own: int) -> None:
-        if self.limit is None and count > _MANY * own and not self._told:
-            self._told = True
+    def _warn_of_many(self, count: int, fullest: int, own: int) -> None:
+        if self.limit is None and count > _MANY * own and not self._warned:
+            self._warned = True
             _log.warning(
-                "an image with %d objects makes %d denoising queries beside the decoder's own %d: "
-                "steps with such images take many times as long and as much memory; "
+                "an image with %d objects makes %d denoising queries next to the decoder's own %d: "
+                "steps with such images take many times the time and memory; "
                 "model.max_denoising_queries limits them",
                 *(fullest, count, own),
             )

@@ -51,7 +51,7 @@ _GRID_TEMPERATURE = 10000.0
 _GRID_OFFSET = -0.5
 # keeps references away from 0 and 1 where their logit is taken
 _EPSILON = 1e-5
-# first step from a reference point: the last two numbers are the logits of the box's size
+# initial step from a reference point: the last two numbers are the logits of the box size
 _FIRST_STEP = (0.0, 0.0, -2.0, -2.0)
 
 
@@ -74,13 +74,13 @@ class DeformableDetrConfig(PassesConfig):
     two_stage: bool = False
 
     def validate_architecture(self) -> None:
-        """Refuse two stages without refinement."""
+        """Reject two stages without refinement."""
         super().validate_architecture()
         if self.two_stage and not self.box_refinement:
             raise ValueError("two_stage needs box_refinement; set box_refinement to true")
 
     def stage_groups(self) -> tuple[GroupFacts, ...]:
-        """The decoder, of two-stage models the proposals, and other passes."""
+        """The decoder, for two-stage models the proposals, and other passes."""
         proposals = GroupFacts("proposals", class_agnostic=True, references=True)
         return (
             # without proposals the first stage starts from points
@@ -145,12 +145,12 @@ class DeformableDetrHead(DecoderHead):
 
         Args:
             pyramid: L levels [B, C, H, W], finest first.
-            targets: not used; the same call serves heads that denoise.
+            targets: unused; the signature is that of heads that denoise.
 
         Returns:
             Group "decoder", S stages of logits [B, Q, K] and boxes [B, Q, 4]; two-stage models add
-            "proposals", one class-agnostic stage in which every token is a query; in training those
-            of the other passes. Q is less than configured where there are fewer tokens than
+            "proposals", one class-agnostic stage in which every token is a query; in training also
+            those of the other passes. Q is smaller than configured if there are fewer tokens than
             queries.
         """
         memory = self.encoder(pyramid)
@@ -174,7 +174,8 @@ class DeformableDetrHead(DecoderHead):
     def _propose(self, tokens: Tensor, grid: TokenGrid) -> tuple[list[QuerySet], StagePrediction]:
         """Query sets that start from the best proposals; and all proposals.
 
-        The hybrid set starts from the next best, every query group from the same as the decoder.
+        The hybrid set starts from the next best, every query group from the same ones as the
+        decoder.
         """
         features, anchors, proposes = self.proposal_features(tokens, grid)
         logits = self.classify_proposals(features)
@@ -189,7 +190,7 @@ class DeformableDetrHead(DecoderHead):
         start = DecoderState(content, references, position)
         own, rest = start.rows(slice(count)), start.rows(slice(count, None))
         sets = [QuerySet(name, rest if name == HYBRID else own) for name in (DECODER, *hidden)]
-        # where there is no anchor, nothing may be matched to it
+        # a token without an anchor must not be matched
         matched = anchors.sigmoid().masked_fill(~proposes[..., None], 0)
         return sets, StagePrediction(logits, boxes.sigmoid(), matched)
 

@@ -61,7 +61,7 @@ class DinoConfig(DenoisingConfig):
 
     Reference:
         Zhang et al., ICLR 2023; released configs `DINO_4scale` and `DINO_5scale`, with the box
-        noise that the released training scripts set.
+        noise set by the released training scripts.
     """
 
     model_type = "detrelay_dino"
@@ -133,7 +133,7 @@ class DinoHead(DecoderHead):
             Groups "decoder", S stages of logits [B, Q, K] and boxes [B, Q, 4]; "proposals", one
             stage with the Q proposals that the queries start from; in training "denoising", S
             stages [B, P, ...], where P is 0 if the batch has no objects, and those of the other
-            passes. Q is less than configured where there are fewer tokens than queries.
+            passes. Q is smaller than configured if there are fewer tokens than queries.
         """
         memory = self.encoder(pyramid)
         proposals, hidden = self._propose(*memory)
@@ -148,7 +148,8 @@ class DinoHead(DecoderHead):
     def _propose(self, tokens: Tensor, grid: TokenGrid) -> tuple[StagePrediction, list[QuerySet]]:
         """The best proposals, best first: query k starts from the k-th; and the hidden sets.
 
-        The hybrid set starts from the next best, every query group from the same as the decoder.
+        The hybrid set starts from the next best, every query group from the same ones as the
+        decoder.
         """
         features, anchors, proposes = self.proposal_features(tokens, grid)
         logits = self.classify_proposals(features)
@@ -178,7 +179,7 @@ class DinoHead(DecoderHead):
         )
 
     def place(self, state: DecoderState, memory: Memory) -> Tensor:
-        """Code of the boxes, y before x; as seen from the finest padded level, as released."""
+        """Code of the boxes, y before x, relative to the finest padded level, as released."""
         seen = memory[1].in_levels(state.references)[:, :, 0, [1, 0, 2, 3]]
         code = box_code(seen, state.queries.shape[-1])
         return self.reference_code(code.to(state.queries.dtype))

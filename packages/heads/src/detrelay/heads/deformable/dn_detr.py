@@ -3,7 +3,7 @@
 Reference:
     Li et al., DN-DETR: Accelerate DETR Training by Introducing Query DeNoising, CVPR 2022 (arXiv
     2203.01305), its deformable variant; anchors as queries are those of Liu et al., DAB-DETR, ICLR
-    2022. Written from the papers: no released weights or numbers are compared.
+    2022. Written from the papers; not compared with released weights or numbers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _GRID_TEMPERATURE = 10000.0
 _GRID_OFFSET = -0.5
 # keeps boxes away from 0 and 1 where their logit is taken
 _EPSILON = 1e-5
-# a class score that costs nothing where there is no target
+# a class logit whose loss is zero where there is no target
 _CERTAINLY_NOT = -1e4
 
 
@@ -165,7 +165,7 @@ class DnDetrHead(DecoderHead):
 
 
 def _silence(stage: StagePrediction, used: Tensor) -> StagePrediction:
-    """Let unused denoising queries say "nothing", which costs nothing."""
+    """Make unused denoising queries predict background, at zero loss."""
     return replace(stage, logits=stage.logits.masked_fill(~used[..., None], _CERTAINLY_NOT))
 
 

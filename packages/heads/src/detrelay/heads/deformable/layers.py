@@ -1,4 +1,4 @@
-"""What Deformable DETR and the detectors built on it share: encoder, decoder layer, proposals.
+"""Shared by Deformable DETR and the detectors built on it: config, encoder, decoder layer.
 
 Reference:
     Zhu et al., Deformable DETR, ICLR 2021 (arXiv 2010.04159). Checked against the released code,
@@ -37,10 +37,10 @@ class DeformableConfig(QuerySetsConfig):
     """Configuration that detectors with a deformable encoder and decoder share.
 
     Attributes:
-        backbone_norm: as in `DetectorConfig`; the published models fix all of it.
+        backbone_norm: as in `DetectorConfig`; the published models freeze all of it.
         d_model: C, width of queries and feature maps.
         num_attention_heads: heads of self-attention and of deformable attention.
-        num_points: points that a head reads on each level.
+        num_points: points that a head samples on each level.
         num_levels: L, pyramid levels.
         num_backbone_levels: how many of them are backbone maps, counted from the coarsest; the
             others are made on top.
@@ -65,7 +65,7 @@ class DeformableConfig(QuerySetsConfig):
     dropout: float | int = 0.1
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not fit each other."""
+        """Reject sizes that do not fit together."""
         super().validate_architecture()
         require_positive(
             self,
@@ -103,7 +103,7 @@ class DeformableForObjectDetection(DetectorForObjectDetection):
 
     @property
     def level_strides(self) -> tuple[float, ...]:
-        """The strides of the backbone maps used, then twice the one before."""
+        """The strides of the backbone maps used, then each twice the one before."""
         strides = list(self.backbone.strides)
         while len(strides) < self.config.num_levels:
             strides.append(2 * strides[-1])
@@ -111,7 +111,7 @@ class DeformableForObjectDetection(DetectorForObjectDetection):
 
 
 def inverse_sigmoid(x: Tensor, epsilon: float) -> Tensor:
-    """Logits of probabilities [...], which are kept `epsilon` away from 0 and 1."""
+    """Logits of probabilities [...], clamped `epsilon` away from 0 and 1."""
     x = x.clamp(min=0, max=1)
     return (x.clamp(min=epsilon) / (1 - x).clamp(min=epsilon)).log()
 
@@ -132,7 +132,7 @@ def move_boxes(steps: Tensor, references: Tensor, epsilon: float) -> Tensor:
 
 
 def box_code(boxes: Tensor, dim: int) -> Tensor:
-    """Sine code [..., 2 * dim] of boxes [..., 4] in [0, 1], coordinate by coordinate."""
+    """Sine code [..., 2 * dim] of boxes [..., 4] in [0, 1], one coordinate after another."""
     return sine_code(at_least_float32(boxes), dim // 2, _BOX_TEMPERATURE).to(boxes.dtype)
 
 
@@ -178,7 +178,7 @@ class TokenGrid:
         valid: bool [B, S], False on padding.
         centers: [B, S, 2], (x, y) of every token in units of the unpadded image; beyond 1 on
             padding.
-        ratios: [B, L, 2], share of each level's width and height that shows the image.
+        ratios: [B, L, 2], share of each level's width and height that the image covers.
     """
 
     shapes: Shapes
@@ -193,7 +193,7 @@ class TokenGrid:
 
 
 def token_grid(valid: Sequence[Tensor], dtype: torch.dtype) -> TokenGrid:
-    """The grid of levels whose real cells are `valid`, L times bool [B, H_l, W_l]."""
+    """The grid of levels whose unpadded cells are `valid`, L times bool [B, H_l, W_l]."""
     centers, ratios = [], []
     for level in valid:
         height, width = level.shape[1:]
@@ -212,7 +212,7 @@ def token_grid(valid: Sequence[Tensor], dtype: torch.dtype) -> TokenGrid:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers and their residual, normed."""
+    """Two linear layers with a residual connection, then LayerNorm."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Every token reads a few points of every level."""
+    """Every token samples a few points of every level."""
 
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class EncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Pyramid levels to tokens that know their surroundings on all levels.
+    """Pyramid levels to tokens with multi-scale context.
 
     Args:
         config: sizes.
@@ -295,7 +295,7 @@ class DeformableEncoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries talk to each other, then read a few points of every level."""
+    """Queries attend to each other, then sample a few points of every level."""
 
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ class DecoderLayer(nn.Module):
 
 
 class ReadFirstDecoderLayer(DecoderLayer):
-    """Queries read, branch off for one-to-many predictions, and only then talk to each other.
+    """Cross-attention first: one-to-many predictions branch off before self-attention.
 
     Reference:
         Zhao et al. (MS-DETR), CVPR 2024.

@@ -1,9 +1,9 @@
-"""Decoder passes: what a deformable decoder refines beside its own queries while it trains.
+"""Decoder passes: what a deformable decoder refines next to its own queries during training.
 
 A pass is a set of queries of its own, hidden from the others by an attention mask (denoising,
 hybrid matching, query groups), or another run of the decoder's own queries (without self-attention,
-or recollected from earlier stages). Each becomes a `StageGroup`; in evaluation there is the
-decoder's own pass alone.
+or recollected from earlier stages). Each becomes a `StageGroup`; in evaluation only the decoder's
+own pass runs.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Memory = tuple[Tensor, TokenGrid]
 
 @strict
 class PassesConfig(DeformableConfig):
-    """Configuration of the passes that a decoder can train with beside its own.
+    """Configuration of the additional passes that a decoder can train with.
 
     Attributes:
         without_self_attention: a second run of the same queries and layers without self-attention,
             stage group "no_self_attention" (DAC-DETR). The references of its stages are the boxes
             that the decoder's own run predicts for the same queries, by which DAC-DETR assigns.
-        one_to_many_branch: layers read the image before queries talk to each other, and predict
-            from what they have read too, stage group "one_to_many" (MS-DETR). It changes the
-            layers, so weights trained without it do not fit.
+        one_to_many_branch: layers run cross-attention before self-attention, and also predict from
+            what lies between, stage group "one_to_many" (MS-DETR). It changes the layers, so
+            weights trained without it do not fit.
 
     Reference:
         Hu et al. (DAC-DETR), NeurIPS 2023; Zhao et al. (MS-DETR), CVPR 2024.
@@ -50,7 +50,7 @@ class PassesConfig(DeformableConfig):
     one_to_many_branch: bool = False
 
     def validate_architecture(self) -> None:
-        """Refuse passes that do not go together."""
+        """Reject passes that cannot be combined."""
         super().validate_architecture()
         if self.without_self_attention and self.one_to_many_branch:
             raise ValueError(
@@ -60,10 +60,10 @@ class PassesConfig(DeformableConfig):
 
     @property
     def pass_groups(self) -> tuple[GroupFacts, ...]:
-        """The stage groups that training has beside the decoder's and the head's own others."""
+        """The stage groups that training adds to those of decoder and head."""
         runs = {ALONE: self.without_self_attention, BRANCH: self.one_to_many_branch}
         added = (
-            # the run without self-attention gives the decoder's boxes in place of its own
+            # the run without self-attention reports the decoder's boxes instead of its own
             GroupFacts(name, slots=DECODER, references=name == ALONE)
             for name, on in runs.items()
             if on
@@ -73,7 +73,7 @@ class PassesConfig(DeformableConfig):
 
 @dataclass(frozen=True, slots=True)
 class DecoderState:
-    """What one stage hands to the next.
+    """What one stage passes to the next.
 
     Attributes:
         queries: [B, Q, C].
@@ -120,13 +120,13 @@ def side_by_side(states: Sequence[DecoderState]) -> DecoderState:
 
 @dataclass(frozen=True, slots=True)
 class QuerySet:
-    """Queries that a decoder refines beside others, a stage group of their own.
+    """Queries that a decoder refines next to others, as a stage group of their own.
 
     Attributes:
         name: of the stage group.
         start: the queries before the first stage.
         known_pairs: see `StageGroup`.
-        sees: other sets that its queries may attend to; their own they always do.
+        sees: other sets that its queries may attend to, in addition to their own.
         parts: equal parts, in the order of the queries, that do not see each other.
     """
 
@@ -141,9 +141,9 @@ class QuerySet:
 
 
 def attention_mask(sets: Sequence[QuerySet]) -> Tensor | None:
-    """Bool [Q, Q] over the queries of all sets, True where the row must not see the column.
+    """Bool [Q, Q] over the queries of all sets, True where the row must not attend to the column.
 
-    None where all see all.
+    None if all attend to all.
     """
     if len(sets) == 1 and sets[0].parts == 1:
         return None
@@ -190,7 +190,7 @@ class DecoderHead(nn.Module):
     def predict(
         self, index: int, queries: Tensor, state: DecoderState
     ) -> tuple[StagePrediction, DecoderState]:
-        """What stage `index` claims from refined queries, and the state for the next one."""
+        """What stage `index` predicts from refined queries, and the state for the next one."""
         raise NotImplementedError
 
     def decode(self, sets: Sequence[QuerySet], memory: Memory) -> tuple[StageGroup, ...]:
@@ -248,7 +248,7 @@ class DecoderHead(nn.Module):
     def _without_self_attention(
         self, state: DecoderState, memory: Memory
     ) -> tuple[StagePrediction, ...]:
-        """The same queries through the same layers; only the first lets them talk.
+        """The same queries through the same layers; only the first has self-attention.
 
         Reference:
             Hu et al., NeurIPS 2023, its "C-decoder".
@@ -270,7 +270,7 @@ class DecoderHead(nn.Module):
     ) -> tuple[StagePrediction, ...]:
         """Queries that skipped a stage, refined by all later ones: 1, 2, 4, 7, 12 more sets.
 
-        Stage s refines the sets that stage s - 1 has refined, and those of stage s - 2 once more.
+        Stage s refines the sets that stage s - 1 has refined, and again those of stage s - 2.
 
         Args:
             states: of the decoder's own queries before the first stage and after each.

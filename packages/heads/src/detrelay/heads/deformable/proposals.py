@@ -1,4 +1,4 @@
-"""Proposals: what the encoder's tokens offer the decoder as first boxes.
+"""Proposals: initial boxes for the decoder from the encoder's tokens.
 
 Reference:
     Zhu et al., Deformable DETR, ICLR 2021, its two-stage variant.
@@ -13,7 +13,7 @@ from detrelay.heads.deformable.layers import TokenGrid, xavier_linears
 
 # side of the anchors on the finest level, in units of the image; doubles from level to level
 _ANCHOR_SIDE = 0.05
-# anchors with a number outside propose nothing
+# anchors with a number outside this range propose nothing
 _ANCHOR_RANGE = (0.01, 0.99)
 
 
@@ -58,9 +58,9 @@ class ProposalFeatures(nn.Module):
 def best_tokens(scores: Tensor, proposes: Tensor, count: int) -> Tensor:
     """Indices [B, min(count, S)] of the tokens with the highest scores [B, S], best first.
 
-    Tokens that propose nothing come last. The released code lets them compete: then the result of
-    an image would depend on how much it is padded, where they score well (trained models give them
-    the lowest scores).
+    Tokens that propose nothing come last. The released code lets them compete: where they score
+    well, the result of an image then depends on its padding (trained models give them the lowest
+    scores).
     """
     ranked = scores.masked_fill(~proposes, torch.finfo(scores.dtype).min)
     return ranked.topk(min(count, scores.shape[1]), dim=1).indices

@@ -1,4 +1,4 @@
-"""Self-attention among queries that knows how their boxes overlap."""
+"""Self-attention among queries that takes the overlap of their boxes into account."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from detrelay.core.structures import GroupFacts
 from detrelay.heads.query_sets import DECODER, QuerySetsConfig
 
 Adapter = Literal["full", "channel", "none"]
-# what makes the decoder compute what AdaMixer's does
+# settings with which the decoder is AdaMixer's
 ADAMIXER: Mapping[str, Any] = MappingProxyType(
     {
         "max_reused_filters": 0,
@@ -36,9 +36,9 @@ class MixingShape:
         base_points: P.
         pattern: K.
         out_points: O.
-        reused: J, how many channel filters of the bank are applied again.
+        reused: J, number of channel filters of the bank that are reused.
         reuse_spatial: whether half of the spatial filters are blended with the newest of the bank.
-        adapter: what carries own-mixed features on before a reused filter.
+        adapter: what passes own-mixed features on to a reused filter.
         has_bias: whether channel and spatial mixing add dynamic biases.
     """
 
@@ -64,7 +64,7 @@ class MixingShape:
 
     @property
     def own_patterns(self) -> int:
-        """Spatial filters that the stage generates itself."""
+        """Number of spatial filters that the stage generates itself."""
         return self.out_points // 2 if self.reuse_spatial else self.out_points
 
 
@@ -75,8 +75,8 @@ class StageInteractorConfig(QuerySetsConfig):
     Attributes:
         num_queries: N; 100 (300 in the longer recipes).
         d_model: C, width of queries and feature maps.
-        num_levels: L, feature maps that are read, strides 4, 8, 16, 32; with fewer than four the
-            backbone ends with the last of them.
+        num_levels: L, feature maps used, strides 4, 8, 16, 32; with fewer than four the backbone
+            ends with the last of them.
         num_groups: G, groups of channels that sample and mix on their own.
         num_attention_heads: heads of self-attention.
         num_stages: S, decoder stages; weights are not shared.
@@ -85,17 +85,17 @@ class StageInteractorConfig(QuerySetsConfig):
         num_base_points_first: the same in the first stage, whose filters are never reused.
         num_out_points: O, output patterns of spatial mixing.
         ffn_dim: hidden width of the feed-forward network.
-        max_reused_filters: how many channel filters of earlier stages a stage applies again at
-            most, newest kept; None for all, 0 for none.
+        max_reused_filters: maximum number of channel filters of earlier stages that a stage reuses,
+            newest kept; None for all, 0 for none.
         reuse_spatial_filters: whether half of the spatial filters are blended with the ones of the
             stage before. With `max_reused_filters` 0 and this off the detector is the baseline of
-            the paper's table 6, close to an AdaMixer; `ADAMIXER` makes it one.
+            the paper's table 6, close to AdaMixer; `ADAMIXER` makes it exactly that.
         adapter: how own-mixed features enter a reused filter: "full" as released, "channel" or
             "none" for the ablations, see `StaticAdapter`.
         two_step_sampling: base points with an inner pattern; False predicts all points at once.
         finest_scale: log2 of the pixels at which a point reads most of the finest level; that of
             each coarser level is one more. 3 as released, 2 in AdaMixer.
-        center_unit: what steps of the centre are multiples of: "size", width and height of the box,
+        center_unit: unit of the centre's steps: "size", width and height of the box,
             as released, or "scale", sqrt(width * height) for both, as in AdaMixer.
 
     Reference:
@@ -124,7 +124,7 @@ class StageInteractorConfig(QuerySetsConfig):
     center_unit: Literal["size", "scale"] = "size"
 
     def validate_architecture(self) -> None:
-        """Refuse sizes that do not divide each other."""
+        """Reject sizes that do not divide each other."""
         super().validate_architecture()
         require_positive(
             self,
@@ -148,7 +148,7 @@ class StageInteractorConfig(QuerySetsConfig):
             raise ValueError(f"max_reused_filters must be >= 0; found {self.max_reused_filters}")
         if self.recollect_queries and (self.max_reused_filters != 0 or self.reuse_spatial_filters):
             raise ValueError(
-                "recollect_queries: a query that skipped a stage has no filters of it to reuse; "
+                "recollect_queries: a query that skipped a stage has no filters from it to reuse; "
                 "set max_reused_filters to 0 and reuse_spatial_filters to false"
             )
 

@@ -1,4 +1,4 @@
-"""Boxes as the decoder holds them: x, y, log2 sqrt(w h), log2(h / w), in pixels."""
+"""The decoder's box representation: x, y, log2 sqrt(w h), log2(h / w), in pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def position_code(boxes: Tensor, dim: int) -> Tensor:
 
 
 def log_coverage(boxes: Tensor) -> Tensor:
-    """Ln of the share of box i that box j covers: [B, Q, 4] -> [B, Q, Q]."""
+    """Natural logarithm of the share of box i that box j covers: [B, Q, 4] -> [B, Q, Q]."""
     corners = cxcywh_to_xyxy(torch.cat([boxes[..., :2], sizes_of(boxes)], dim=-1))
     covered = intersection(corners[:, :, None], corners[:, None])
     return (covered / area(corners).clamp(min=1e-6)[..., None] + 1e-7).log()

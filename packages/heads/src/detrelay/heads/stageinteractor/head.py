@@ -1,9 +1,9 @@
-"""StageInteractor: a cascade of decoder stages that hand filters on to each other.
+"""StageInteractor: a cascade of decoder stages that pass filters on to later ones.
 
 Reference:
     Teng et al., StageInteractor: Query-based Object Detector with Cross-stage Interaction, ICCV
     2023 (arXiv 2304.04978). Checked against the released code, MCG-NJU/StageInteractor
-    (Apache-2.0); where paper and code differ the code is followed.
+    (Apache-2.0); where paper and code differ, this follows the code.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from detrelay.heads.stageinteractor.geometry import position_code, sizes_of
 from detrelay.heads.stageinteractor.mixing import DynamicMixing, FilterBank
 from detrelay.heads.stageinteractor.sampling import PointGenerator
 
-# log2 of pixels; of the released sampler, where new points have z = 0
+# log2 of pixels; from the released sampler, where new points have z = 0
 _FINEST_SCALE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """What one stage hands to the next.
+    """What one stage passes to the next.
 
     Attributes:
         queries: [B, Q, C].
@@ -69,7 +69,7 @@ class StageInteractorStage(nn.Module):
     def __init__(self, config: StageInteractorConfig, stage: int) -> None:
         super().__init__()
         dim, shape = config.d_model, config.mixing_shape(stage)
-        # the bank starts at stage 1: stage 0 samples another number of points
+        # the bank starts at stage 1: stage 0 samples a different number of points
         self.feeds_bank = stage > 0
         self.finest_scale = config.finest_scale
         self.center_unit = config.center_unit
@@ -81,7 +81,7 @@ class StageInteractorStage(nn.Module):
             shape.base_points,
             shape.pattern,
             config.two_step_sampling,
-            # new points read the same levels wherever the finest one is set
+            # new points read the same levels regardless of where the finest one is set
             start_scale=config.finest_scale - _FINEST_SCALE,
         )
         self.mixing = DynamicMixing(shape)
@@ -192,7 +192,7 @@ class StageInteractorHead(nn.Module):
 
         Args:
             pyramid: L levels [B, C, H, W] of any number, finest first.
-            targets: not used; the same call serves heads that denoise.
+            targets: unused; the signature is that of heads that denoise.
 
         Returns:
             Group "decoder", S stages of logits [B, Q, K] and boxes [B, Q, 4]; in training those of
@@ -215,7 +215,7 @@ class StageInteractorHead(nn.Module):
     ) -> tuple[tuple[StagePrediction, ...], list[StageState]]:
         """Refine one query set; its predictions, and its states before the first stage and after.
 
-        Sets run one after the other: so they do not see each other, nor meet in the filter bank.
+        Sets run one after the other, so they neither see each other nor share a filter bank.
         """
         states = [self._start(content.get_parameter("weight"), scene)]
         predictions = []

@@ -1,4 +1,4 @@
-"""StageInteractor's cascade dynamic mixing: own filters, and those of earlier stages again.
+"""StageInteractor's cascade dynamic mixing: own filters, and reused ones of earlier stages.
 
 Letters: R = B * Q rows (image and query), G groups, D = C / G channels per group, N = P * K sampled
 points (P base points times a pattern of K), O output patterns, J reused filters.
@@ -20,11 +20,11 @@ _NORM_EPSILON = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class FilterBank:
-    """Dynamic filters that earlier stages hand on.
+    """Dynamic filters passed on by earlier stages.
 
     Attributes:
         channel: channel filters [R, G, D, D] (input, output channel), oldest first.
-        spatial: spatial filters [R, G, O, N] of the newest stage; None before there is one.
+        spatial: spatial filters [R, G, O, N] of the newest stage; None while there is none.
     """
 
     channel: tuple[Tensor, ...] = ()
@@ -36,7 +36,7 @@ class FilterBank:
 
 
 class StaticAdapter(nn.Module):
-    """Carries own-mixed features over to one reused filter, by static weights.
+    """Passes own-mixed features on to one reused filter, through static weights.
 
     "full" mixes, for each pattern point, all base points and channels, and for each base point the
     whole pattern and all channels; "channel" has two D x D linears instead; "none" passes the
@@ -76,7 +76,7 @@ class StaticAdapter(nn.Module):
         turned = (*lead, shape.pattern, shape.base_points, shape.width)
         by_axis = self.axis(features.view(grid).transpose(2, 3).flatten(3))
         by_pattern = self.pattern(features.view(*lead, shape.base_points, -1))
-        # linears keep no output for their gradient, so their results may be added to in place
+        # the gradient of a linear does not need its output, so adding to it in place is safe
         by_axis = by_axis.view(turned).transpose(2, 3)
         return by_pattern.view(grid).add_(by_axis).flatten(2, 3).add_(carried)
 
@@ -89,8 +89,8 @@ class DynamicMixing(nn.Module):
 
     Reference:
         Teng et al., ICCV 2023, section 3.3, equation 3; AdaMixer (Gao et al., CVPR 2022) without
-        reuse. Where figure 6 draws one more reused filter a stage than the released code, the
-        code is followed.
+        reuse. Where figure 6 draws one more reused filter per stage than the released code, this
+        follows the code.
     """
 
     def __init__(self, shape: MixingShape) -> None:
@@ -184,7 +184,7 @@ class DynamicMixing(nn.Module):
             zip(self.adapters, bank.channel[-reused:], strict=True)
         ):
             carried = adapter(mixed, carried)
-            # equation 3: gates over input and output channels blend own and earlier filter
+            # equation 3: gates over input and output channels blend own and earlier filters
             gate = gates[:, :, 1, index, :, None] * gates[:, :, 0, index, None, :]
             mixed = _mix(carried, _blend(channel, earlier, gate), biases[:, :, index])
         return mixed
@@ -205,12 +205,12 @@ class DynamicMixing(nn.Module):
 
 
 def _blend(own: Tensor, earlier: Tensor, gate: Tensor) -> Tensor:
-    """(1 - gate) * own + gate * earlier; without gradients in the memory of the gate."""
+    """(1 - gate) * own + gate * earlier; in the gate's memory if gradients are off."""
     return torch.lerp(own, earlier, gate, out=None if torch.is_grad_enabled() else gate)
 
 
 def _mix(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Mix by a batched product, add a bias, normalise and rectify.
+    """Batched matrix product, bias, LayerNorm and ReLU.
 
     The LayerNorm goes over points (or patterns) and channels together and has no affine part.
 
@@ -220,7 +220,7 @@ def _mix(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         bias: added to the product, [R, G, M, 1] or [R, G, 1, D].
     """
     x = left @ right
-    # Only on a CPU, where memory is what takes long.
+    # Only on a CPU, where memory access dominates.
     if not torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype.itemsize >= 4:
         return _normalize_in_place(x, bias)
     x = x if bias is None else x.add_(bias)
@@ -228,7 +228,7 @@ def _mix(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _normalize_in_place(x: Tensor, bias: Tensor | None) -> Tensor:
-    """Bias, LayerNorm over the last two dimensions and ReLU by passes over `x` in place."""
+    """Bias, LayerNorm over the last two dimensions and ReLU, all in place on `x`."""
     shift = -x.mean((-2, -1), keepdim=True)
     if bias is not None:
         shift = shift + bias - bias.mean((-2, -1), keepdim=True)

@@ -21,8 +21,8 @@ def uniform_offsets(*shape: int, bound: float) -> Tensor:
 class PointGenerator(nn.Module):
     """Makes the 3-D sampling points of every query: positions and a scale.
 
-    With a pattern the points of a group come in two steps: P base points, and around each, scaled
-    by its own z, one pattern of K points that all groups share.
+    With a pattern, the points of a group are made in two steps: P base points and, around each,
+    scaled by its z, one pattern of K points shared by all groups.
 
     Args:
         dim: C.
