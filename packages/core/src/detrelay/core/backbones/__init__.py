@@ -1,4 +1,4 @@
-"""Backbones by name: the one place where a new one is entered."""
+"""Backbones by name: the one place where a new one is registered."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _refuse_options(name: str, settings: BackboneSettings) -> None:
         raise ValueError(f"backbone {name} has no options; found {dict(settings.options)}")
 
 
-# an entry that ends with a slash stands for all names that begin with it
+# an entry that ends with a slash covers all names that begin with it
 BACKBONES: dict[str, Callable[[str, BackboneSettings], Backbone]] = {
     **dict.fromkeys(RESNETS, _resnet),
     **dict.fromkeys(SWINS, _swin),
@@ -59,10 +59,10 @@ BACKBONES: dict[str, Callable[[str, BackboneSettings], Backbone]] = {
 
 
 def find_backbone_class(name: str) -> Callable[[str, BackboneSettings], Backbone]:
-    """What builds the backbone of that name.
+    """The constructor of the backbone of that name.
 
     Args:
-        name: a key of `BACKBONES`; a name behind one that ends with a slash, as in
+        name: a key of `BACKBONES`; a name after one that ends with a slash, as in
             "transformers/convnext"; or `module:Class` for a custom `Backbone`.
 
     Raises:
@@ -90,15 +90,15 @@ def build_backbone(
 
     Args:
         name: see `find_backbone_class`.
-        norm: see `BackboneSettings`, as the others.
-        frozen_stages: number of stages that are not trained, the stem with them.
-        num_stages: how many stages there are; fewer than four leave the last ones out.
+        norm: see `BackboneSettings`.
+        frozen_stages: number of stages that are not trained, including the stem.
+        num_stages: how many stages there are; fewer than four omit the last ones.
         num_maps: how many maps are returned, counted from the last stage; None for all.
         drop_path: see `SwinBackbone`; ResNets have none.
-        options: arguments of its own.
+        options: backbone-specific arguments.
 
     Raises:
-        ValueError: there is no such backbone, or it refuses its settings.
+        ValueError: there is no such backbone, or it rejects its settings.
     """
     settings = BackboneSettings(norm, frozen_stages, num_stages, num_maps, drop_path, options or {})
     return find_backbone_class(name)(name, settings)

@@ -1,4 +1,4 @@
-"""What every backbone offers."""
+"""The interface of all backbones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ BackboneNorm = Literal["frozen", "eval", "train"]
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """What a backbone is built from, beside its name.
+    """What a backbone is built from, apart from its name.
 
     Attributes:
         norm: "frozen", "eval" or "train", see `DetectorConfig`.
-        frozen_stages: number of stages that are not trained, the stem with them.
-        num_stages: how many stages there are; fewer than four leave the last ones out.
+        frozen_stages: number of stages that are not trained, including the stem.
+        num_stages: how many stages there are; fewer than four omit the last ones.
         num_maps: how many maps are returned, counted from the last stage; None for all.
         drop_path: see `DetectorConfig`.
-        options: arguments of its own, see `DetectorConfig`.
+        options: backbone-specific arguments, see `DetectorConfig`.
     """
 
     norm: BackboneNorm = "eval"
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         strides: their strides, pixels.
 
     Attributes:
-        divisor: what height and width of its images must be a multiple of; they are padded to it.
+        divisor: images are padded so that height and width are multiples of it.
     """
 
     divisor = 1
@@ -53,23 +53,23 @@ class Backbone(nn.Module):
         self.strides = tuple(strides)
 
     def freeze(self) -> None:
-        """Fix the parameters that the settings exclude from training; nothing by default.
+        """Freeze the parameters that the settings exclude from training; nothing by default.
 
-        Called after weights were loaded as well, since that may have made new parameters.
+        Also called after weights are loaded, since that may create new parameters.
         """
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of [B, 3, H, W]: one tensor [B, channels[i], H / strides[i], ...] a map."""
+        """Feature maps of [B, 3, H, W]: one [B, channels[i], H / strides[i], ...] per map."""
         raise NotImplementedError
 
     def load_pretrained(self, source: str) -> None:
-        """Fill the backbone with the weights that `source` names; none by default.
+        """Load the weights that `source` names; not supported by default.
 
         Raises:
             ValueError: there are none by that name.
         """
         raise ValueError(
-            f"{source}: {self.name} loads no pre-trained weights; set train.backbone_weights=none"
+            f"{source}: {self.name} has no pre-trained weights; set train.backbone_weights=none"
         )
 
 

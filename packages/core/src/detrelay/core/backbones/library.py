@@ -1,4 +1,4 @@
-"""Backbones of other libraries. What maps they give is read from a run without numbers."""
+"""Backbones of other libraries. Their maps are inferred from a run on the meta device."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FINEST_STRIDE = 4
 
 @dataclass(frozen=True)
 class _Stage:
-    """What one stage of a network gives.
+    """The output of one stage of a network.
 
     Attributes:
-        index: its place among the stages.
+        index: its position among the stages.
         channels: of its map.
         stride: of its map, pixels.
-        parameters: names of those the map depends on.
+        parameters: names of the parameters the map depends on.
     """
 
     index: int
@@ -40,16 +40,17 @@ class LibraryBackbone(Backbone):
 
     Where its stages halve the resolution, the last map of each stride from 4 on is taken. Where all
     have one stride, as in a plain vision transformer, a simple feature pyramid is built on the last
-    one. Parameters that no map depends on are fixed: no process then waits for their gradients.
-    Frozen are the parameters that the map of the last frozen stage depends on; a layer of a plain
-    vision transformer is a stage.
+    one. Parameters that no map depends on are frozen, so that no process waits for their gradients.
+    `frozen_stages` freezes the parameters that the map of the last frozen stage depends on; each
+    layer of a plain vision transformer is a stage.
 
     Args:
         name: "LIBRARY/MODEL".
         settings: norms, frozen stages, number of maps, and options of the network.
 
     Raises:
-        ValueError: the library has no such network, it refuses an option, or has too few stages.
+        ValueError: the library has no such network, it rejects an option, or the network has too
+            few stages.
     """
 
     library: ClassVar[str]
@@ -78,7 +79,7 @@ class LibraryBackbone(Backbone):
         if count > len(all_channels):
             raise ValueError(
                 f"{name} gives maps of strides {[round(s, 1) for s in all_strides]}, but the head "
-                f"reads {count}"
+                f"needs {count}"
             )
         super().__init__(name, all_channels[-count:], [_whole(s) for s in all_strides[-count:]])
         chosen = chosen if is_plain else chosen[-count:]
@@ -87,15 +88,15 @@ class LibraryBackbone(Backbone):
         self.pyramid = (
             _PlainPyramid(stages[-1].channels, count, len(all_channels)) if is_plain else None
         )
-        # so that an image fills a whole number of cells on every level
+        # so that an image covers a whole number of cells on every level
         self.divisor = int(max(all_strides))
         used = frozenset[str]().union(*(stage.parameters for stage in chosen))
         frozen = stages[settings.frozen_stages - 1].parameters if settings.frozen_stages else ()
-        # the norm of a map is on the way of no later one, and is trained
+        # the norm of a map affects no later one, and is trained
         self._trained = used.difference(stages[-1].parameters.intersection(frozen))
         self.freeze()
         for module in self.network.modules():
-            # what is not saved would come back as uninitialised memory
+            # entries that are not saved would be reloaded as uninitialised memory
             module._non_persistent_buffers_set.clear()
 
     def _checked_network(
@@ -115,7 +116,7 @@ class LibraryBackbone(Backbone):
         raise NotImplementedError
 
     def _take(self, theirs: Mapping[str, Tensor]) -> None:
-        """Copy the entries of a network of the same kind."""
+        """Copy the entries of a network of the same type."""
         ours = self.network.state_dict()
         buffers = {name for name, _ in self.network.named_buffers()}
         wrong = sorted(
@@ -131,7 +132,7 @@ class LibraryBackbone(Backbone):
         self.network.load_state_dict({k: v for k, v in theirs.items() if k in ours}, strict=False)
 
     def freeze(self) -> None:
-        """Fix what no map depends on, the frozen stages, and the affine of norms as set."""
+        """Freeze what no map depends on, frozen stages, and affine parameters of norms as set."""
         for name, parameter in self.network.named_parameters():
             if name not in self._trained:
                 parameter.requires_grad_(False)
@@ -152,13 +153,13 @@ class LibraryBackbone(Backbone):
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of [B, 3, H, W]: one tensor [B, channels[i], H / strides[i], ...] a map."""
+        """Feature maps of [B, 3, H, W]: one [B, channels[i], H / strides[i], ...] per map."""
         maps = self._maps(self.network, pixel_values)
         return maps if self.pyramid is None else self.pyramid(maps[-1])
 
 
 def _survey(backbone: LibraryBackbone, network: nn.Module) -> list[_Stage]:
-    """What the stages of a network on the meta device give."""
+    """The outputs of the stages of a network on the meta device."""
     network.eval()
     with torch.enable_grad():
         maps = backbone._maps(network, torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE))
@@ -186,7 +187,7 @@ class _PlainPyramid(nn.Module):
 
     Args:
         width: channels of the map.
-        num_maps: how many are made, counted from the coarsest.
+        num_maps: how many to make, counted from the coarsest.
         num_stages: how many there would be, counted from the finest.
 
     Reference:

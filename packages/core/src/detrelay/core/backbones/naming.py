@@ -1,4 +1,4 @@
-"""Backbone weights as other projects name them, to ours and back.
+"""Convert backbone weights between other projects' names and ours.
 
 Names after the first part, such as "backbone.": ResNets of torchvision, mmdetection and
 transformers; Swin transformers of their authors, mmdetection, torchvision and transformers.
@@ -19,8 +19,8 @@ from detrelay.core.weights.key_table import KeyTable
 
 State = dict[str, Tensor]
 
-_INDEX = {r"relative_position_index$": "table of constants, made anew"}
-_MASK = {r"attn_mask$": "table of constants, made anew"}
+_INDEX = {r"relative_position_index$": "table of constants, rebuilt"}
+_MASK = {r"attn_mask$": "table of constants, rebuilt"}
 _PACKED = re.compile(r"(.*\.)qkv\.(weight|bias)$")
 _PART = re.compile(r"(.*\.)(q|k|v)\.(weight|bias)$")
 _MERGING = re.compile(r"downsample\.(norm|reduction)\.(weight|bias)$")
@@ -32,11 +32,11 @@ class Naming:
 
     Attributes:
         kind: "resnet" or "swin".
-        telltale: a parameter that all files of the kind have and others have not.
+        telltale: a parameter that all files of the kind have and others lack.
         table: its names and ours.
-        dropped: patterns of names that no number depends on, with the reason.
+        dropped: patterns of names that affect no output, with the reason.
         packs_attention: queries, keys and values are one tensor, `qkv`.
-        interleaves_merging: where four tokens become one, channels are ordered channel by channel
+        interleaves_merging: where four tokens are merged, channels are ordered channel by channel
             instead of token by token.
     """
 
@@ -51,14 +51,14 @@ class Naming:
         """Translate a backbone's weights.
 
         Args:
-            state: their names, without what stands before the backbone.
+            state: under their names, without the prefix of the backbone.
 
         Returns:
             Our state; the entry of `state` that each of its entries comes from; and the entries
             that were left out, with the reason.
 
         Raises:
-            ValueError: a name is not known.
+            ValueError: a name is unknown.
         """
         ours: State = {}
         sources: dict[str, str] = {}
@@ -92,13 +92,13 @@ class Naming:
         return _with_indices(_packed(theirs)) if self.packs_attention else theirs
 
     def _parts(self, key: str, value: Tensor) -> State:
-        """One entry as the table knows it: attention apart, merging token by token."""
+        """One entry in the table's layout: attention split, merging token by token."""
         if self.packs_attention and (match := _PACKED.match(key)):
             parts = zip("qkv", value.chunk(3), strict=True)
-            # copies: a file may not hold tensors that share their memory
+            # copies: tensors in a file must not share memory
             return {f"{match[1]}{part}.{match[2]}": tensor.clone() for part, tensor in parts}
         if self.interleaves_merging and _MERGING.search(key):
-            # the four tokens stand row by row there, column by column here
+            # the four tokens are ordered row by row there, column by column here
             tokens = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :]
             return {key: tokens.flatten(-2)}
         return {key: value}
@@ -123,7 +123,7 @@ def _packed(state: State) -> State:
 
 
 def _with_indices(state: State) -> State:
-    """Beside each table of relative positions, which row of it a pair of tokens reads."""
+    """Add to each table of relative positions the row that a pair of tokens reads."""
     indices: State = {}
     for key, table in state.items():
         if key.endswith("relative_position_bias_table"):
@@ -188,7 +188,7 @@ def _swin_table(
 
     Args:
         embedding: their names of the patches' convolution and norm.
-        stages: what stands before the blocks of each stage.
+        stages: prefix of the blocks of each stage.
         merging: the layer that follows each stage.
         block: the name of each part of `_BLOCK`.
         maps: the norm of each stage's map.
@@ -296,9 +296,9 @@ NAMINGS = {
 
 
 def find_naming(state: Mapping[str, Tensor]) -> tuple[Naming, str]:
-    """Whose backbone weights these are, and what stands before their names.
+    """The naming of these backbone weights, and the prefix of their names.
 
-    A whole detector's weights will do: entries without that beginning belong to its other parts.
+    Weights of a whole detector are fine: entries without that prefix belong to its other parts.
 
     Raises:
         ValueError: no backbone is known by these names.
@@ -338,7 +338,7 @@ def _may_differ(name: str) -> bool:
 def is_optional(name: str) -> bool:
     """Whether weights may lack an entry of a backbone.
 
-    Frozen norms count no batches; classifiers have neither norms on maps nor offsets.
+    Frozen norms do not count batches; classifiers have neither norms on maps nor offsets.
     """
     return (
         name.endswith("num_batches_tracked")

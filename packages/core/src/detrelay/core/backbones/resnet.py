@@ -32,7 +32,7 @@ class DeformableConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Take the place of `conv`, which is square, pads with zeros and has no bias."""
+        """Replace `conv`, which is square, pads with zeros and has no bias."""
         side, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         super().__init__(
             conv.in_channels,
@@ -49,7 +49,7 @@ class DeformableConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, out_channels, H / stride, W / stride]."""
-        # the operator knows neither bfloat16 nor mixed types
+        # the operator supports neither bfloat16 nor mixed types
         dtype = torch.promote_types(x.dtype, torch.float32)
         offsets = self.conv_offset(x).to(dtype)
         with torch.autocast(x.device.type, enabled=False):
@@ -67,11 +67,11 @@ class ResNetBackbone(Backbone):
     """A ResNet without its classifier; parameter names are torchvision's.
 
     Args:
-        name: one of `RESNETS`. With the ending "_dcn" the 3x3 convolutions of the last three
+        name: one of `RESNETS`. With the suffix "_dcn" the 3x3 convolutions of the last three
             stages are deformable.
         norm: "frozen", "eval" or "train", see `DetectorConfig`.
-        frozen_stages: number of residual stages that are not trained, the stem with them.
-        num_stages: how many residual stages there are; fewer than four leave the last ones out.
+        frozen_stages: number of residual stages that are not trained, including the stem.
+        num_stages: how many residual stages there are; fewer than four omit the last ones.
         num_maps: how many maps are returned, counted from the last stage; None for all.
     """
 
@@ -115,7 +115,7 @@ class ResNetBackbone(Backbone):
         return [self.conv1, self.bn1, *self._stages()[: self.frozen_stages]]
 
     def freeze(self) -> None:
-        """Fix stem and first stages as set, and the affine of norms where they are frozen."""
+        """Freeze stem and first stages as set, and the affine parameters of frozen norms."""
         frozen: list[nn.Module] = self._frozen_modules()
         if self.norm == "frozen":
             frozen += [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -133,7 +133,7 @@ class ResNetBackbone(Backbone):
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of [B, 3, H, W]: one tensor [B, channels[i], H / strides[i], ...] a map."""
+        """Feature maps of [B, 3, H, W]: one [B, channels[i], H / strides[i], ...] per map."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
         maps = []
         for stage in self._stages():

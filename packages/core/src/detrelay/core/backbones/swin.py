@@ -12,7 +12,7 @@ from detrelay.core.backbones.base import Backbone, stage_maps
 
 
 class SwinSizes(NamedTuple):
-    """What tells the Swin transformers apart.
+    """The sizes in which Swin transformers differ.
 
     Attributes:
         width: channels of the first stage; doubles from stage to stage.
@@ -37,8 +37,8 @@ SWINS = {
 
 
 class _Config(SwinConfig):
-    # transformers writes parameters of "swin" models under older names; files of a detector hold
-    # the names of its own state
+    # transformers saves parameters of "swin" models under older names; a detector's files use the
+    # names of its state dict
     model_type = "detrelay_swin"
 
 
@@ -49,14 +49,14 @@ class _Network(SwinNetwork):
 class SwinBackbone(Backbone):
     """A Swin transformer without its classifier; parameter names are those of transformers.
 
-    It has no batch norm, so the setting of norms does not touch it.
+    It has no batch norm, so the norm setting does not apply.
 
     Args:
         name: one of `SWINS`.
-        frozen_stages: number of stages that are not trained, the patch embedding with them.
-        num_stages: how many stages there are; fewer than four leave the last ones out.
+        frozen_stages: number of stages that are not trained, including the patch embedding.
+        num_stages: how many stages there are; fewer than four omit the last ones.
         num_maps: how many maps are returned, counted from the last stage; None for all.
-        drop_path: chance in training that the last block is left out; rises linearly from 0 at
+        drop_path: chance in training that the last block is skipped; rises linearly from 0 at
             the first block.
     """
 
@@ -81,18 +81,18 @@ class SwinBackbone(Backbone):
         )
         config.out_features = [f"stage{stage + 1}" for stage in range(first, num_stages)]
         self.network = _Network(config)
-        # of the classifier: nothing here reads it
+        # belongs to the classifier, unused here
         self.network.swin.layernorm = nn.Identity()  # type: ignore[assignment]
         self.frozen_stages = frozen_stages
         self.freeze()
 
     def freeze(self) -> None:
-        """Fix the patch embedding and the first stages as set."""
+        """Freeze the patch embedding and the first stages as set."""
         if self.frozen_stages:
             self.network.swin.embeddings.requires_grad_(False)
             for stage in self.network.swin.encoder.layers[: self.frozen_stages]:
                 stage.requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of [B, 3, H, W]: one tensor [B, channels[i], H / strides[i], ...] a map."""
+        """Feature maps of [B, 3, H, W]: one [B, channels[i], H / strides[i], ...] per map."""
         return tuple(self.network(pixel_values).feature_maps)

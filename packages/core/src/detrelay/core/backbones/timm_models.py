@@ -1,4 +1,4 @@
-"""Any network of timm that gives feature maps."""
+"""Any network of timm that provides feature maps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TimmBackbone(LibraryBackbone):
         super().__init__(name, settings)
         self._is_drawn = not any(p.is_meta for p in self.network.parameters())
         for module in self.network.modules():
-            # or transformers would call the rules of single modules, which spare no loaded weight
+            # or transformers would call each module's own rule, which overwrites loaded weights
             object.__setattr__(module, "_is_hf_initialized", True)
 
     def _network(self, options: Mapping[str, Any], indices: Sequence[int] | None) -> nn.Module:
@@ -38,7 +38,7 @@ class TimmBackbone(LibraryBackbone):
 
     def _create(self, options: Mapping[str, Any], **more: Any) -> Any:
         try:
-            # transformers of timm take images of any size only where they are told so
+            # timm's transformers take images of any size only if told so
             return _timm().create_model(self.model, dynamic_img_size=True, **options, **more)
         except TypeError as error:
             if "dynamic_img_size" not in str(error):
@@ -57,7 +57,7 @@ class TimmBackbone(LibraryBackbone):
         return list(info.out_indices)
 
     def reset_parameters(self) -> None:
-        """Random weights as timm draws them; those that were loaded stay."""
+        """Random weights as timm draws them; loaded ones are kept."""
         if self._is_drawn:
             return
         fresh = dict(_tensors(self._network(self.options, self._indices)))
@@ -65,13 +65,14 @@ class TimmBackbone(LibraryBackbone):
             init.copy_(value, fresh[name])
 
     def load_pretrained(self, source: str) -> None:
-        """Take pre-trained weights.
+        """Load pre-trained weights.
 
         Args:
-            source: "imagenet" (what timm has for this name, downloaded once) or a file of its.
+            source: "imagenet" (timm's weights for this name, downloaded once) or a file of timm's
+                weights.
 
         Raises:
-            ValueError: there are none, or they are of another network.
+            ValueError: there are none, or they belong to another network.
         """
         overlay = {} if source == "imagenet" else {"file": str(Path(source))}
         try:
@@ -83,7 +84,7 @@ class TimmBackbone(LibraryBackbone):
                 pretrained_cfg_overlay=overlay,
             )
             self._take(theirs.state_dict())
-        except Exception as error:  # of many libraries below
+        except Exception as error:  # may come from any library below
             raise ValueError(
                 f"{source}: not the weights of a {self.name}: {one_line(error)}"
             ) from error

@@ -38,7 +38,7 @@ class TransformersBackbone(LibraryBackbone):
         return tuple(network(pixel_values).feature_maps)
 
     def load_pretrained(self, source: str) -> None:
-        """Take the weights of a model of this type.
+        """Load the weights of a model of this type.
 
         Args:
             source: folder of a saved model, or its name on the Hub.
@@ -55,7 +55,7 @@ class TransformersBackbone(LibraryBackbone):
                 source, out_features=list(network.config.out_features), use_safetensors=True
             )
             self._take(theirs.state_dict())
-        except Exception as error:  # of many libraries below
+        except Exception as error:  # may come from any library below
             raise ValueError(
                 f"{source}: not the weights of a {self.name}: {one_line(error)}"
             ) from error

@@ -17,18 +17,18 @@ from detrelay.core.weights.files import read_weights
 def load_backbone_weights(backbone: Backbone, source: str) -> None:
     """Fill a backbone with pre-trained weights.
 
-    Norms of a Swin transformer's maps stay as they are where the weights have none, as those of
-    classifiers.
+    Norms of a Swin transformer's maps stay as they are if the weights lack them, as a classifier's
+    do.
 
     Args:
         backbone: filled in place.
         source: "imagenet" (torchvision's weights, downloaded once and cached), "none" (left as it
-            is), or a `.pth` / `.safetensors` file under one of the `NAMINGS`; it may be of a whole
-            detector. Backbones of other libraries read what their `load_pretrained` says.
+            is), or a `.pth` / `.safetensors` file under one of the `NAMINGS`; it may be that of a
+            whole detector. For backbones of other libraries see their `load_pretrained`.
 
     Raises:
-        OSError: the download failed; says how to go on without a network.
-        ValueError: the file is missing, unreadable, or of another network.
+        OSError: the download failed; says how to continue without a network.
+        ValueError: the file is missing, unreadable, or belongs to another network.
     """
     if source == "none":
         return
@@ -46,7 +46,7 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
     expected = backbone.state_dict()
     with torch.device("meta"):
         whole = build_backbone(backbone.name, "eval", 0).state_dict()
-    # stages that this backbone leaves out
+    # stages that this backbone omits
     state = {key: value for key, value in state.items() if key in expected or key not in whole}
     wrong = sorted(
         [key for key in expected if key not in state and not is_optional(key)]

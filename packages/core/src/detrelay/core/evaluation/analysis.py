@@ -15,18 +15,19 @@ from detrelay.core.evaluation.tide import MEANINGS, ErrorBreakdown, error_breakd
 
 _BINS = 10
 _IOU_50, _IOU_75 = 0, 5
-# IoU of a right detection in everything that is not averaged over thresholds
+# IoU of a correct detection in all figures that are not averaged over thresholds
 IOU = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class BestThreshold:
-    """The score above which a category is found best, at IoU 0.5.
+    """The score threshold with the highest F1 of a category, at IoU 0.5.
 
     Attributes:
-        score: minimum score of a kept detection where F1 is highest; of equal F1 the highest score.
+        score: minimum score of a kept detection where F1 is highest; the highest such score in case
+            of a tie.
         f1: harmonic mean of precision and recall there.
-        precision: share of kept detections that are right.
+        precision: share of kept detections that are correct.
         recall: share of objects that are found.
     """
 
@@ -38,13 +39,13 @@ class BestThreshold:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How far scores are the share of right detections (IoU 0.5), in bins of equal width.
+    """How well scores agree with the share of correct detections (IoU 0.5), in bins of equal width.
 
     Attributes:
         counts: detections by bin.
-        scores: mean score by bin; None where a bin is empty.
-        right: share of right detections by bin; None where a bin is empty.
-        error: expected calibration error: mean distance of the two, weighted by `counts`; None
+        scores: mean score by bin; None for an empty bin.
+        right: share of correct detections by bin; None for an empty bin.
+        error: expected calibration error: mean difference of the two, weighted by `counts`; None
             without detections.
     """
 
@@ -56,16 +57,16 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """What objects were taken for, at IoU 0.5.
+    """Confusion matrix at IoU 0.5.
 
-    First every object goes to a detection of its own category, as for AP; then what is left over
-    of objects and detections is matched across categories, best score first.
+    First every object is matched to a detection of its own category, as for AP; then the remaining
+    objects and detections are matched across categories, best score first.
 
     Attributes:
         counts: int [K + 1, K + 1]. Row: category of the object, the last for no object. Column:
             category of the detection, the last for no detection. All rows but the last add up to
             the objects of their category, all columns but the last to the kept detections.
-        excused: detections on crowds of their category, which stand nowhere.
+        excused: detections on crowds of their category, which are not counted.
         threshold: minimum score of a kept detection.
     """
 
@@ -76,17 +77,17 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class CategoryFigures:
-    """Figures of one category, as fractions; -1 where there is no object to find.
+    """Figures of one category, as fractions; -1 if there is no object to find.
 
     Attributes:
         name: the category's name.
         objects: objects to find, crowds not counted.
-        detections: detections that were looked at.
+        detections: detections that were evaluated.
         ap: AP by area of the object ("all", "small", ...), mean over IoU 0.50:0.95.
         ap50: AP at IoU 0.5.
         ap75: AP at IoU 0.75.
         ar: AR by area of the object.
-        best: the best threshold; None where nothing right was found.
+        best: the best threshold; None without a correct detection.
         calibration_error: see `Calibration.error`.
     """
 
@@ -103,17 +104,17 @@ class CategoryFigures:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """All figures beyond the twelve of COCO.
+    """All figures beyond COCO's twelve.
 
     Attributes:
         categories: by category.
         curves: precision at 101 recalls by name: mean over categories at IoU 0.5, at 0.75, and
             over IoU 0.50:0.95; empty without objects.
-        category_curves: the same at IoU 0.5 by category name, where there are objects.
-        confusion: what objects were taken for.
+        category_curves: the same at IoU 0.5 by category name, for categories with objects.
+        confusion: the confusion matrix.
         calibration: of all categories together.
-        errors: what wrong detections are wrong about.
-        max_detections: most detections per category and image that all but `errors` look at.
+        errors: breakdown of errors by kind.
+        max_detections: maximum detections per category and image in everything but `errors`.
     """
 
     categories: tuple[CategoryFigures, ...]
@@ -132,7 +133,7 @@ class Analysis:
         return content
 
     def table(self) -> str:
-        """By category, and errors by kind, as text; percent, a dash where nothing is measured."""
+        """Figures by category and error kind, as text; percent, a dash if nothing was measured."""
         columns = ("objects", "AP", "AP50", "AP75", *(f"AP_{area}" for area in AREAS[1:]))
         columns += ("AR", "best score", "F1", "calibration error")
         rows = [
@@ -150,7 +151,7 @@ class Analysis:
         ]
         lines = _aligned([(f"maxDets {self.max_detections}", *columns), *rows])
         errors = self.errors
-        title = f"errors at IoU {errors.threshold:g}, maxDets {errors.max_detections} an image"
+        title = f"errors at IoU {errors.threshold:g}, maxDets {errors.max_detections} per image"
         kinds = [
             (kind, str(errors.counts[kind]), f"{100 * gain:.2f}", MEANINGS[kind])
             for kind, gain in errors.gains.items()
@@ -159,7 +160,7 @@ class Analysis:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns of text: the first and a last one of words to the left, numbers to the right."""
+    """Columns of text: the first and a last one of words left-aligned, numbers right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = {0} | ({len(widths) - 1} if rows[0][-1] == "" else set())
     return [
@@ -182,11 +183,11 @@ def analyse(
     *,
     score_threshold: float = 0.3,
 ) -> Analysis:
-    """Analyse detections of one data set.
+    """Analyse detections on one dataset.
 
     Args:
-        truth: what is there.
-        found: what a detector claims.
+        truth: the objects.
+        found: the detections.
         accumulated: precision and recall of the same; its largest limit is that of the analysis.
         score_threshold: minimum score of detections in the confusion matrix.
     """
@@ -243,7 +244,7 @@ def _curves(precision: Floats) -> dict[str, list[float]]:
 
 
 def best_threshold(matches: Matches, category: int) -> BestThreshold | None:
-    """The score that gives a category its highest F1; None where nothing right was found."""
+    """The score that gives a category its highest F1; None without a correct detection."""
     rows = np.flatnonzero((matches.found.category == category) & ~matches.ignored[0])
     order = rows[np.argsort(-matches.found.scores[rows], kind="stable")]
     objects = int(matches.objects[:, category].sum())
@@ -264,7 +265,7 @@ def best_threshold(matches: Matches, category: int) -> BestThreshold | None:
 
 
 def calibration(matches: Matches, category: int | None = None) -> Calibration:
-    """Compare scores with the share of right detections.
+    """Compare scores with the share of correct detections.
 
     Args:
         matches: at one threshold; scores from 0 to 1 (others count in the first or last bin).
@@ -288,13 +289,13 @@ def calibration(matches: Matches, category: int | None = None) -> Calibration:
 
 
 def confusion(truth: GroundTruth, found: Found, threshold: float, max_detections: int) -> Confusion:
-    """Count what objects were taken for, see `Confusion`.
+    """Count confusions, see `Confusion`.
 
     Args:
-        truth: what is there.
-        found: what a detector claims.
+        truth: the objects.
+        found: the detections.
         threshold: minimum score of a kept detection.
-        max_detections: most detections per category and image that are looked at.
+        max_detections: maximum detections per category and image.
     """
     kept = found.select(found.scores >= threshold)
     matches = match(truth, kept, max_detections, np.array([IOU]))

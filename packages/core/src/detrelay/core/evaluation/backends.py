@@ -1,7 +1,7 @@
-"""Who matches and accumulates: pycocotools, the reference, or a faster program with equal figures.
+"""Matching and accumulation: pycocotools, the reference, or a faster library with equal figures.
 
-Both see one list of positions instead of ids, at most as many detections per category and image
-as the largest limit, and areas as the data give them.
+Both get positions instead of ids, at most as many detections per category and image as the largest
+limit, and areas as given in the data.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ BackendName = Literal["pycocotools", "hotcoco"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Accumulated:
-    """Precision and recall before any mean; -1 where there is no object to find.
+    """Precision and recall before averaging; -1 if there is no object to find.
 
     Attributes:
         precision: float64 [10 IoU thresholds, 101 recalls, K, 4 areas, limits].
         recall: float64 [10 IoU thresholds, K, 4 areas, limits].
-        limits: most detections per category and image, ascending.
+        limits: maximum detections per category and image, ascending.
     """
 
     precision: Floats
@@ -44,12 +44,12 @@ class Accumulated:
 def accumulate(
     truth: GroundTruth, found: Found, limits: Sequence[int], backend: BackendName = "pycocotools"
 ) -> Accumulated:
-    """Match detections to objects and gather precision and recall.
+    """Match detections to objects and compute precision and recall.
 
     Args:
-        truth: what is there.
-        found: what a detector claims.
-        limits: most detections per category and image, ascending.
+        truth: the objects.
+        found: the detections.
+        limits: maximum detections per category and image, ascending.
         backend: a key of `BACKENDS`.
 
     Raises:
@@ -62,7 +62,7 @@ def accumulate(
 
 
 def _by_pycocotools(truth: GroundTruth, found: Found, limits: list[int]) -> tuple[Floats, Floats]:
-    """One category at a time, so that few rows exist at once; categories do not touch."""
+    """One category at a time, so that few rows exist at once; categories are independent."""
     shape = (len(IOU_THRESHOLDS), len(truth.names), len(AREAS), len(limits))
     recall = np.full(shape, -1.0)
     precision = np.full((shape[0], len(RECALL_THRESHOLDS), *shape[1:]), -1.0)
@@ -73,7 +73,7 @@ def _by_pycocotools(truth: GroundTruth, found: Found, limits: list[int]) -> tupl
         if not len(images):
             continue
         evaluator = COCOeval(
-            # ids from 1: pycocotools takes a match with annotation id 0 for no match
+            # ids from 1: pycocotools treats a match with annotation id 0 as no match
             _index(
                 images, [_truth_row(truth, row, id) for id, row in enumerate(objects.tolist(), 1)]
             ),
@@ -94,7 +94,7 @@ def _by_pycocotools(truth: GroundTruth, found: Found, limits: list[int]) -> tupl
 
 
 def _index(images: Any, rows: list[dict[str, Any]]) -> COCO:
-    """What pycocotools works on; unlike its own loader this takes an empty list of rows."""
+    """A pycocotools index; unlike its own loader this accepts an empty list of rows."""
     coco = COCO()
     coco.dataset = {
         "images": [{"id": image} for image in images.tolist()],
@@ -131,7 +131,7 @@ def _found_row(found: Found, row: int, id: int) -> dict[str, Any]:
 
 
 def _by_hotcoco(truth: GroundTruth, found: Found, limits: list[int]) -> tuple[Floats, Floats]:
-    """The Rust program, fed with columns."""
+    """The Rust library, fed with columns."""
     try:
         hotcoco: Any = importlib.import_module("hotcoco")
     except ModuleNotFoundError as error:

@@ -41,7 +41,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cascade:
-    """Every stage of a decoder over a data set in which query q is one slot in all stages.
+    """All stages of a decoder over a dataset; query q is the same slot in all stages.
 
     Attributes:
         image: int64 [T], image of each object that queries are matched to.
@@ -49,7 +49,7 @@ class Cascade:
         target_boxes: float64 [T, 4], its box xywh, pixels.
         boxes: float32 [S, I, Q, 4], boxes xywh, pixels.
         own: S labels of the stages' own one-to-one matching.
-        learned: S labels that the assigner in question makes of them.
+        learned: S labels that the assigner under study derives from them.
     """
 
     image: Ints
@@ -61,7 +61,7 @@ class Cascade:
 
     @property
     def queries(self) -> int:
-        """Queries of an image."""
+        """Queries per image."""
         return int(self.boxes.shape[2])
 
     def query_of(self) -> Ints:
@@ -85,7 +85,7 @@ class Instability:
         objects: objects that are matched in both stages.
         moved: of these, objects matched to another query in the later stage.
         labelled: queries matched in at least one of the two stages.
-        changed: of these, queries whose label is not the same: gained, lost or of another class.
+        changed: of these, queries whose label differs: gained, lost or of another class.
     """
 
     objects: int
@@ -105,7 +105,7 @@ class Instability:
 
 
 def instability(cascade: Cascade) -> list[Instability]:
-    """Changes of the own matching between neighbouring stages, S - 1 of them."""
+    """Changes of the own matching between adjacent stages, S - 1 of them."""
     query_of, slots = cascade.query_of(), cascade.boxes.shape[1] * cascade.queries
     first = cascade.image * cascade.queries
     result = []
@@ -128,15 +128,15 @@ def instability(cascade: Cascade) -> list[Instability]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MovedLabels:
-    """What an assigner makes of the stages' own labels.
+    """How an assigner changes the stages' own labels.
 
     Attributes:
         own: [S], labels of the own matching.
         kept: [S], of these, labels that the stage learns too.
         moved: [S], labels that the stage learns and its own matching does not have.
         origin: int64 [S, S], moved labels by stage that learns (row) and nearest stage whose own
-            matching has the pair (column; of two as near, the earlier); labels that no stage has
-            are in none.
+            matching has the pair (column; the earlier in case of a tie); labels that no stage has
+            are not included.
         foreign: [S], moved labels that no stage's own matching has.
         by_category: int64 [S, K], moved labels by category.
         by_size: int64 [S, 3], moved labels by area of the object's box: small, medium, large.
@@ -190,11 +190,11 @@ def moved_labels(cascade: Cascade, categories: int) -> MovedLabels:
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """Boxes of the queries that the last stage matches, followed back through the stages.
+    """Boxes of the queries matched in the last stage, traced back through the stages.
 
     Attributes:
         iou: [S], mean IoU with the object; None without objects.
-        movement: [S - 1], mean of 1 - IoU of a query's boxes in two neighbouring stages.
+        movement: [S - 1], mean of 1 - IoU of a query's boxes in two adjacent stages.
         all_movement: [S - 1], the same over all queries.
     """
 
@@ -221,7 +221,7 @@ def refinement(cascade: Cascade) -> Refinement:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Detections that claim one object.
+    """Duplicate detections of objects.
 
     Attributes:
         objects: objects with at least one detection of their category (IoU 0.5).
@@ -233,16 +233,16 @@ class Duplicates:
 
     @property
     def surplus(self) -> float | None:
-        """Detections more than one for each object that is found; None without any."""
+        """Detections beyond the first per object found; None if no object was found."""
         return (self.claims - self.objects) / self.objects if self.objects else None
 
 
 def duplicates(truth: GroundTruth, found: Found, threshold: float) -> Duplicates:
-    """Count detections by the object of their category that they overlap most, if by IoU 0.5.
+    """Count detections by the object of their category that they overlap most, at least by IoU 0.5.
 
     Args:
-        truth: what is there; crowds do not count.
-        found: what a stage claims.
+        truth: the objects; crowds do not count.
+        found: a stage's detections.
         threshold: minimum score of a detection that counts.
     """
     claims = np.zeros(len(truth), dtype=np.int64)
@@ -277,7 +277,7 @@ def suppress(found: Found, threshold: float) -> Found:
 
     Args:
         found: detections, in any order.
-        threshold: IoU above which a detection goes.
+        threshold: IoU above which a detection is dropped.
     """
     ranked = found.ranked(len(found))
     kept = np.ones(len(ranked), dtype=np.bool_)
@@ -295,7 +295,7 @@ def suppress(found: Found, threshold: float) -> Found:
 
 
 class StageSimilarity:
-    """Linear CKA of query features between stages, gathered batch by batch in constant memory.
+    """Linear CKA of query features between stages, accumulated batch by batch in constant memory.
 
     Reference:
         Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
@@ -320,7 +320,7 @@ class StageSimilarity:
                 self._products[key] = self._products.get(key, 0.0) + product
 
     def matrix(self) -> Floats:
-        """Similarity [S, S] from 0 to 1; 0 where a stage's features do not vary."""
+        """Similarity [S, S] from 0 to 1; 0 if a stage's features do not vary."""
         stages = len(self._sums)
         norms = np.zeros((stages, stages))
         for (first, second), product in self._products.items():
@@ -338,7 +338,7 @@ class ImageErrors:
         image: position of the image.
         objects: objects to find.
         missed: objects not found.
-        wrong: detections that found no object.
+        wrong: detections that match no object.
     """
 
     image: int
@@ -350,14 +350,14 @@ class ImageErrors:
 def hardest_images(
     truth: GroundTruth, found: Found, threshold: float, max_detections: int, count: int
 ) -> list[ImageErrors]:
-    """The images with most errors, missed and wrong together; of equal ones the first.
+    """The images with the most errors, missed plus wrong; the first in case of a tie.
 
     Args:
-        truth: what is there.
-        found: what a detector claims.
+        truth: the objects.
+        found: the detections.
         threshold: minimum score of a detection that counts.
-        max_detections: most detections per category and image that are looked at.
-        count: most images to name; images without an error are not named.
+        max_detections: maximum detections per category and image.
+        count: maximum number of images; images without an error are not listed.
     """
     matches = match(truth, found.select(found.scores >= threshold), max_detections, np.array([0.5]))
     images = len(truth.image_ids)
@@ -375,7 +375,7 @@ def hardest_images(
 
 
 def paired_iou(found: Floats, truth: Floats) -> Floats:
-    """IoU [N] of boxes xywh [N, 4] taken two by two; 0 where both have no area."""
+    """IoU [N] of paired boxes xywh [N, 4]; 0 where both have no area."""
     corner = np.maximum(found[:, :2], truth[:, :2])
     far = np.minimum(found[:, :2] + found[:, 2:], truth[:, :2] + truth[:, 2:])
     overlap = np.maximum(far - corner, 0.0).prod(axis=1)

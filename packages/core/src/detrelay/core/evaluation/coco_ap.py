@@ -17,14 +17,14 @@ _IOU_50, _IOU_75 = 0, 5
 
 @dataclass(frozen=True, slots=True)
 class CocoResult:
-    """The figures of one evaluation, as fractions; -1 where there is no object to find.
+    """The figures of one evaluation, as fractions; -1 if there is no object to find.
 
     Attributes:
-        stats: the twelve figures of COCO by name: AP over IoU 0.50:0.95, AP50, AP75, AP by area
-            of the object (small below 32 x 32 pixels, large above 96 x 96), AR_1, AR_10 and
-            AR_100 by number of detections, AR by area. AR_300, say, where more were asked for.
+        stats: the twelve figures of COCO by name: AP over IoU 0.50:0.95, AP50, AP75, AP by area of
+            the object (small below 32 x 32 pixels, large above 96 x 96), AR_1, AR_10 and AR_100 by
+            number of detections, AR by area; also, say, AR_300 if more detections were requested.
         per_category: AP by category name.
-        max_detections: most detections per category and image that were looked at.
+        max_detections: maximum detections per category and image.
     """
 
     stats: dict[str, float]
@@ -37,7 +37,7 @@ class CocoResult:
         return next(iter(self.stats.items()))
 
     def limit(self, name: str) -> int:
-        """The maxDets of a figure: most detections per category and image that it looks at."""
+        """The maxDets of a figure: maximum detections per category and image that it counts."""
         if name == "AP":
             return min(100, self.max_detections)
         count = name.removeprefix("AR_")
@@ -53,7 +53,7 @@ class CocoResult:
         }
 
     def table(self) -> str:
-        """The result as text, percent; categories without objects show a dash."""
+        """The result as text, in percent; categories without objects show a dash."""
         title = f"AP by category (maxDets {self.limit('AP')})"
         width = max(map(len, [title, *self.stats, *self.per_category]))
         lines = [
@@ -76,23 +76,23 @@ def evaluate_coco(
 ) -> CocoResult:
     """Score detections against a COCO ground truth.
 
-    Detections of equal score rank by their order. The limit on detections counts, as in
-    pycocotools, those of one category in one image. With a limit above 100, AP, AP by category
-    and AR_1, AR_10, AR_100 stay as they are; AP50, AP75 and all figures by area look at
-    `max_detections`, and AR_<max_detections> is added. These are the figures that the stock
-    evaluator prints when its three limits are raised to (100, 300, 1000), as done for published
-    detectors with 300 queries.
+    Detections of equal score rank by their order. The limit on detections applies, as in
+    pycocotools, per category and image. With a limit above 100, AP, AP by category and AR_1, AR_10,
+    AR_100 are unaffected; AP50, AP75 and all figures by area use `max_detections`, and
+    AR_<max_detections> is added. These are the figures that the stock evaluator prints when its
+    three limits are raised to (100, 300, 1000), as is done for published detectors with 300
+    queries.
 
     Args:
         ground_truth: `images`, `annotations` (crowds marked by `iscrowd`) and `categories`.
         detections: columns, or rows with `image_id`, `category_id`, `bbox` [x, y, width, height]
             in pixels and `score`.
-        max_detections: most detections per category and image that are looked at.
-        backend: who computes; the figures are the same.
+        max_detections: maximum detections per category and image.
+        backend: the implementation; the figures are the same.
 
     Raises:
-        DataError: a detection names an unknown image or category or holds a number that is not
-            finite, or two categories share a name.
+        DataError: a detection names an unknown image or category or has a non-finite number, or two
+            categories share a name.
         ValueError: `max_detections` is below 1, or the back end is unknown or not installed.
     """
     if max_detections < 1:
@@ -124,7 +124,7 @@ def summarize(accumulated: Accumulated, names: Sequence[str], max_detections: in
     Args:
         accumulated: made with `limits_of(max_detections)`.
         names: names of the K categories.
-        max_detections: most detections per category and image that were looked at.
+        max_detections: maximum detections per category and image.
     """
     precision, recall, limits = accumulated.precision, accumulated.recall, accumulated.limits
     at_100 = limits.index(min(100, max_detections))
@@ -147,7 +147,7 @@ def summarize(accumulated: Accumulated, names: Sequence[str], max_detections: in
 
 
 def mean_of_measured(values: Floats) -> float:
-    """Mean over what can be measured (-1 marks what cannot), or -1."""
+    """Mean over the measured values (-1 marks unmeasured ones), or -1."""
     measured = values[values > -1]
     return float(np.mean(measured)) if measured.size else -1.0
 

@@ -1,4 +1,4 @@
-"""Evaluators by name: what measures a model in training. The one place where one is entered."""
+"""Evaluators, which measure a model in training, by name: the one place to register a new one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Evaluator(Protocol):
         *,
         max_detections: int,
     ) -> CocoResult:
-        """Figures by name, as fractions; higher is better for the first.
+        """Figures by name, as fractions; for the first, higher is better.
 
         Args:
             ground_truth: a COCO mapping with `images`, `annotations` and `categories`.
             detections: what the model found on these images.
-            max_detections: most detections per category and image that count.
+            max_detections: maximum detections per category and image.
         """
 
 
@@ -36,7 +36,7 @@ class CocoEvaluator:
     """The twelve figures of COCO.
 
     Attributes:
-        backend: who computes them, a key of `BACKENDS`; the figures are the same.
+        backend: the implementation, a key of `BACKENDS`; the figures are the same.
     """
 
     backend: BackendName = "pycocotools"
@@ -61,11 +61,11 @@ def build_evaluator(name: str, options: Mapping[str, Any]) -> Evaluator:
     """The evaluator of that name.
 
     Args:
-        name: a key of `EVALUATORS`, or `module:Class` for one of your own.
+        name: a key of `EVALUATORS`, or `module:Class` for a custom one.
         options: arguments of its constructor.
 
     Raises:
-        ValueError: there is no such evaluator, or it refuses an option.
+        ValueError: there is no such evaluator, or it rejects an option.
     """
     part = find_part("evaluator", name, EVALUATORS)
     evaluator: Evaluator = make_part("evaluator", name, part, options, {})

@@ -1,4 +1,4 @@
-"""Which detection found which object, by COCO's rule; what every analysis beyond AP starts from."""
+"""Match detections to objects by COCO's rule, the basis of every analysis beyond AP."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Matches:
     """Detections matched to objects of their own category, at one or more IoU thresholds.
 
     Attributes:
-        found: the N detections that were looked at, ordered by image, category and falling score.
-        target: int64 [T, N], row of the object that each has found; -1 for none.
-        ignored: bool [T, N], detections on crowds, which are neither right nor wrong.
+        found: the N detections considered, ordered by image, category and descending score.
+        target: int64 [T, N], row of the object matched to each; -1 for none.
+        ignored: bool [T, N], detections on crowds, which count neither as correct nor as wrong.
         objects: int64 [I, K], objects to find, crowds not counted.
         thresholds: float64 [T].
     """
@@ -33,11 +33,11 @@ class Matches:
     thresholds: Floats
 
     def average_precision(self, weights: Floats | None = None) -> Floats:
-        """AP by threshold and category, -1 where there is nothing to find.
+        """AP by threshold and category, -1 if there is nothing to find.
 
         Args:
-            weights: float64 [I], how often each image counts; once each if None. Whole numbers
-                give the figures of a data set with repeated images.
+            weights: float64 [I], how often each image counts; once each if None. Integers give the
+                figures of a dataset with repeated images.
 
         Returns:
             float64 [T, K].
@@ -60,7 +60,7 @@ class Matches:
         return result
 
     def by_score(self) -> list[Ints]:
-        """Rows of each category by falling score; equal scores keep the order of images."""
+        """Rows of each category by descending score; equal scores keep the order of images."""
         order = np.lexsort((-self.found.scores, self.found.category))
         borders = np.searchsorted(self.found.category[order], np.arange(self.objects.shape[1] + 1))
         return [order[start:stop] for start, stop in pairwise(borders)]
@@ -72,17 +72,17 @@ def match(
     max_detections: int,
     thresholds: Floats = IOU_THRESHOLDS,
 ) -> Matches:
-    """Let detections claim objects of their category, best score first.
+    """Match detections to objects of their category, best score first.
 
-    A detection takes the free object that it overlaps most, if by no less than the threshold; of
-    equal overlaps the later. It takes a crowd only where no object is left to it, and any number
-    of detections may take one crowd.
+    A detection takes the free object that it overlaps most, by at least the threshold; the later
+    one in case of a tie. It takes a crowd only if no object is left for it, and any number of
+    detections may take the same crowd.
 
     Args:
-        truth: what is there.
-        found: what a detector claims.
-        max_detections: most detections per category and image that are looked at.
-        thresholds: float64 [T], least IoU.
+        truth: the objects.
+        found: the detections.
+        max_detections: maximum detections per category and image.
+        thresholds: float64 [T], minimum IoU.
     """
     ranked = found.ranked(max_detections)
     target = np.full((len(thresholds), len(ranked)), -1, dtype=np.int64)
@@ -113,7 +113,7 @@ def claim(iou: Floats, threshold: float, crowd: Bools) -> Ints:
 
     Args:
         iou: [N, G], best scores first, crowds last.
-        threshold: least IoU.
+        threshold: minimum IoU.
         crowd: [G].
     """
     taken = np.full(len(iou), -1, dtype=np.int64)
@@ -127,7 +127,7 @@ def claim(iou: Floats, threshold: float, crowd: Bools) -> Ints:
         fit = columns[iou[row, columns] >= least]
         if len(fit):
             values = iou[row, fit]
-            taken[row] = fit[len(values) - 1 - int(np.argmax(values[::-1]))]  # the last of equals
+            taken[row] = fit[len(values) - 1 - int(np.argmax(values[::-1]))]  # the last of ties
             free[taken[row]] = bool(crowd[taken[row]])
     return taken
 
@@ -136,7 +136,7 @@ def _average_precision(weight: Floats, right: Bools, num_objects: float) -> floa
     """Mean precision at 101 recalls.
 
     Args:
-        weight: [N] by falling score; 0 for what does not count.
+        weight: [N] by descending score; 0 for detections that do not count.
         right: [N].
         num_objects: number of objects.
     """

@@ -1,4 +1,4 @@
-"""Run a detector over a data set and keep what every decoder stage says, in arrays."""
+"""Run a detector over a dataset and record the predictions of every decoder stage in arrays."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from detrelay.core.evaluation.cascade import Cascade, Labels, StageSimilarity
 from detrelay.core.evaluation.tables import Detections
 from detrelay.core.structures import Assignment, StageGroup, StagePrediction, Targets
 
-# what computes class scores from a query's features, in every head of this project
+# the layers that compute class scores from a query's features, in every head of this project
 _CLASSIFIER = re.compile(r"(^|\.)classify(\.\d+)?$")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """What S stages said about all images.
+    """What S stages predicted for all images.
 
     Attributes:
         image_ids: int64 [I], in the order of the cascade's images.
         detections: S post-processed outputs, as if the decoder ended there.
         cascade: boxes and labels of every stage.
-        similarity: of query features between stages; None where the head does not show them.
+        similarity: of query features between stages; None if the head does not expose them.
     """
 
     image_ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -60,7 +60,7 @@ def record_stages(
         processor: turns outputs into boxes in pixels of the original image.
         category_ids: original category id by class index of the model.
         class_indices: class index of the model by class index of the labels.
-        own: matches every stage for itself.
+        own: the assigner that matches every stage on its own.
         learned: the assigner whose labels are compared with the own ones.
         max_detections: boxes per image and stage, best scores first.
         on_batch: called after each batch.
@@ -91,7 +91,7 @@ def record_stages(
 def _captured(
     model: nn.Module,
 ) -> Iterator[tuple[list[tuple[StageGroup, ...]], list[Tensor]]]:
-    """What the head returns, and what its classifiers are given, in the order of the calls."""
+    """The head's output, and the inputs of its classifiers in the order of the calls."""
     groups: list[tuple[StageGroup, ...]] = []
     features: list[Tensor] = []
     head = model.head
@@ -135,7 +135,7 @@ class _Recorder:
         features: Sequence[Tensor],
         labels: Sequence[Mapping[str, Tensor]],
     ) -> None:
-        """Keep what the stages said about one batch."""
+        """Record what the stages predicted for one batch."""
         sizes = torch.stack([label["orig_size"] for label in labels])
         ids = torch.cat([label["image_id"].reshape(-1) for label in labels]).tolist()
         targets = Targets.from_labels(labels)
@@ -177,7 +177,7 @@ class _Recorder:
         return Labels(pairs.target.cpu().numpy() + self.count, pairs.query.cpu().numpy())
 
     def _compare(self, features: Sequence[Tensor], stages: int, shape: tuple[int, ...]) -> None:
-        """Gather the features of the decoder's queries, if there are some for each stage."""
+        """Accumulate the features of the decoder's queries, if every stage has some."""
         own = [values for values in features if tuple(values.shape[:2]) == shape][-stages:]
         if len(own) < stages:
             self.similarity = None

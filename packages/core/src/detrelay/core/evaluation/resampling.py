@@ -1,4 +1,4 @@
-"""AP of a data set whose images are drawn again: how much of a figure is the choice of images."""
+"""Bootstrap of AP over images: how much of a figure is due to the choice of images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from detrelay.core.evaluation.matching import Matches
 from detrelay.core.evaluation.tables import Bools, Floats
 
 _TINY = np.spacing(1)
-_MOST_CELLS = 4_000_000  # of an intermediate table: 32 MB
+_MOST_CELLS = 4_000_000  # in an intermediate table: 32 MB
 
 
 def image_weights(images: int, replicates: int, seed: int = 0) -> Floats:
-    """How often each image is drawn when as many are drawn with replacement.
+    """How often each image is drawn when sampling as many with replacement.
 
     Returns:
         float64 [replicates, images], rows that add up to `images`.
@@ -55,7 +55,7 @@ def resampled_ap(matches: Matches, weights: Floats) -> Floats:
 
 
 def _ap(weight: Floats, right: Bools, num_objects: Floats) -> Floats:
-    """AP [r] of detections by falling score, with weights [r, n], of `num_objects` [r] objects."""
+    """AP [r] of detections by descending score, with weights [r, n], for `num_objects` [r]."""
     if not len(right):
         return np.zeros(len(weight))
     true = np.cumsum(np.where(right, weight, 0.0), axis=1)

@@ -1,4 +1,4 @@
-"""Objects and detections of a data set as numpy columns: no Python object for each box.
+"""Objects and detections of a dataset as numpy columns: no Python object per box.
 
 Nothing here needs torch, so that files can be scored where only numpy is installed.
 """
@@ -31,11 +31,11 @@ _KEYS = ("image_id", "category_id", "bbox", "score")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """What a detector found in any number of images; some 64 bytes a detection.
+    """A detector's output on any number of images; about 64 bytes per detection.
 
     Attributes:
-        image_ids: int64 [N], ids of the data set.
-        category_ids: int64 [N], ids of the data set.
+        image_ids: int64 [N], the dataset's ids.
+        category_ids: int64 [N], the dataset's ids.
         boxes_xywh: float64 [N, 4], left, top, width, height in pixels of the original image.
         scores: float64 [N], finite.
     """
@@ -53,7 +53,7 @@ class Detections:
         """Columns of rows in COCO's results format.
 
         Raises:
-            DataError: a row lacks a key, or holds anything but whole ids and finite numbers.
+            DataError: a row lacks a key, or has anything but integer ids and finite numbers.
         """
         columns = _Columns()
         for number, row in enumerate(rows):
@@ -112,13 +112,13 @@ class Detections:
         )
 
     def select(self, keep: Bools | Ints) -> Detections:
-        """The detections that a mask or a list of positions names."""
+        """The detections that a mask or a list of positions selects."""
         return Detections(
             self.image_ids[keep], self.category_ids[keep], self.boxes_xywh[keep], self.scores[keep]
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row in COCO's results format after the other."""
+        """Rows in COCO's results format, one after the other."""
         for number in range(len(self)):
             yield {
                 "image_id": int(self.image_ids[number]),
@@ -128,7 +128,7 @@ class Detections:
             }
 
     def write(self, path: Path) -> None:
-        """Write a COCO results list; no more than one row is held as Python objects."""
+        """Write a COCO results list; only one row at a time is held as Python objects."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             for number, row in enumerate(self.rows()):
@@ -137,7 +137,7 @@ class Detections:
 
 
 def read_detections(path: Path, id_of_file: Mapping[str, int] | None = None) -> Detections:
-    """The detections of a COCO results list, of anybody's detector.
+    """The detections in a COCO results list, from any detector.
 
     Args:
         path: the json file.
@@ -145,14 +145,14 @@ def read_detections(path: Path, id_of_file: Mapping[str, int] | None = None) -> 
             that have both must agree with it.
 
     Raises:
-        DataError: the file cannot be read, it is no list of detections, or it was written for
+        DataError: the file cannot be read, it is not a list of detections, or it was written for
             other image ids.
     """
     columns = _Columns()
     expected = "expected a list of objects with image_id, category_id, bbox and score"
 
     def take(entry: dict[str, Any]) -> dict[str, Any] | None:
-        # rows become columns while they are read; what lacks a key (a mask, say) stays as it is
+        # rows become columns while they are read; an object that lacks a key (a mask, say) is kept
         if id_of_file is not None and "file_name" in entry:
             entry["image_id"] = _id_of(len(columns), entry, id_of_file)
         if any(key not in entry for key in _KEYS):
@@ -188,7 +188,7 @@ def read_detections(path: Path, id_of_file: Mapping[str, int] | None = None) -> 
 
 
 def ids_of_files(content: Mapping[str, Any]) -> dict[str, int]:
-    """Image id by `file_name`, and by its last part, each where only one image has it.
+    """Image id by `file_name`, and by its last part, each if only one image has it.
 
     Args:
         content: a COCO dict; images without `file_name` are left out.
@@ -214,7 +214,7 @@ def _last_part(name: str) -> str:
 
 
 def _id_of(number: int, entry: Mapping[str, Any], id_of_file: Mapping[str, int]) -> Any:
-    """The image id of a row with a file name: its own, or that of the file."""
+    """The image id of a row with a file name: its own, or the file's."""
     name = str(entry["file_name"])
     named = id_of_file.get(_plain(name), id_of_file.get(_last_part(name)))
     if "image_id" not in entry:
@@ -234,7 +234,7 @@ def _id_of(number: int, entry: Mapping[str, Any], id_of_file: Mapping[str, int])
 
 
 class _Columns:
-    """Grows by a row at a time, in machine numbers."""
+    """Columns that grow by a row at a time, in machine numbers."""
 
     def __init__(self) -> None:
         self.ids = array("q")
@@ -281,7 +281,7 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroundTruth:
-    """The objects of a data set.
+    """The objects of a dataset.
 
     Attributes:
         image_ids: int64 [I], sorted, unique.
@@ -290,8 +290,8 @@ class GroundTruth:
         image: int64 [G], position of each object's image in `image_ids`.
         category: int64 [G], position of each object's category in `category_ids`.
         boxes_xywh: float64 [G, 4], left, top, width, height, pixels.
-        areas: float64 [G], pixels; of the object's outline where the file knows it.
-        crowd: bool [G], whether the box is drawn around a crowd, which need not be found.
+        areas: float64 [G], pixels; of the object's outline if the file has it.
+        crowd: bool [G], whether the box surrounds a crowd, which need not be found.
     """
 
     image_ids: Ints
@@ -401,15 +401,15 @@ class Found:
         return replace(self, category=np.zeros_like(self.category))
 
     def select(self, keep: Bools | Ints) -> Found:
-        """The detections that a mask or a list of positions names."""
+        """The detections that a mask or a list of positions selects."""
         return Found(
             self.image[keep], self.category[keep], self.boxes_xywh[keep], self.scores[keep]
         )
 
     def ranked(self, limit: int, *, by_category: bool = True) -> Found:
-        """The best of each image, or of each category in each image: all that figures look at.
+        """The best of each image, or of each category in each image: all that the figures use.
 
-        Detections come by image, then category, then falling score; equal scores keep their order.
+        Ordered by image, then category, then descending score; equal scores keep their order.
         """
         first = self.category if by_category else np.zeros_like(self.category)
         order = np.lexsort((-self.scores, first, self.image))
@@ -425,7 +425,7 @@ def box_iou(found: Floats, truth: Floats, crowd: Bools | None = None) -> Floats:
     Args:
         found: [N, 4].
         truth: [G, 4].
-        crowd: [G], objects where the union is the found box alone.
+        crowd: [G], objects for which the union is the detected box alone.
 
     Returns:
         [N, G]; 0 where both boxes have no area.
@@ -446,5 +446,5 @@ def _is_finite(value: object) -> bool:
         return False
     try:
         return isfinite(value)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer too large for a float
         return False

@@ -1,4 +1,4 @@
-"""What wrong detections are wrong about, and what AP would gain if each kind were mended.
+"""Kinds of errors, and how much AP would gain if all errors of a kind were fixed.
 
 Reference:
     Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020,
@@ -22,7 +22,7 @@ MEANINGS = {
     "both": "overlaps an object of another category, and not well enough",
     "duplicate": "overlaps an object well that a better detection has found",
     "background": "overlaps no object",
-    "missed": "an object that no wrong detection would have found if mended",
+    "missed": "an object that no wrong detection would have found if fixed",
 }
 _CLASS, _PLACE, _BOTH, _DUPLICATE, _BACKGROUND, _ = range(len(KINDS))
 _RIGHT = -1
@@ -36,14 +36,14 @@ class ErrorBreakdown:
     Attributes:
         ap: AP as a fraction at the threshold, over categories with an object or a detection.
         counts: number of errors by kind.
-        gains: AP, as a fraction, gained if all errors of one kind were mended: a wrong class or
-            box put right (or dropped where another detection finds the object), other wrong
-            detections dropped, missed objects not asked for.
-        false_positives: AP gained if every wrong detection came after all right ones.
-        false_negatives: AP gained if no object that was not found were asked for.
-        max_detections: most detections of an image, of whatever category, that were looked at.
-        threshold: least IoU of a right detection.
-        background: least IoU of a detection that means some object.
+        gains: AP, as a fraction, gained if all errors of one kind were fixed: a wrong class or box
+            corrected (or dropped if another detection finds the object), other wrong detections
+            dropped, missed objects not counted.
+        false_positives: AP gained if every wrong detection scored below all correct ones.
+        false_negatives: AP gained if objects that were not found did not count.
+        max_detections: maximum detections per image, over all categories.
+        threshold: minimum IoU of a correct detection.
+        background: minimum IoU of a detection that refers to some object.
     """
 
     ap: float
@@ -58,13 +58,13 @@ class ErrorBreakdown:
 
 @dataclass(slots=True)
 class _Verdicts:
-    """What became of N detections and G objects."""
+    """The classification of N detections and G objects."""
 
     kind: Ints  # [N], position in KINDS, or _RIGHT
-    counts: Bools  # [N], stands in the precision-recall curve
-    mended: Ints  # [N], object that the detection would have found, -1 for none
+    counts: Bools  # [N], counts in the precision-recall curve
+    fixed: Ints  # [N], object that the fixed detection would find, -1 for none
     used: Bools  # [G], found
-    usable: Bools  # [G], would have been found by a mended detection
+    usable: Bools  # [G], would be found by a fixed detection
 
 
 def error_breakdown(
@@ -75,14 +75,14 @@ def error_breakdown(
     background: float = 0.1,
     max_detections: int = 100,
 ) -> ErrorBreakdown:
-    """Sort the errors of a detector.
+    """Classify the errors of a detector.
 
     Args:
-        truth: what is there.
-        found: what a detector claims.
-        threshold: least IoU of a right detection.
-        background: least IoU of a detection that means some object.
-        max_detections: most detections of an image, of whatever category, that are looked at.
+        truth: the objects.
+        found: the detections.
+        threshold: minimum IoU of a correct detection.
+        background: minimum IoU of a detection that refers to some object.
+        max_detections: maximum detections per image, over all categories.
     """
     ranked = found.ranked(max_detections, by_category=False)
     verdicts = _Verdicts(
@@ -130,7 +130,7 @@ def _judge(
     background: float,
     verdicts: _Verdicts,
 ) -> None:
-    """Sort the detections of one image."""
+    """Classify the detections of one image."""
     boxes, categories = ranked.boxes_xywh[rows], ranked.category[rows]
     iou = box_iou(boxes, truth.boxes_xywh[objects])
     same = categories[:, None] == truth.category[objects][None]
@@ -159,21 +159,21 @@ def _judge(
     verdicts.kind[rows] = kind
     column = np.where(kind == _PLACE, own.argmax(axis=1), other.argmax(axis=1))
     hopeful = ((kind == _PLACE) | (kind == _CLASS)) & ~used[column]
-    for row in np.flatnonzero(hopeful):  # best score first; the first of an object mends it
+    for row in np.flatnonzero(hopeful):  # best score first; the first on an object fixes it
         truth_row = objects[column[row]]
         if not verdicts.usable[truth_row]:
             verdicts.usable[truth_row] = True
-            verdicts.mended[rows[row]] = truth_row
+            verdicts.fixed[rows[row]] = truth_row
 
 
 def claim_first(iou: Floats, threshold: float) -> Ints:
-    """Column that each row takes, rows in turn, the first of equals; -1 for none."""
+    """Column that each row takes, rows in turn, the first in case of a tie; -1 for none."""
     reversed_ = claim(iou[:, ::-1], threshold, np.zeros(iou.shape[1], np.bool_))
     return np.where(reversed_ >= 0, iou.shape[1] - 1 - reversed_, -1)
 
 
 class _Curves:
-    """AP with one kind of error mended."""
+    """AP with one kind of error fixed."""
 
     def __init__(
         self, truth: GroundTruth, ranked: Found, verdicts: _Verdicts, missed: Bools
@@ -194,13 +194,13 @@ class _Curves:
         counts = verdicts.counts
         if mend is not None and mend != "missed":
             repaired = verdicts.kind == KINDS.index(mend)
-            helped = repaired & (verdicts.mended >= 0)
+            helped = repaired & (verdicts.fixed >= 0)
             right = right | helped
             category = category.copy()
-            category[helped] = truth.category[verdicts.mended[helped]]
+            category[helped] = truth.category[verdicts.fixed[helped]]
             counts = (counts & ~repaired) | helped
         scores = right.astype(np.float64) if separate else ranked.scores
-        # tidecv puts the right ones last among equal scores, once anything is mended
+        # tidecv puts correct ones last among equal scores once anything is fixed
         late = (verdicts.kind == _RIGHT) & (mend is not None or separate or found_only)
         num_objects = np.bincount(truth.category[asked], minlength=len(truth.names))
         results = []

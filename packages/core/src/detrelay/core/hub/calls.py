@@ -1,4 +1,4 @@
-"""Calls to the Hub: patient where the client is not, and refused in one line."""
+"""Calls to the Hub, with retries and timeouts that the client lacks, and one-line errors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _Answer = TypeVar("_Answer")
 
 TRIES = 5
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-_LONGEST_WAIT = 300  # seconds; a Hub that asks for more is not waited for
-# The client itself waits for ever. Seconds without a single byte, which even a large commit meets.
+_LONGEST_WAIT = 300  # seconds; if the Hub asks for more, give up
+# The client itself waits forever. Seconds without a single byte, enough even for a large commit.
 _TIMEOUT = httpx.Timeout(120, connect=20)
 
-# Uploads of files and downloads hide what went wrong behind these.
+# Uploads and downloads of files hide the actual error behind these.
 _WRAPPERS = (RuntimeError, LocalEntryNotFoundError)
 # What a call to the Hub may raise.
 CALL_ERRORS = (
@@ -44,7 +44,7 @@ class HubError(ValueError):
 
 @contextmanager
 def bounded_waits() -> Iterator[None]:
-    """Let no request wait for ever on a silent server."""
+    """Let no request wait forever for a silent server."""
     session = get_session()
     before = session.timeout
     session.timeout = _TIMEOUT
@@ -55,11 +55,11 @@ def bounded_waits() -> Iterator[None]:
 
 
 def patiently(call: Callable[[], _Answer], *, reachable: bool = True) -> _Answer:
-    """Make a call that may be repeated safely, again after errors that pass.
+    """Make a call that may safely be repeated, with retries after transient errors.
 
     Args:
-        call: asks the Hub; an answer that was lost must not matter.
-        reachable: whether the Hub is known to answer; if not, no connection is a final error.
+        call: asks the Hub; a lost answer must not matter.
+        reachable: whether the Hub is known to answer; if not, a failed connection is a final error.
 
     Raises:
         Exception: the error of the last try.
@@ -84,16 +84,16 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
+    """Whether the same call may succeed later."""
     error = root_cause(error)
     if isinstance(error, HfHubHTTPError):
         return status(error) in _TRANSIENT_STATUS
-    # a gateway in trouble answers with a page, which the client fails to read as JSON
+    # a failing gateway answers with a page, which the client cannot parse as JSON
     return isinstance(error, httpx.TransportError | json.JSONDecodeError)
 
 
 def status(error: BaseException) -> int | None:
-    """The HTTP status that the Hub answered with, None where there was no answer."""
+    """The HTTP status of the Hub's answer, None without an answer."""
     error = root_cause(error)
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
@@ -109,7 +109,7 @@ def wait(error: BaseException, attempt: int) -> None:
 
 
 def explain(error: BaseException, api: HfApi) -> str:
-    """Half a sentence about an error of a call."""
+    """Half a sentence that explains the error of a call."""
     error = root_cause(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it"

@@ -1,4 +1,4 @@
-"""The model card: what was measured and how, from the facts that training stored."""
+"""The model card: what was measured and how, from the facts stored by training."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ PICTURE = "predictions.png"
 SPEED = "speed.json"
 _UNKNOWN = "unknown"
 _LICENSE_OF_OURS = "apache-2.0"
-# names of folders that say nothing about the data in them
+# folder names that say nothing about the data in them
 _PLAIN_FOLDERS = frozenset({"annotations", "images", "data", "."})
 _METRIC_TYPES = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is written from.
+    """The facts that a card is written from.
 
     Attributes:
         model: the detector.
         training: content of training.json.
-        folder: the model folder; its picture and its speed.json are used where they are there.
-        images_per_second: median speed of the training; None where it is not known.
+        folder: the model folder; its picture and its speed.json are used if they exist.
+        images_per_second: median speed of the training; None if unknown.
         license: identifier of the weights' licence, as the Hub lists them.
     """
 
@@ -49,12 +49,12 @@ class CardFacts:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """The training recipe; empty where it is not known."""
+        """The training recipe; empty if unknown."""
         return self.training.get("recipe") or {}
 
     @property
     def assigner(self) -> str | None:
-        """Name of the assigner; None where it is not known."""
+        """Name of the assigner; None if unknown."""
         named = (self.recipe.get("assigner") or {}).get("name")
         return self.training.get("assigner") or named
 
@@ -71,7 +71,7 @@ class CardFacts:
 
 
 def build_card(repo_id: str, facts: CardFacts) -> str:
-    """The README.md of a published model. What is not known is left out or said to be unknown.
+    """The README.md of a published model. Unknown facts are omitted or marked as unknown.
 
     Args:
         repo_id: name on the Hub, "user/model".
@@ -105,7 +105,7 @@ def build_card(repo_id: str, facts: CardFacts) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(  # not escaped as HTML: `plain` and `code` know markdown
+    environment = jinja2.Environment(  # not escaped as HTML: `plain` and `code` escape markdown
         loader=jinja2.PackageLoader(__package__, "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -125,21 +125,21 @@ def _template() -> jinja2.Template:
 
 
 def default_license(training: Mapping[str, Any]) -> str:
-    """The licence of weights where nobody has stated one; that of others' weights is not ours."""
+    """The default licence of weights; unknown for weights that others trained."""
     return _UNKNOWN if training.get("converted") else _LICENSE_OF_OURS
 
 
 def check_card(text: str, source: str) -> None:
-    """Refuse a card that the Hub would refuse.
+    """Reject a card that the Hub would reject.
 
     Raises:
-        ValueError: no metadata, metadata that cannot be read, or a figure that is no number.
+        ValueError: no metadata, unreadable metadata, or a figure that is not a number.
     """
     if not re.match(r"\s*---\r?\n", text):
         raise ValueError(f"{source}: has no metadata; it must begin with a YAML block between ---")
     try:
         data: Any = ModelCard(text).data
-    except Exception as error:  # of the YAML parser or the model-index reader
+    except Exception as error:  # from the YAML parser or the model-index reader
         raise ValueError(f"{source}: its metadata cannot be read ({one_line(error)})") from error
     if not isinstance(data.license, str):
         raise ValueError(f"{source}: its metadata must name a licence (`license: apache-2.0`)")
@@ -245,7 +245,7 @@ def _known(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A text from elsewhere, such as the name of a class, that markdown and HTML leave as it is."""
+    """External text, such as the name of a class, escaped for markdown and HTML."""
     escaped = re.sub(r"([\\`*\[\]~])", r"\\\1", str(value))
     return html.escape(escaped, quote=False)
 
@@ -255,7 +255,7 @@ def _percent(fraction: float) -> str:
 
 
 def _code(value: Any) -> str:
-    """A value as code, in more backticks than it holds in a row."""
+    """A value as code, in more backticks than any run in it."""
     if value is None:
         return _UNKNOWN
     text = one_line(str(value))

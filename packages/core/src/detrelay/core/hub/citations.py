@@ -1,4 +1,4 @@
-"""Papers to cite: of a head, its training targets, and the program that its weights come from."""
+"""Papers to cite: for a head, its training targets, and the code that its weights come from."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-_PROGRAMS = {"MCG-NJU/AdaMixer": "gao2022adamixer"}  # whose method is not that of the head
+_PROGRAMS = {"MCG-NJU/AdaMixer": "gao2022adamixer"}  # whose method differs from the head's
 _HEADS = {
     "detrelay_stageinteractor": "teng2023stageinteractor",
     "detrelay_deformable_detr": "zhu2021deformable",
     "detrelay_dn_detr": "li2022dn",
     "detrelay_dino": "zhang2023dino",
 }
-# settings of a model that add a pass, and the value without it
+# model settings that add a pass, and their value without it
 _PASSES = {
     "hybrid_queries": (0, "jia2023detrs"),
     "query_groups": (1, "chen2023group"),
@@ -54,13 +54,13 @@ def citations(
     program: str | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """BibTeX entries of the methods at work, each once; a method unknown here has none.
+    """BibTeX entries of the methods used, each once; unknown methods have none.
 
     Args:
         model_type: of the model's config.
-        assigner: what the model was trained with, if it was trained here.
-        program: what wrote the checkpoint that the weights were converted from.
-        recipe: that the model was trained with, if it was trained here: nested values, as
+        assigner: the assigner it was trained with, if it was trained here.
+        program: the code that wrote the checkpoint that the weights were converted from.
+        recipe: the recipe it was trained with, if it was trained here: nested values, as
             `Recipe.to_mapping` gives them; tables may be missing.
     """
     method = _PROGRAMS.get(program or "") or _HEADS.get(model_type)

@@ -1,4 +1,4 @@
-"""Models from the Hub, compared with its checksums."""
+"""Download models from the Hub and verify its checksums."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./+-]+)
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder of a model: itself, or in the cache if it is the name of one on the Hub.
+    """The folder of a model: the given one, or that in the cache for a name on the Hub.
 
     Args:
-        name: a folder; or "user/model", "user/model@revision". A folder of that name goes first.
+        name: a folder; or "user/model", "user/model@revision". A folder of that name takes
+            precedence.
 
     Raises:
         HubError: the model cannot be downloaded or is damaged.
@@ -41,14 +42,14 @@ def fetch_verified(
 ) -> Path:
     """Download a model and compare every file with the Hub's checksums.
 
-    The client itself compares sizes only, so a damaged file would load without a word.
+    The client itself compares sizes only, so a damaged file would load silently.
 
     Args:
         api: the client, with the token.
         repo_id: "user/model".
         revision: tag, branch or commit; the main branch if None.
-        cache: where to keep it; the usual cache if None.
-        reachable: whether the Hub is known to answer; if not, no connection is a final error.
+        cache: where to keep it; the default cache if None.
+        reachable: whether the Hub is known to answer; if not, a failed connection is a final error.
 
     Returns:
         The folder in the cache.
@@ -69,7 +70,7 @@ def fetch_verified(
                 reachable=reachable,
             )
         )
-        if is_offline_mode():  # as it was verified when it came
+        if is_offline_mode():  # it was verified when it was downloaded
             return folder
         found = patiently(
             lambda: api.verify_repo_checksums(repo_id, revision=folder.name, local_dir=folder)

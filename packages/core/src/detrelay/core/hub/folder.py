@@ -1,4 +1,4 @@
-"""A model folder before it goes up: copied, completed, loaded and run."""
+"""Prepare a model folder for upload: copied, completed, loaded and run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from detrelay.core.hub.shim import SHIM, write_shim
 
 _NEEDED = ("config.json", "preprocessor_config.json", run_folder.RECORD)
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-# what else a model folder may hold, beside pictures for its card and the shards of its index
+# other files of a model folder, apart from pictures for its card and the shards of its index
 _OTHERS = frozenset({"README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", SHIM, SPEED})
 _PICTURES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 CARD = "README.md"
@@ -45,10 +45,10 @@ class CheckedFolder:
     """A complete model folder that has been loaded and run.
 
     Attributes:
-        folder: every file that goes up.
-        weights: the state dict it loads to.
-        logits: float [1, Q, K], the model's answer to a picture of noise.
-        boxes: float [1, Q, 4], cxcywh in [0, 1], the same.
+        folder: every file that is uploaded.
+        weights: the state dict that it loads.
+        logits: float [1, Q, K], the model's output for an image of noise.
+        boxes: float [1, Q, 4], cxcywh in [0, 1], likewise.
     """
 
     folder: Path
@@ -66,9 +66,9 @@ class CheckedFolder:
 def complete_folder(source: Path, target: Path, repo_id: str, license: str | None) -> CheckedFolder:
     """Copy a saved model, add what is missing for the Hub, and try it.
 
-    Hidden files stay behind; anything that a model does not need is refused, whatever its name
-    says. The shim is added; so are a card, if the folder has no README.md, and
-    the picture of the run, if there is one. The source is not changed.
+    Hidden files are skipped; anything else that a model does not need is rejected, whatever its
+    name. The shim is added, as are a card, if the folder has no README.md, and the picture of the
+    run, if there is one. The source is not changed.
 
     Args:
         source: a folder as training writes it, such as `best` of a run.
@@ -147,10 +147,10 @@ def load_folder(
 def run_once(
     model: DetectorForObjectDetection, processor: DetrelayImageProcessor, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Logits and boxes for a fixed picture of noise.
+    """Logits and boxes for a fixed image of noise.
 
     Raises:
-        HubError: the model fails on it or its answer is not finite.
+        HubError: the model fails on it or its output is not finite.
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, *_PROBE_SIZE), generator=generator, dtype=torch.uint8)
@@ -164,7 +164,7 @@ def run_once(
 
 
 def _check_files(folder: Path) -> Mapping[str, Any]:
-    """The content of training.json, if all files are there and fit to be published."""
+    """The content of training.json, if all files exist and may be published."""
     for name in _NEEDED:
         if not (folder / name).is_file():
             inside = folder / run_folder.BEST
@@ -196,7 +196,7 @@ def _check_files(folder: Path) -> Mapping[str, Any]:
 
 
 def _shown(folder: Path) -> list[Path]:
-    """The files of a folder that are not hidden; it holds no others, and no links."""
+    """The visible files of a folder; folders and links in it are rejected."""
     found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     for path in found:
         if path.is_symlink() or not path.is_file():
@@ -208,9 +208,9 @@ def _shown(folder: Path) -> list[Path]:
 
 
 def _content(path: Path) -> Any:
-    """What a file holds, as far as that must be seen to know that it is what its name says.
+    """The content of a file, read as far as needed to check that it matches its name.
 
-    Weights are read when the model is loaded; the shim is written anew.
+    Weights are read when the model is loaded; the shim is rewritten.
     """
     suffix = path.suffix.lower()
     try:
@@ -228,7 +228,7 @@ def _content(path: Path) -> Any:
 
 
 def _shards(index: Path) -> set[str]:
-    """The files that an index of weights names, with itself."""
+    """The files that an index of weights lists, and the index."""
     files = _content(index)
     try:
         return {_INDEX, *files["weight_map"].values()}
@@ -237,7 +237,7 @@ def _shards(index: Path) -> set[str]:
 
 
 def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
-    """The predictions after the epoch whose weights these are, if the run has drawn them."""
+    """Add the picture of predictions from the epoch of these weights, if the run drew one."""
     measured = training.get("measured")
     epoch = measured.get("epoch") if isinstance(measured, dict) else None
     picture = run / run_folder.PICTURES / f"epoch_{epoch}.png"

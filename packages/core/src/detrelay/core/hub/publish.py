@@ -1,4 +1,4 @@
-"""Publish a model folder on the Hub: whole, in one commit, and tried out."""
+"""Publish a model folder on the Hub: complete, in one commit, and tested."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from detrelay.core.hub.shim import SHIM
 
 _Answer = TypeVar("_Answer")
 
-# what a repository without a model may hold, and what the Hub itself keeps in one
+# what a repository without a model may contain, and the Hub's own files
 _HUB_FILE = ".gitattributes"
 _NO_CONTENT = frozenset({_HUB_FILE, ".gitignore", "LICENSE", "README.md"})
-# what a model of this project is known by
+# what identifies a model of this project
 _MARKS = frozenset({run_folder.RECORD, SHIM})
-# names that the Hub understands already
+# names to which the Hub gives another meaning
 _REFERENCES = frozenset({"main", "HEAD"})
-# boxes and scores of the same weights may differ by the order of additions
+# boxes and scores of equal weights may differ by the order of additions
 _TOLERANCE = 1e-4
 
 
@@ -63,7 +63,7 @@ class Destination:
         api: the client, with the token.
         repo_id: "user/model".
         private: whether only its owners see it.
-        head: newest commit; None where there is no repository yet.
+        head: newest commit; None if there is no repository yet.
         tags: commit of each tag.
     """
 
@@ -74,7 +74,7 @@ class Destination:
     tags: dict[str, str]
 
     def ask(self, call: Callable[[], _Answer], what: str) -> _Answer:
-        """A call that may be repeated; its error names the destination and what was asked."""
+        """Make a repeatable call; its error names the destination and the request."""
         try:
             return patiently(call)
         except CALL_ERRORS as error:
@@ -83,7 +83,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Published:
-    """A model on the Hub that was downloaded again and found to be the same.
+    """A model on the Hub that was downloaded again and verified.
 
     Attributes:
         repo_id: "user/model".
@@ -113,15 +113,15 @@ def publish(
 ) -> Published:
     """Publish a saved model under a tag, or nothing.
 
-    The folder is copied, completed (card, shim) and run; goes up in one commit that also deletes
-    files of an older model; is compared with the Hub by checksums; tagged; and downloaded by that
-    tag into an empty cache, where weights and boxes must be the same. To publish the same folder
-    again is harmless: what is already there is kept.
+    The folder is copied, completed (card, shim) and run; uploaded in one commit that also deletes
+    files of an older model; compared with the Hub by checksums; tagged; and downloaded by that tag
+    into an empty cache, where weights and boxes must be the same. Publishing the same folder again
+    is harmless: what is already there is kept.
 
     Args:
         folder: as training writes it, such as `best` of a run.
         repo_id: "user/model", or "model" for the owner of the token.
-        private: who sees it; a repository that exists must already be so.
+        private: visibility; an existing repository must already have it.
         token: write token; the stored one or HF_TOKEN if None.
         tag: name of this version; the next free one of v1, v2, ... if None.
         license: identifier of the weights' licence, for a card that is written here; None for
@@ -130,7 +130,7 @@ def publish(
         commit_message: first line of the commit.
 
     Raises:
-        HubError: with one line that says what is wrong and whether anything was published.
+        HubError: in one line: what is wrong and whether anything was published.
     """
     check_names(repo_id, tag, license)
     destination = check_destination(
@@ -163,7 +163,7 @@ def check_destination(
     tag: str | None = None,
     endpoint: str | None = None,
 ) -> Destination:
-    """Find out beforehand whether a model can be published; changes nothing.
+    """Check beforehand whether a model can be published; changes nothing.
 
     Args:
         repo_id: "user/model", or "model" for the owner of the token.
@@ -173,8 +173,8 @@ def check_destination(
         endpoint: see `publish`.
 
     Raises:
-        HubError: no network, no token, no right to write, unknown owner, a name taken by something
-            else, another visibility, or a tag that is taken.
+        HubError: no network, no token, no write permission, unknown owner, a name taken by
+            something else, another visibility, or an existing tag.
     """
     if is_offline_mode():
         raise HubError(f"{repo_id}: cannot be published while HF_HUB_OFFLINE is set; unset it")
@@ -200,10 +200,10 @@ def check_destination(
 
 
 def check_names(repo_id: str, tag: str | None, license: str | None = None) -> None:
-    """Refuse names that no Hub takes, without asking one.
+    """Reject names that no Hub accepts, without asking one.
 
     Raises:
-        HubError: name, tag or licence are not written as they must be.
+        HubError: name, tag or licence is malformed.
     """
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+_-]*", license):
         raise HubError(
@@ -228,7 +228,7 @@ def check_names(repo_id: str, tag: str | None, license: str | None = None) -> No
 
 
 def _check_owner(api: HfApi, repo_id: str) -> str:
-    """The user whose token it is, if that token may write where the model goes."""
+    """The owner of the token, if the token may write to the destination."""
     try:
         who = patiently(api.whoami, reachable=False)
     except CALL_ERRORS as error:
@@ -297,7 +297,7 @@ def _references(destination: Destination) -> GitRefs:
 
 
 def _check_metadata(destination: Destination, folder: Path) -> None:
-    """Let the Hub judge the card before anything is made there; it knows every licence."""
+    """Let the Hub check the card before anything is created; it knows every licence."""
     api = destination.api
     content = {
         "content": (folder / CARD).read_text(encoding="utf-8"),
@@ -319,11 +319,11 @@ def _check_metadata(destination: Destination, folder: Path) -> None:
 
 
 def _create(destination: Destination) -> Destination:
-    """Make the repository if there is none, and look whether it is as private as it should be."""
+    """Create the repository if there is none, and check its visibility."""
     api, repo_id, private = destination.api, destination.repo_id, destination.private
     if destination.head is None:
         try:
-            # A repeated call finds what an answer that was lost has made
+            # A repeated call finds what was created if the answer was lost
             patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         except CALL_ERRORS as error:
             if status(error) in (401, 403):
@@ -347,18 +347,18 @@ def _create(destination: Destination) -> Destination:
 
 
 def _commit(destination: Destination, folder: Path, tag: str | None, message: str) -> str:
-    """Bring the repository to exactly the files of a folder; the commit that holds them."""
+    """Make the repository hold exactly the files of a folder; returns the commit that does."""
     api, repo_id, parent = destination.api, destination.repo_id, destination.head
     changed, stale = _difference(destination, parent, folder)
     if not changed and not stale:
-        assert parent is not None  # it holds files
+        assert parent is not None  # because it holds files
         return parent
     if tag in destination.tags:
         raise HubError(
             f"{repo_id}: the tag {tag} names other files; choose another tag; nothing was published"
         )
     for attempt in range(TRIES):
-        # An operation that was sent once must not be used again
+        # An operation object must not be reused once sent
         additions = [CommitOperationAdd(path, folder / path) for path in changed]
         deletions = [CommitOperationDelete(path) for path in stale]
         try:
@@ -383,7 +383,7 @@ def _commit(destination: Destination, folder: Path, tag: str | None, message: st
 
 
 def _after_failure(destination: Destination, folder: Path, error: Exception) -> str | None:
-    """What became of a commit without an answer: its id if it is there, None to try again."""
+    """The outcome of a commit without an answer: its id if it exists, None to try again."""
     outdated = status(error) == 412
     if not outdated and not is_transient(error):
         raise HubError(_refused(destination, error)) from error
@@ -410,7 +410,7 @@ def _refused(destination: Destination, error: Exception) -> str:
 def _difference(
     destination: Destination, revision: str | None, folder: Path
 ) -> tuple[list[str], list[str]]:
-    """Files of a folder that a revision lacks or has otherwise, and files that only it has."""
+    """Files of a folder that a revision lacks or has differently, and files that only it has."""
     api, repo_id = destination.api, destination.repo_id
     found = destination.ask(
         lambda: api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder),
@@ -431,7 +431,7 @@ def _require_same(destination: Destination, commit: str, folder: Path) -> None:
 
 
 def _tag(destination: Destination, commit: str, tag: str | None) -> str:
-    """Name a commit; the name."""
+    """Tag a commit; returns the tag."""
     api, repo_id = destination.api, destination.repo_id
     tags = _tags(destination)
     if tag is None:
@@ -440,7 +440,7 @@ def _tag(destination: Destination, commit: str, tag: str | None) -> str:
         tag = mine[-1] if mine else f"v{max(numbers, default=0) + 1}"
     if tags.get(tag) != commit:
         what = f"commit {commit} is published, but the tag {tag} cannot be made"
-        # A repeated call meets the tag that an answer that was lost has made
+        # A repeated call finds the tag that was created if the answer was lost
         destination.ask(
             lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), what
         )
@@ -450,7 +450,7 @@ def _tag(destination: Destination, commit: str, tag: str | None) -> str:
 
 
 def _try_out(destination: Destination, tag: str, checked: CheckedFolder, cache: Path) -> None:
-    """Download by the tag into an empty cache and compare."""
+    """Download by tag into an empty cache and compare."""
     repo_id = destination.repo_id
     fetch_verified(destination.api, repo_id, tag, cache)
     name = f"{repo_id} at {tag}"

@@ -1,4 +1,4 @@
-"""Publish a model that is in memory, as the command publishes a folder."""
+"""Publish a model in memory, as the command publishes a folder."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def push_model(
         model: any detector.
         repo_id: "user/model", or "model" for the owner of the token.
         processor: None for that of the folder, or of the model on the Hub, that it came from.
-        training: what is known of its training, for the card; None for the facts beside the weights
-            that were loaded, if the model still has just these weights, and else for where it
-            started from.
+        training: facts of its training, for the card; None for those stored with the loaded
+            weights, if the model still has exactly these weights, otherwise for its starting
+            point only.
         **options: `private`, `token`, `tag`, `license`, `endpoint` and `commit_message` of
             `publish`.
 
@@ -65,16 +65,16 @@ def _processor_of(source: str, repo_id: str) -> DetrelayImageProcessor:
         found: DetrelayImageProcessor = AutoImageProcessor.from_pretrained(
             source, trust_remote_code=False
         )
-    except Exception as error:  # of many libraries below
+    except Exception as error:  # may come from any library below
         raise HubError(
-            f"{repo_id}: no image processor stands beside the model in {source} "
+            f"{repo_id}: there is no image processor next to the model in {source} "
             f"({one_line(error)}); pass processor=DetrelayImageProcessor(...)"
         ) from error
     return found
 
 
 def _facts_of(model: DetectorForObjectDetection, source: str) -> dict[str, Any]:
-    """Facts about exactly these weights: measured figures are not those of weights that changed."""
+    """Facts about exactly these weights; figures measured before weights changed are dropped."""
     if not source:
         return {}
     file = cached_file(source, _RECORD, _raise_exceptions_for_missing_entries=False)

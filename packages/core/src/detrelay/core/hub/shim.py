@@ -11,16 +11,16 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 SHIM = "modeling_detrelay.py"
 
-# The imports stand in a `try`, or transformers would refuse before with a message of its own that
-# knows nothing but the name of the missing module.
+# The imports are in a `try`, or transformers would fail first with a message that only names the
+# missing module.
 _TEXT = '''\
-"""Hands over to the Python package detrelay, which holds the code of this model."""
+"""Imports the Python package detrelay, which contains the code of this model."""
 
 try:
 {imports}
 except ImportError as error:
     raise ImportError(
-        f"this model needs the Python package detrelay and what it depends on ({{error}}); it was "
+        f"this model needs the Python package detrelay and its dependencies ({{error}}); it was "
         "published with version {version}. Install it with `pip install detrelay`, or in a clone "
         "of its repository with `pip install -e .`, and load the model again."
     ) from error
@@ -33,8 +33,8 @@ def write_shim(folder: Path, model: PreTrainedModel, processor: BaseImageProcess
     """Add the shim to a saved model and name it in its two configs.
 
     Args:
-        folder: holds config.json and preprocessor_config.json.
-        model: what the folder holds; its class and that of its config are handed over.
+        folder: contains config.json and preprocessor_config.json.
+        model: the model in the folder; the shim imports its class and that of its config.
         processor: its image processor.
     """
     classes = (type(model.config), type(model), type(processor))

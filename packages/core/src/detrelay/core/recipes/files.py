@@ -9,40 +9,41 @@ from typing import Any
 
 from detrelay.core.errors import RecipeError, one_line
 
-# Judges the values of one file; the second argument is what its RecipeError begins with.
+# Checks the values of one file; the second argument is the prefix of its RecipeError.
 Check = Callable[[Mapping[str, Any], str], object]
 
-_LARGEST = 2**16  # bytes of a file; tomllib takes minutes for some of a megabyte
+_LARGEST = 2**16  # bytes of a file; tomllib takes minutes for some files of a megabyte
 
 
 def read_recipe(path: Path, check: Check) -> dict[str, Any]:
-    """The values of a recipe file over those of the files it extends.
+    """The values of a recipe file, merged over those of the files it extends.
 
     `extends` in a file names another file or a list of them, relative to its own folder. Tables are
-    merged key by key. The later of two listed files wins, and the file itself wins over both.
+    merged key by key. Of two listed files the later one takes precedence, and the file itself over
+    both.
 
     Args:
         path: TOML file.
-        check: called with the own values of every file and its name.
+        check: called with every file's own values and its name.
 
     Raises:
-        RecipeError: a file cannot be read or parsed, extends itself, or is refused by `check`.
+        RecipeError: a file cannot be read or parsed, extends itself, or is rejected by `check`.
     """
     return _read(path, check, (), {})
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Nested plain values as a TOML file; keys that hold None are left out."""
+    """Nested plain values as a TOML file; keys with value None are omitted."""
     import tomlkit
 
     return tomlkit.dumps(_without_none(values))
 
 
 def parse_value(text: str, source: str) -> Any:
-    """A value as TOML writes it; a plain word may stand without quotes.
+    """A value in TOML syntax; a plain word needs no quotes.
 
     Raises:
-        RecipeError: it cannot be parsed for its size or depth; begins with `source`.
+        RecipeError: it is too long or too deeply nested to parse; begins with `source`.
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -1,10 +1,10 @@
-"""Training facts of a run: typed recipes from TOML files and `key=value` overrides.
+"""The settings of a training run: typed recipes from TOML files and `key=value` overrides.
 
-What changes weights or inference stands in the model's own config; a recipe holds the rest (data,
-assigner, losses, schedule) and the values handed to that config. Precedence: the defaults below,
-then the recipe file, then the overrides. The defaults are StageInteractor's published ResNet-50
-schedule of 12 epochs. The libraries that check and write are imported when they are needed, so a
-command line can use this module and still answer `--help` at once.
+What changes weights or inference is in the model's own config; a recipe holds the rest (data,
+assigner, losses, schedule) and the values passed to that config. Later ones override earlier ones:
+the defaults below, the recipe file, the overrides. The defaults are StageInteractor's published
+ResNet-50 schedule of 12 epochs. The libraries that check and write are imported lazily, so that
+commands can use this module and still answer `--help` at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Amount = Annotated[float, Interval(ge=0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Scale = Annotated[float, Interval(ge=0.01)]
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
-# settings that are sides of images, and the smallest that leaves something to see
+# settings that are image sides, and the smallest useful one
 _SIDES = (
     *("short_sides", "max_size", "crop_short_sides", "crop_range", "jitter_size"),
     *("eval_short_side", "eval_max_size"),
@@ -42,14 +42,14 @@ _SMALLEST_SIDE = 8  # pixels
 
 @dataclass(frozen=True)
 class AssignerSettings:
-    """Which queries answer which objects in training; leaves no trace in the model.
+    """How queries are matched to objects in training; does not affect the model itself.
 
     Attributes:
         name: entry of the assigner table, or `module:Class`; None for the default.
         options: keyword arguments of that assigner, such as `iou_threshold`.
         costs: matching costs, each as "name", "name:weight", or a table with `name`, `weight` and
             the cost's own arguments; names as in the cost table, or `module:Class`. Empty for the
-            published ones. An assigner with a base hands them to it.
+            published ones. An assigner with a base passes them on to it.
         base: the assigner that this one builds on; None for the default.
     """
 
@@ -61,10 +61,10 @@ class AssignerSettings:
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How one group of a head's stages learns.
+    """How one of a head's stage groups learns.
 
     Attributes:
-        assigner: its training targets; None for the default. The decoder's stand in `assigner`.
+        assigner: its training targets; None for the default. The decoder's are set in `assigner`.
         joins: name of the group whose assigner assigns this one too, seeing the stages of both.
         weight: factor of its losses in the total.
         loss: loss numbers that differ from those of the other groups; keys as in `loss`.
@@ -83,49 +83,49 @@ class DataConfig:
     Attributes:
         train_annotations: file or folder to train on, in any format of docs/data.md, which may be
             named before a colon (`voc:cells`); None for drawn shapes.
-        train_images: folder of its images; None for the json's own surroundings.
-        val_annotations: the same to evaluate on; None for the held-out split of the training
-            place, or a share of its images where there is none.
-        val_images: folder of its images; None for the json's own surroundings.
-        val_share: share of the training images that are held out where nothing else is.
-        val_seed: which images these are; the training seed does not change them.
+        train_images: folder of its images; None to look near the json file.
+        val_annotations: the same to evaluate on; None for the held-out split next to the training
+            data, or a share of the training images if there is none.
+        val_images: folder of its images; None to look near the json file.
+        val_share: share of the training images to hold out if there is no other validation data.
+        val_seed: selects these images; independent of the training seed.
         num_train: drawn images to train on (drawn shapes only).
         num_val: drawn images to evaluate on (drawn shapes only).
         image_size: side of a drawn image, pixels (drawn shapes only).
-        categories: names of the categories to train on; none for all. Images stay.
-        keep_unused_categories: have a class for categories that no training box has, too.
-        strict: refuse annotations that would otherwise be repaired or dropped with a count.
+        categories: names of the categories to train on; empty for all. All images are kept.
+        keep_unused_categories: also have a class for categories without training boxes.
+        strict: reject annotations that would otherwise be repaired or dropped with a count.
         num_workers: loader processes per training process; 0 loads in the training process.
-        flip_probability: chance of a horizontal flip; 0.5 in DETR and its children.
+        flip_probability: chance of a horizontal flip; 0.5 in DETR and its descendants.
         short_sides: short sides to choose from in training, pixels; one value is a fixed size.
         max_size: limit of the long side in training, pixels.
         crop: DETR's scheme: half of the images are resized, cropped and resized again.
         crop_short_sides: short sides to choose from before a crop, pixels (DETR).
-        crop_range: least and greatest side of a crop, pixels (DETR).
-        jitter_size: 0, or large-scale jitter instead of resizes and crops: side of its square,
-            pixels; 1024 in the paper.
-        jitter_range: least and greatest scale of the large-scale jitter.
-        mosaic: chance that four images are joined into one; 0 in the papers.
-        mixup: chance that an image (or a mosaic) is laid over another, both seen through; 0 in the
-            papers of the published recipes.
-        strong_epochs: epochs at whose end mosaic, mixup, "photometric_distort" and "iou_crop" stop,
-            as the recipes of RT-DETR's successors do; 0 for never.
+        crop_range: minimum and maximum side of a crop, pixels (DETR).
+        jitter_size: side of the square of large-scale jitter, which replaces resizes and crops,
+            pixels; 1024 in the paper; 0 for none.
+        jitter_range: minimum and maximum scale of the large-scale jitter.
+        mosaic: chance that four images are combined into one; 0 in the papers.
+        mixup: chance that an image (or a mosaic) is blended with another; 0 in the papers of the
+            published recipes.
+        strong_epochs: epochs after which mosaic, mixup, "photometric_distort" and "iou_crop" stop,
+            as in the recipes of RT-DETR's successors; 0 for never.
         color_jitter: strength of random brightness, contrast and saturation; 0 in the papers.
-        transforms: what is done to a training image, in this order, as tables with a `name`, a key
-            of `TRANSFORMS` or module:Class for one of your own, and its options; none for flip,
-            then crop and resize or jitter, then colours, as the settings above say. Options left
-            out are those settings. A mosaic comes before the list.
-        aspect_group: how many training images in a row are all wide or all high. As many as
-            `train.batch_size` makes padding least; the order does not depend on that.
-        keep_empty: train on images without any annotation too, as DETR and its children do.
+        transforms: transforms of a training image, in this order, as tables with a `name`, a key of
+            `TRANSFORMS` or module:Class for a custom one, and its options; empty for flip, then
+            crop and resize or jitter, then colours, with the settings above. Omitted options are
+            taken from those settings. A mosaic comes before the list.
+        aspect_group: how many consecutive training images are all wide or all high. A value equal
+            to `train.batch_size` minimises padding; the order does not depend on the batch size.
+        keep_empty: also train on images without any annotation, as DETR and its descendants do.
         on_bad_image: an image that cannot be read in training ends the run ("stop"), or is
             reported and replaced by the next one ("skip"). In evaluation it always ends it.
         max_pixels: largest number of pixels of an image file; a larger one cannot be read.
-        allow_outside: also read images whose `file_name` leads out of the image folder.
+        allow_outside: also read images whose `file_name` points outside the image folder.
         eval_short_side: short side in evaluation, pixels.
         eval_max_size: limit of the long side in evaluation, pixels.
-        pad_size_divisor: what the sides of a padded batch are a multiple of, pixels; `--init` takes
-            that of the model.
+        pad_size_divisor: the sides of a padded batch are multiples of it, pixels; `--init` uses the
+            model's.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -167,14 +167,14 @@ class DataConfig:
 
     @property
     def mosaic_tile(self) -> int:
-        """The side that each image of a mosaic is fitted into, pixels."""
+        """Side of the square that each image of a mosaic is fitted into, pixels."""
         return self.jitter_size or max(self.short_sides)
 
     def check(self) -> None:
-        """Refuse settings that did not come from a recipe, which checks its own.
+        """Check settings that did not come from a recipe, which checks its own.
 
         Raises:
-            RecipeError: a value is of a wrong type or out of range, or values are wrong together.
+            RecipeError: a value has the wrong type or is out of range, or values are inconsistent.
         """
         source = "settings of the data"
         convert(DataConfig, asdict(self), source)
@@ -188,47 +188,46 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per process and pass.
-        published_batch_size: images per step of all processes together in the published run, to
-            which `learning_rate` belongs; None where nothing was published.
+        published_batch_size: images per step over all processes in the published run, to which
+            `learning_rate` belongs; None if nothing was published.
         accumulation_steps: passes whose gradients make one step, as one batch of all their images
-            would; each pass then costs a third more. Normalisation by batches sees each by itself.
-        learning_rate: of AdamW, at full height after the warm-up.
-        scale_learning_rate: how the rate follows a number of images per step other than the
-            published one: "none" (it stays), "linear" or "sqrt".
-        weight_decay: decoupled decay of AdamW; on norms and biases too where `no_decay` is empty.
+            would; each pass then costs a third more. Batch normalisation sees each pass separately.
+        learning_rate: of AdamW, after the warm-up.
+        scale_learning_rate: how the rate is scaled for a number of images per step other than the
+            published one: "none" (not at all), "linear" or "sqrt".
+        weight_decay: decoupled decay of AdamW; also on norms and biases if `no_decay` is empty.
         adam_epsilon: added to the root of the second moment in AdamW.
-        lr_multipliers: factor on the learning rate of parameters whose name holds the key, in
-            which * stands for any characters, as in "backbone*norm".
-        no_decay: parameters whose name holds one of these keys are not decayed.
+        lr_multipliers: factor on the learning rate of parameters whose name contains the key, in
+            which * matches any characters, as in "backbone*norm".
+        no_decay: parameters whose name contains one of these keys are not decayed.
         layer_decay: factor on the learning rate from each backbone stage to the one before, and
             from the head to the last stage; 1 is none.
         clip_norm: limit of the L2 norm of all gradients together; 0 for no limit.
-        warmup_steps: steps over which the rate climbs linearly.
-        warmup_share: the same as a share of all steps of the run, where above 0.
+        warmup_steps: steps over which the rate rises linearly.
+        warmup_share: the same as a share of all steps of the run, if above 0.
         warmup_factor: fraction of the learning rate at step 0.
         schedule: after the warm-up the rate drops at `milestones` ("multi_step"), or falls to 0
             at the end of the last epoch along half a cosine ("cosine").
         milestones: epochs after which the rate drops ("multi_step").
         gamma: factor of each drop ("multi_step").
-        ema_decay: share of the old average in the running average of the weights, taken after each
-            step; evaluated and published instead of the weights themselves. 0 for none. DINO's
-            code has 0.9997, switched off.
-        mixed_precision: autocast type of the model; losses are float32 in any case.
-        activation_checkpointing: run the layers of head and backbone twice instead of keeping what
-            is inside; less memory, the same losses.
-        compile: let torch.compile make the model faster; the losses stay outside.
+        ema_decay: decay of the running average of the weights, updated after each step; evaluated
+            and published instead of the weights themselves. 0 for none. DINO's code has 0.9997,
+            switched off.
+        mixed_precision: autocast type of the model; losses are always float32.
+        activation_checkpointing: recompute the layers of head and backbone in the backward pass
+            instead of storing their activations; less memory, the same losses.
+        compile: speed the model up by torch.compile; the losses stay outside.
         backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        early_stopping_patience: evaluations in a row without a better AP that end the run; 0 for
-            never.
-        checkpoint_every: steps between checkpoints; one is also taken before each evaluation.
-        keep_checkpoints: newest checkpoints that stay on disk.
-        save_on_each_node: every machine keeps checkpoints of its own; for machines that share no
-            disk.
-        log_every: steps between lines of the log.
-        trackers: "tensorboard", "trackio" or "wandb", which get what the log gets.
+        early_stopping_patience: consecutive evaluations without a better AP after which the run
+            ends; 0 for never.
+        checkpoint_every: steps between checkpoints; one is also saved before each evaluation.
+        keep_checkpoints: number of newest checkpoints to keep on disk.
+        save_on_each_node: every machine saves its own checkpoints; for machines that share no disk.
+        log_every: steps between log lines.
+        trackers: "tensorboard", "trackio" or "wandb", which receive the same figures as the log.
         max_detections: boxes per image that count in evaluation; 100 in COCO.
-        evaluator: what measures the model: "coco", or module:Class for one of your own, whose first
+        evaluator: what measures the model: "coco", or module:Class for a custom one, whose first
             figure decides which model is the best.
         evaluator_options: arguments of the evaluator, such as `backend` of "coco".
         nms_iou_threshold: in evaluation and in the saved model, boxes of one class that overlap a
@@ -275,15 +274,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run, apart from weights to start from.
+    """Everything that determines a training run, apart from initial weights.
 
     Attributes:
         head: entry of the head table.
         model: fields of the head's config that differ from its defaults.
         assigner: the training targets.
-        loss: fields of the head's published loss numbers that differ from them.
-        groups: by name, groups of stages that learn otherwise; which a head has depends on its
-            settings ("decoder", "proposals", "denoising", ...). "group" serves each of "group/1",
+        loss: fields that differ from the head's published loss numbers.
+        groups: by name, stage groups with other settings; which a head has depends on its settings
+            ("decoder", "proposals", "denoising", ...). "group" applies to each of "group/1",
             "group/2", ... that has no table of its own.
         data: images and augmentation.
         train: schedule and bookkeeping.
@@ -304,7 +303,7 @@ class Recipe:
         """Check and convert nested values.
 
         Args:
-            values: tables as TOML or JSON gives them; what is missing keeps its default.
+            values: tables as read from TOML or JSON; missing keys keep their defaults.
             source: where they come from, for messages.
 
         Raises:
@@ -315,12 +314,12 @@ class Recipe:
         return recipe
 
     def to_mapping(self) -> dict[str, Any]:
-        """Nested plain values, as JSON holds them."""
+        """Nested plain values, as in JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     def to_toml(self) -> str:
-        """The resolved recipe as a file that reads back equal; unset values are left out."""
+        """The resolved recipe as a TOML file that reads back equal; unset values are omitted."""
         return to_toml(self.to_mapping())
 
 
@@ -329,11 +328,11 @@ def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: TOML file, which may extend others, see `read_recipe`; None for the defaults.
-        overrides: "dotted.key=value" strings; values are written as in TOML, plain words may
-            stand without quotes.
+        overrides: "dotted.key=value" strings; values are written as in TOML, plain words without
+            quotes.
 
     Raises:
-        RecipeError: the file cannot be read or parsed, or a key or value is refused.
+        RecipeError: the file cannot be read or parsed, or a key or value is rejected.
     """
     if path is None:
         return override(Recipe(), overrides)
@@ -346,7 +345,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """A recipe with "dotted.key=value" strings applied in order.
 
     Raises:
-        RecipeError: an assignment is malformed, its key unknown or its value refused.
+        RecipeError: an assignment is malformed, its key unknown or its value rejected.
     """
     for assignment in assignments:
         values = recipe.to_mapping()
@@ -372,7 +371,7 @@ def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Put `value` at a dotted key; inside a free table the rest of the key is one name."""
+    """Set a dotted key to `value`; inside a free-form table the rest of the key is one name."""
     hint: Any = Recipe
     rest = key
     while True:
@@ -420,7 +419,7 @@ def _dotted_names(table: Any, prefix: str) -> list[str]:
 
 
 def _check_relations(recipe: Recipe, source: str) -> None:
-    """Refuse values that are fine alone and wrong together."""
+    """Reject values that are valid on their own but inconsistent."""
     data, milestones = recipe.data, recipe.train.milestones
     if data.train_annotations is None and data.val_annotations is not None:
         raise RecipeError(f"{source}: data.val_annotations needs data.train_annotations")
@@ -431,9 +430,9 @@ def _check_relations(recipe: Recipe, source: str) -> None:
 
 def _check_sizes(data: DataConfig, source: str) -> None:
     if not data.short_sides:
-        raise RecipeError(f"{source}: data.short_sides must hold at least one value")
+        raise RecipeError(f"{source}: data.short_sides must have at least one value")
     if data.crop and not data.crop_short_sides:
-        raise RecipeError(f"{source}: data.crop_short_sides must hold at least one value")
+        raise RecipeError(f"{source}: data.crop_short_sides must have at least one value")
     for key in _SIDES:
         value = getattr(data, key)
         side = min(value) if isinstance(value, tuple) else value
@@ -448,7 +447,7 @@ def _check_sizes(data: DataConfig, source: str) -> None:
         )
     for key in ("crop_range", "jitter_range"):
         if getattr(data, key)[0] > getattr(data, key)[1]:
-            raise RecipeError(f"{source}: data.{key} must be [least, greatest]")
+            raise RecipeError(f"{source}: data.{key} must be [minimum, maximum]")
     if data.crop and data.jitter_size:
         raise RecipeError(f"{source}: data.crop and data.jitter_size exclude each other")
 

@@ -1,4 +1,4 @@
-"""Nested plain values become typed dataclasses; what does not fit is refused by its dotted key."""
+"""Nested plain values to typed dataclasses; errors name the dotted key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Table = TypeVar("_Table")
 
-# Of the dataclass that holds the others: integers serve as numbers, nothing else is bent.
+# Of the outermost dataclass: integers are accepted as floats, nothing else is coerced.
 STRICT: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 _DEEPEST = 20
 _LONGEST_SHOWN = 80
@@ -32,7 +32,7 @@ def convert(kind: type[_Table], values: Any, source: str) -> _Table:
 
     Args:
         kind: a dataclass with `__pydantic_config__ = STRICT`; its fields may be dataclasses.
-        values: tables as TOML or JSON gives them; what is missing keeps its default.
+        values: tables as read from TOML or JSON; missing keys keep their defaults.
         source: where they come from, for messages.
 
     Raises:
@@ -42,11 +42,11 @@ def convert(kind: type[_Table], values: Any, source: str) -> _Table:
 
     _require_plain(values, (), source)
     try:
-        # as JSON, in which a list may stand for a tuple and nothing else for something else
+        # as JSON, in which a list is accepted for a tuple and nothing else is coerced
         checked: _Table = _adapter()(kind).validate_json(json.dumps(values))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise RecipeError(f"{source}: {_told(kind, problem)}") from error
+        raise RecipeError(f"{source}: {_describe(kind, problem)}") from error
     return checked
 
 
@@ -58,7 +58,7 @@ def _adapter() -> Callable[[Any], TypeAdapter[Any]]:
 
 
 def _require_plain(value: Any, location: tuple[Any, ...], source: str) -> None:
-    """Refuse what JSON does not hold, or hold safely: dates, deep nesting, endless integers."""
+    """Reject what JSON cannot hold, or cannot hold safely: dates, deep nesting, huge integers."""
     key = _dotted(location[:3])
     if len(location) > _DEEPEST:
         raise RecipeError(f"{source}: {key} is nested more than {_DEEPEST} deep")
@@ -69,7 +69,7 @@ def _require_plain(value: Any, location: tuple[Any, ...], source: str) -> None:
         for index, entry in enumerate(value):
             _require_plain(entry, (*location, index), source)
     elif isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
-        raise RecipeError(f"{source}: {key} must be an integer of 64 bits at most")
+        raise RecipeError(f"{source}: {key} must be an integer of at most 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{source}: {key} must be of type number, found {_show(value)}")
     elif value is not None and not isinstance(value, str | bool | int | float):
@@ -79,18 +79,18 @@ def _require_plain(value: Any, location: tuple[Any, ...], source: str) -> None:
         )
 
 
-def _told(kind: type, problem: ErrorDetails) -> str:
-    """What is wrong with one value."""
+def _describe(kind: type, problem: ErrorDetails) -> str:
+    """A description of what is wrong with one value."""
     location, found = problem["loc"], problem["input"]
     key = _dotted(location)
     if problem["type"] == "unexpected_keyword_argument":
         table = _bare(_declared(kind, location[:-1]))
         prefix = key.removesuffix(str(location[-1]))
         return unknown_name("key", key, [prefix + item.name for item in fields(table)])
-    if problem["type"] in ("missing", "too_long"):  # entries of a tuple
+    if problem["type"] in ("missing", "too_long"):  # lengths of a tuple
         location = location[:-1] if problem["type"] == "missing" else location
         size = len(get_args(_bare(_declared(kind, location))))
-        return f"{_dotted(location)} must hold {size} values, found {_show(found)}"
+        return f"{_dotted(location)} must have {size} values, found {_show(found)}"
     if problem["type"] == "literal_error":
         choices = problem["ctx"]["expected"].replace(", ", " or ")
         return f"{key} must be {choices}, found {_show(found)}"
@@ -106,13 +106,13 @@ def _declared(kind: Any, location: Sequence[str | int]) -> Any:
         kind = _bare(kind)
         if is_dataclass(kind):
             kind = hints_of(kind, include_extras=True)[str(part)]
-        else:  # of a tuple or a dict
+        else:  # a tuple or a dict
             kind = get_args(kind)[0 if isinstance(part, int) else 1]
     return kind
 
 
 def _bare(hint: Any) -> Any:
-    """An annotation without its limits, and without None."""
+    """An annotation without its limits and without None."""
     if get_origin(hint) is Annotated:
         hint = hint.__origin__
     if get_origin(hint) in (Union, UnionType):
@@ -141,7 +141,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _dotted(location: Sequence[Any]) -> str:
-    """Names of tables and keys; places in lists are left out."""
+    """Names of tables and keys; positions in lists are omitted."""
     return ".".join(part for part in location if isinstance(part, str))
 
 

@@ -1,4 +1,4 @@
-"""Weight files of other programs, read without running anything that is stored in them."""
+"""Read weight files of other programs without running any code stored in them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch import Tensor
 from detrelay.core.errors import one_line
 
 Which = Literal["average", "plain"]
-# where the weights stand in checkpoints that hold more
+# keys of the weights in checkpoints that contain more
 _PLAIN = ("state_dict", "model", "model_state_dict")
-# where programs keep a running average of them, with which they evaluate
+# keys of the running average, with which programs evaluate
 _AVERAGES = ("ema", "ema_model", "model_ema", "state_dict_ema")
 _INSIDE = (("module",), ("state_dict",))
-# of wrappers: several devices, torch.compile, Lightning
+# prefixes of wrappers: several devices, torch.compile, Lightning
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
-_COUNTS = ("n_averaged", "steps")  # in the AveragedModel of torch and of mmengine
-# mmengine's hook exchanges the two when it saves: the average stands under "state_dict"
+_COUNTS = ("n_averaged", "steps")  # of the AveragedModel in torch and in mmengine
+# mmengine's hook swaps the two when it saves: the average is under "state_dict"
 _EXCHANGED = "ema_state_dict"
 
 
@@ -33,10 +33,10 @@ class StoredWeights:
     """A state dict in a file.
 
     Attributes:
-        state: the tensors by name; what wrappers put before all names is cut off.
-        place: where it stands in the file, such as "ema.module"; empty where there is nothing else.
-        which: whether it is a running average; "plain" where the file holds one state dict.
-        other: where the other kind stands; None if there is none.
+        state: the tensors by name, without the prefixes of wrappers.
+        place: its key in the file, such as "ema.module"; empty if the file contains nothing else.
+        which: whether it is a running average; "plain" if the file has a single state dict.
+        other: key of the other kind; None if there is none.
     """
 
     state: dict[str, Tensor]
@@ -48,17 +48,17 @@ class StoredWeights:
 def read_weights(path: Path, which: Which | None = None, *, unwrap: bool = True) -> StoredWeights:
     """The state dict in a `.safetensors` file or a pickled checkpoint.
 
-    Checkpoints that hold more, as those of mmdetection (`state_dict`) and DETR (`model`), are
-    opened.
+    In checkpoints that contain more, as those of mmdetection (`state_dict`) and DETR (`model`), it
+    is found by its key.
 
     Args:
         path: the file.
         which: "average" for a running average of the weights, "plain" for the weights themselves;
-            the average if None and there is one, since programs that keep one evaluate with it.
-        unwrap: cut off what wrappers put before all names.
+            if None, the average if there is one, since programs that keep one evaluate with it.
+        unwrap: remove the prefixes of wrappers.
 
     Raises:
-        ValueError: the file is missing, unreadable, or holds no such state dict.
+        ValueError: the file is missing, unreadable, or has no such state dict.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -85,7 +85,7 @@ def read_weights(path: Path, which: Which | None = None, *, unwrap: bool = True)
 
 
 def _find(content: Any) -> dict[Which, tuple[str, dict[str, Tensor]]]:
-    """Places and state dicts of the two kinds, as far as there are such."""
+    """Keys and state dicts of the two kinds, if present."""
     if (alone := _state_at(content, ())) is not None:
         return {"plain": ("", alone)}
     kinds: dict[Which, tuple[str, ...]] = {"average": _AVERAGES, "plain": _PLAIN}
@@ -112,13 +112,13 @@ def _state_at(content: Any, place: Sequence[str]) -> dict[str, Tensor] | None:
 
 
 def _wrapper(state: Mapping[str, Tensor]) -> str | None:
-    """What a wrapper has put before all names."""
+    """The prefix that a wrapper added to all names."""
     return next((w for w in _WRAPPERS if all(key.startswith(w) for key in state)), None)
 
 
 def _unpickle(path: Path) -> Any:
-    # the settings of a run that DETR and its children store are plain values in a Namespace
+    # DETR and its descendants store a run's settings as plain values in a Namespace
     with torch.serialization.safe_globals([argparse.Namespace]):
-        # mapped, so that an optimiser's state beside the weights is never read
+        # memory-mapped, so that an optimiser's state next to the weights is never read
         mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

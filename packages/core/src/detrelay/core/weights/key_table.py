@@ -1,4 +1,4 @@
-"""Parameter names of two layouts, in both directions."""
+"""Translate parameter names between two layouts, in both directions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 
 class KeyTable:
-    """Beginnings of parameter names, theirs beside ours; `{}` in a row stands for a number.
+    """Pairs of parameter name prefixes, theirs and ours; `{}` in a row matches a number.
 
-    Both sides of a row hold the same numbers in the same order. Of several rows that fit, the
-    first one counts for their names and the last one for ours, so an old spelling may stand above
-    the present one.
+    Both sides of a row have the same numbers in the same order. Of several matching rows the first
+    one applies to their names and the last one to ours, so an old spelling may precede the current
+    one.
     """
 
     def __init__(self, *rows: tuple[str, str]) -> None:
@@ -18,11 +18,11 @@ class KeyTable:
         self._to_theirs = [(_pattern(ours), theirs) for theirs, ours in reversed(rows)]
 
     def ours(self, theirs: str) -> str | None:
-        """Our name of their parameter; None where no row fits."""
+        """Our name of their parameter; None if no row matches."""
         return _translate(theirs, self._to_ours)
 
     def theirs(self, ours: str) -> str | None:
-        """Their name of our parameter; None where no row fits."""
+        """Their name of our parameter; None if no row matches."""
         return _translate(ours, self._to_theirs)
 
 
