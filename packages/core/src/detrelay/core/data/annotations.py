@@ -1,7 +1,7 @@
-"""The annotations of one split in numpy columns, as every reader hands them over.
+"""The annotations of one split in numpy columns, as returned by every reader.
 
-Columns and not one Python object for each box: a million boxes take some 70 MB, and the processes
-of a loader share them. (They would copy Python objects merely by counting references to them.)
+Columns instead of one Python object per box: a million boxes take about 70 MB, and loader processes
+share them. (Python objects would be copied merely by counting references to them.)
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from detrelay.core.data.sample import Category
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Boxes that are what they claim to be are seldom corners of a valid box too: right of the middle
-# a box is narrower than its own x.
+# Boxes in the expected convention are rarely also corners of a valid box: right of the middle a box
+# is narrower than its own x.
 _NEARLY_ALL, _LEAVING = 0.95, 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """Images and boxes of a split as its files give them; nothing is clipped or dropped yet.
+    """Images and boxes of a split as in its files; nothing is clipped or dropped yet.
 
     Attributes:
         source: the file or folder they were read from, for messages.
@@ -38,10 +38,10 @@ class Annotations:
         box_image: [M], position of each box's image, 0..N-1.
         box_class: [M], position of each box's category.
         box_ids: [M], unique.
-        areas: [M], pixels; of the object's outline where the file knows it, else of the box.
-        crowd: [M], whether the box is drawn around a crowd.
-        notes: what was repaired or left out while reading, a sentence each.
-        own_ids: False where the format has no category ids, and the reader numbered the names.
+        areas: [M], pixels; of the object's outline if the file has it, else of the box.
+        crowd: [M], whether the box surrounds a crowd.
+        notes: what was repaired or dropped while reading, a sentence each.
+        own_ids: False if the format has no category ids and the reader numbered the names.
     """
 
     source: str
@@ -118,7 +118,7 @@ class Annotations:
 
 
 def doubtful_boxes(boxes_xywh: Floats, limits: Ints) -> str | None:
-    """A sentence where nearly all boxes look as if they were written in another convention.
+    """A sentence if nearly all boxes look as if they were written in another convention.
 
     Args:
         boxes_xywh: [M, 4].
@@ -143,7 +143,7 @@ def doubtful_boxes(boxes_xywh: Floats, limits: Ints) -> str | None:
 
 
 def alike_names(names: Iterable[str]) -> list[str]:
-    """A sentence for each group of names that differ in case only."""
+    """A sentence for each group of names that differ only in case."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.casefold(), []).append(name)

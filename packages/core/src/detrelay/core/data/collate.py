@@ -1,4 +1,4 @@
-"""From single encoded images to one padded batch."""
+"""Collate encoded images into one padded batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def collate(items: Sequence[EncodedSample], *, divisor: int = DIVISOR) -> Batch:
 
     Args:
         items: at least one image.
-        divisor: what height and width of the batch must be a multiple of, pixels.
+        divisor: height and width of the batch are multiples of it, pixels.
     """
     images = [item["pixel_values"] for item in items]
     height, width = padded_size([(image.shape[-2], image.shape[-1]) for image in images], divisor)

@@ -1,6 +1,6 @@
-"""Reading images: the one way from files, Pillow images and arrays to pixels.
+"""Read images: the single path from files, Pillow images and arrays to pixels.
 
-Training, evaluation, `predict`, the image processor and the pipeline all read by these rules, which
+Training, evaluation, `predict`, the image processor and the pipeline all follow these rules, which
 depend on what a file or an array declares and never on how bright it happens to be:
 
 | source | becomes |
@@ -8,9 +8,9 @@ depend on what a file or an array declares and never on how bright it happens to
 | 1 and 8 bits: grey, palette, RGB, CMYK, YCbCr, HSV, Lab | RGB by Pillow, profiles unread |
 | 16 bits per channel (PNG, TIFF, PGM, uint16 arrays) | the upper 8 bits, as of 12 (TIFF) |
 | transparency (alpha, a palette's or a single transparent colour) | laid over white |
-| orientation of EXIF | turned upright; annotations may say that it is not (see `read_image`) |
+| EXIF orientation | turned upright, unless annotations say otherwise (see `read_image`) |
 | several images in a file | the first |
-| 32-bit integers, floats; arrays other than uint8, uint16, bool | refused: what is white? |
+| 32-bit integers, floats; arrays other than uint8, uint16, bool | rejected: what is white? |
 
 Formats are named explicitly, since Pillow has readers that start other programs. Only regular
 files are opened: a pipe or a device would never end.
@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # exported detectors read images without torch
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 Source = str | os.PathLike[str] | bytes | io.BytesIO
 _Result = TypeVar("_Result")
-# Pillow's modules whose name is another one than that of their format
+# Pillow's modules whose name differs from that of their format
 _READERS = {"JPEG2000": "Jpeg2K", "WEBP": "WebP"}
 _BITS_PER_SAMPLE = 258  # tag of a TIFF
 _ORIENTATION = 274  # tag of EXIF
@@ -68,17 +68,17 @@ def read_image(
 
     Args:
         source: where the file is, or its content.
-        size: (height, width) that annotations claim. An orientation in the EXIF data is applied
-            unless the image has this size only as stored.
+        size: (height, width) according to the annotations. An EXIF orientation is applied unless
+            the image has this size only as stored.
         max_pixels: largest number of pixels to decode.
-        name: what messages call an image that is no file.
+        name: name in messages of an image that is not a file.
 
     Returns:
         uint8 [3, H, W], RGB.
 
     Raises:
-        ImageError: the file cannot be read, is of no known format, damaged, too large, of another
-            size, or holds pixels of a kind that has no known white.
+        ImageError: the file cannot be read, has no known format, is damaged or too large, has
+            another size, or its kind of pixels has no known white.
     """
     return _to_tensor(read_pixels(source, size=size, max_pixels=max_pixels, name=name))
 
@@ -102,17 +102,17 @@ def read_pixels(
 
 
 def upright_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
-    """(height, width) of an image as it is shown, pixels; only its head is read.
+    """(height, width) of an image as displayed, pixels; only its header is read.
 
     Raises:
-        ImageError: the file cannot be read or is no image.
+        ImageError: the file cannot be read or is not an image.
     """
     called, file = _openable(source, name)
 
     def read() -> tuple[int, int]:
         with Image.open(file, formats=_readable()) as image:
             width, height = image.size
-            # from 5 on it is shown on its side; Pillow gives a TIFF's size as it is shown
+            # from 5 on it is displayed on its side; Pillow reports a TIFF's size as displayed
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
         return (width, height) if turned else (height, width)
 
@@ -120,7 +120,7 @@ def upright_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
 
 
 def pixels_of_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The pixels of a Pillow image, as those of a file; uint8 [3, H, W], RGB.
+    """The pixels of a Pillow image, by the rules for files; uint8 [3, H, W], RGB.
 
     Raises:
         ImageError: as in `read_image`.
@@ -139,8 +139,8 @@ def pixels_of_array(array: NDArray[Any] | Tensor, *, channels_last: bool | None 
 
     Args:
         array: bool, uint8 or uint16, numpy's or torch's.
-        channels_last: whether the last axis holds the channels, not the first. None decides by
-            which axis can, and if both can by custom: numpy's last, torch's first.
+        channels_last: whether the last axis holds the channels, not the first. None infers it from
+            the shape, and if both fit from the convention: last for numpy, first for torch.
 
     Returns:
         uint8 [3, H, W], RGB, on the array's device.
@@ -155,13 +155,13 @@ def pixels_of_array(array: NDArray[Any] | Tensor, *, channels_last: bool | None 
 
     if array.dtype == torch.uint8 and not last and array.shape[0] == 3:
         return array.contiguous()
-    if array.dtype == torch.bfloat16:  # numpy has none
+    if array.dtype == torch.bfloat16:  # numpy lacks it
         array = array.float()
     return pixels_of_array(array.cpu().numpy(), channels_last=last).to(array.device)
 
 
 def array_to_pixels(array: NDArray[Any], *, channels_last: bool | None = None) -> Pixels:
-    """The same of an array of numpy, as uint8 [H, W, 3]."""
+    """The same for a numpy array, as uint8 [H, W, 3]."""
     last = array.ndim == 2 or has_channels_last(array, channels_last)
     if array.dtype not in (np.bool_, np.uint8, np.uint16):
         raise ImageError(
@@ -195,7 +195,7 @@ def has_channels_last(array: NDArray[Any] | Tensor, channels_last: bool | None) 
 
 
 def _openable(source: Source, name: str | None) -> tuple[str, Path | io.BytesIO]:
-    """What messages call an image, and what Pillow may open."""
+    """The name of an image in messages, and what Pillow may open."""
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     if isinstance(source, io.BytesIO):
@@ -205,7 +205,7 @@ def _openable(source: Source, name: str | None) -> tuple[str, Path | io.BytesIO]
 
 
 def _check_regular(name: str) -> None:
-    """Refuse what can be opened without being a file."""
+    """Reject what can be opened without being a file."""
     try:
         mode = os.stat(name).st_mode
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
@@ -237,7 +237,7 @@ def _guarded(name: str, read: Callable[[], _Result]) -> _Result:
         raise ImageError(f"image {name} is too large: {one_line(error)} {_MEND}") from None
     except MemoryError:
         raise ImageError(f"image {name} does not fit into memory") from None
-    except Exception as error:  # what Pillow's readers raise on damaged files has no common base
+    except Exception as error:  # errors of Pillow's readers have no common base
         raise ImageError(f"cannot decode image {name}: {_reason(error)}") from error
 
 
@@ -248,13 +248,13 @@ _MEND = "A small file can claim any size; if this one is to be trusted, set max_
 def _readable() -> tuple[str, ...]:
     """The formats that this Pillow can read; its other readers are not even imported."""
     for name in FORMATS:
-        with suppress(ImportError):  # older ones have no AVIF
+        with suppress(ImportError):  # older versions lack AVIF
             importlib.import_module(f"PIL.{_READERS.get(name, name.capitalize())}ImagePlugin")
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _lift_limit(max_pixels: int) -> None:
-    """Let Pillow open what was allowed: it refuses twice its limit, one for the whole process."""
+    """Let Pillow open what is allowed: it rejects twice its limit, which is process-wide."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and 2 * limit < max_pixels:
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
@@ -282,7 +282,7 @@ def _upright_pixels(
                 f"annotations say {size[1]} x {size[0]} (width x height): its boxes would not fit"
             )
         chosen = image
-    # Pillow spreads a PGM's values to 16 bits, though it calls them 32-bit integers
+    # Pillow scales a PGM's values to 16 bits, though it calls them 32-bit integers
     if chosen.mode.startswith("I;16") or (chosen.mode == "I" and image.format == "PPM"):
         chosen = _deep_grey(name, chosen, bits, transparency)
     return np.array(_flat(chosen))
@@ -295,7 +295,7 @@ def _bits_per_sample(image: Image.Image) -> int:
 
 
 def _deep_grey(name: str, image: Image.Image, bits: int, transparency: Any) -> Image.Image:
-    """An 8-bit image of a 16-bit one; Pillow would cut values at 255."""
+    """Convert a 16-bit image to 8 bits; Pillow would clip values at 255."""
     values = np.asarray(image)
     if bits == 16 and 255 < values.max(initial=0) < _DARK:
         _say_once_that_it_is_dark(name)
@@ -326,7 +326,7 @@ def _upper_byte(values: NDArray[Any], shift: int) -> NDArray[np.uint8]:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """An image as RGB, what is transparent over white."""
+    """An image as RGB, composited over white."""
     if image.mode in ("I", "F"):
         raise ValueError(
             f"its pixels are in mode {image.mode!r}, which does not say which value is white; "
@@ -334,7 +334,7 @@ def _flat(image: Image.Image) -> Image.Image:
         )
     clear = image.info.get("transparency")
     if isinstance(clear, tuple) and max(clear) > 255:
-        raise ValueError("its transparent colour has 16 bits a channel, its pixels only 8")
+        raise ValueError("its transparent colour has 16 bits per channel, its pixels only 8")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -1,4 +1,4 @@
-"""What a split held when a run began, small enough to stand in the record of the run."""
+"""A fingerprint of a split at the start of a run, small enough for the record of the run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from detrelay.core.data.sample import some
 
 
 def fingerprint(annotations: Annotations) -> dict[str, Any]:
-    """Categories as they are; of all else numbers and hashes.
+    """The categories; of everything else, counts and hashes.
 
-    File names are left out, since a folder may move; sizes and times of the files stand for their
+    File names are omitted, since a folder may move; sizes and times of the files stand in for their
     pixels, which would take long to read.
     """
     images = np.column_stack([annotations.image_ids, annotations.sizes])
@@ -43,12 +43,12 @@ def fingerprint(annotations: Annotations) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, moved: bool) -> list[str]:
-    """What differs between two fingerprints, in a few words each.
+    """The differences between two fingerprints, in a few words each.
 
     Args:
-        before: when the run began.
-        now: of the data at hand.
-        moved: the files are elsewhere, so that their times say nothing.
+        before: from the start of the run.
+        now: of the current data.
+        moved: the files are elsewhere, so that their times mean nothing.
     """
     found = []
     if before["categories"] != now["categories"]:
@@ -75,7 +75,7 @@ def _names(facts: Mapping[str, Any]) -> str:
 
 
 def _files(annotations: Annotations) -> NDArray[np.int64]:
-    """Bytes and time of change in ns of each image file; nothing where images are no files."""
+    """Bytes and modification time in ns of each image file; empty if images are not files."""
     rows = []
     for index in range(len(annotations)):
         file = annotations.images.open(index)
@@ -96,7 +96,7 @@ def _hash(*columns: NDArray[Any]) -> str:
 def all_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, moved: Sequence[str]
 ) -> dict[str, list[str]]:
-    """`differences` of each split that both know and that differs.
+    """`differences` of each split that is in both and differs.
 
     Args:
         before: fingerprints by split.

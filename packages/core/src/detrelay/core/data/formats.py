@@ -1,8 +1,8 @@
-"""The formats of images that are read. Imports nothing, so that command lines answer at once."""
+"""The supported image formats. Imports nothing, so that commands start at once."""
 
 from __future__ import annotations
 
-# By Pillow's names, with the suffixes of their files.
+# Pillow's names, with the file suffixes.
 FORMATS = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
@@ -15,5 +15,5 @@ FORMATS = {
     "WEBP": (".webp",),
 }
 SUFFIXES = tuple(sorted(suffix for group in FORMATS.values() for suffix in group))
-# Where Pillow itself refuses to go on.
+# Pillow's own limit.
 MAX_PIXELS = 178_956_970

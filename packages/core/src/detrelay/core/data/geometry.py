@@ -1,7 +1,7 @@
-"""Resizing and cutting of images together with their boxes.
+"""Resize and crop images together with their boxes.
 
-Everything random comes from torch's default CPU generator, so a call repeats itself when the
-generator's state does.
+All randomness comes from torch's default CPU generator, so the same generator state gives the same
+result.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torchvision.transforms.v2 import functional as tv_functional
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.sizes import resized_shape as resized_shape
 
-# where no image of a mosaic lies
+# background of a mosaic
 _GREY = 114
 
 
 def make_mosaic(samples: Sequence[Sample], tile: int) -> Sample:
     """Four images that meet at a random point of a grey canvas of twice the side of a tile.
 
-    Each is fitted into a tile; what reaches out of the canvas is cut, boxes too. Id and original
+    Each is fitted into a tile; anything outside the canvas is cropped, boxes too. Id and original
     size are those of the first image.
 
     Args:
@@ -56,10 +56,10 @@ def make_mosaic(samples: Sequence[Sample], tile: int) -> Sample:
 
 
 def mix(first: Sample, second: Sample) -> Sample:
-    """Two images one over the other, both seen through: the boxes of both, each with full weight.
+    """Blend two images (mixup), keeping the boxes of both, each with full weight.
 
-    They meet at the upper left corner of a black canvas that holds both; the share of the first is
-    drawn from Beta(1.5, 1.5). Id and original size are those of the first image.
+    They are aligned at the upper left corner of a black canvas that fits both; the share of the
+    first is drawn from Beta(1.5, 1.5). Id and original size are those of the first image.
 
     Reference:
         Zhang et al., Bag of Freebies for Training Object Detection (arXiv 1902.04103), section 3.1.
@@ -80,7 +80,7 @@ def mix(first: Sample, second: Sample) -> Sample:
 
 
 def on_both(function: Callable[..., Any], sample: Sample, *arguments: Any) -> Sample:
-    """Apply a function of torchvision to the image and to the boxes."""
+    """Apply a torchvision function to the image and to the boxes."""
     size = (sample.image.shape[-2], sample.image.shape[-1])
     boxes = tv_tensors.BoundingBoxes(
         sample.boxes_xyxy, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size
@@ -93,13 +93,13 @@ def on_both(function: Callable[..., Any], sample: Sample, *arguments: Any) -> Sa
 
 
 def resize(sample: Sample, short_side: int, max_size: int | None) -> Sample:
-    """Bring a sample to the size of `resized_shape`."""
+    """Resize a sample to `resized_shape`."""
     height, width = sample.image.shape[-2:]
     return resize_to(sample, resized_shape(height, width, short_side, max_size))
 
 
 def resize_to(sample: Sample, shape: tuple[int, int]) -> Sample:
-    """Bring a sample to a (height, width), pixels."""
+    """Resize a sample to a (height, width), pixels."""
     if shape == tuple(sample.image.shape[-2:]):
         return sample
     return on_both(tv_functional.resize, sample, list(shape))
@@ -112,7 +112,7 @@ def scale(sample: Sample, factor: float) -> Sample:
 
 
 def random_crop(sample: Sample, smallest: int, largest: int) -> Sample:
-    """Cut a window whose sides are uniform in [smallest, largest], bounded by the image."""
+    """Crop a window whose sides are uniform in [smallest, largest], bounded by the image."""
     height, width = sample.image.shape[-2:]
     window = [
         int(torch.randint(min(smallest, side), min(largest, side) + 1, ()))
@@ -124,7 +124,7 @@ def random_crop(sample: Sample, smallest: int, largest: int) -> Sample:
 
 
 def cut(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """A window of the image, and what its boxes hold of it."""
+    """Crop a window of the image, with the boxes clipped to it."""
     image = tv_functional.crop(sample.image, top, left, height, width)
     offset = sample.boxes_xyxy.new_tensor([left, top, left, top])
     limit = sample.boxes_xyxy.new_tensor([width, height]).repeat(2)

@@ -1,9 +1,9 @@
-"""Where the images of an annotation file are: `file_name` as tools write it, to a path.
+"""Find the images of an annotation file: from `file_name`, as tools write it, to a path.
 
-A name starts from the image folder. Also taken are Windows separators, `./`, and names that begin
-with the last parts of the image folder itself (`images/a.png` for the folder `images`). A name that
-leads out of the folder (`../a.png`, an absolute path elsewhere) could read any file of the machine,
-so it is refused unless that is allowed.
+A name is relative to the image folder. Windows separators, `./`, and names that begin with the last
+parts of the image folder itself (`images/a.png` for the folder `images`) are accepted too. A name
+that points outside the folder (`../a.png`, an absolute path elsewhere) could read any file on the
+machine, so it is rejected unless explicitly allowed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def image_folders(annotations: Path, images: Path | None) -> list[Path]:
-    """The folders that the names in an annotation file may start from, best first.
+    """The folders that names in an annotation file may be relative to, best first.
 
     Args:
         annotations: the file.
-        images: the folder if it is known; None means the folder `images` beside the file where
-            there is one, then the file's own folder.
+        images: the folder if known; None means the folder `images` next to the file, if there is
+            one, then the file's own folder.
 
     Raises:
-        DataError: `images` is no folder.
+        DataError: `images` is not a folder.
     """
     if images is None:
         beside = annotations.parent / "images"
@@ -42,9 +42,9 @@ class ImagePaths:
     """Finds the image files of an annotation file.
 
     Args:
-        folders: the folders that names start from, best first.
+        folders: the folders that names are relative to, best first.
         source: the annotation file, for messages.
-        allow_outside: also take names that lead out of these folders.
+        allow_outside: also accept names that point outside these folders.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class ImagePaths:
 
     def find(self, name: str) -> str | None:
         """The path of an image; None if there is no such file."""
-        # isfile, unlike Path.is_file, takes any odd name
+        # isfile, unlike Path.is_file, accepts any odd name
         return next((path for path in self._candidates(name) if os.path.isfile(path)), None)
 
     def refuse_outside(self, names: Sequence[str]) -> None:
-        """Check that no name leads out of the image folder, or that this is allowed.
+        """Check that no name points outside the image folder, unless that is allowed.
 
         Raises:
             DataError: one does.
@@ -80,7 +80,7 @@ class ImagePaths:
         slashed = name.replace("\\", "/")
         for folder in self.folders:
             literal = os.path.join(folder, name)
-            # with a backslash it may be part of the name, or a separator to be judged below
+            # a backslash may be part of the name, or a separator, checked below
             if not _leads_out(name, folder) and (slashed == name or os.path.isfile(literal)):
                 yield literal
         for folder in self.folders:
@@ -97,7 +97,7 @@ class ImagePaths:
                 yield os.path.normpath(os.path.join(folder, slashed))
 
     def advice(self, name: str) -> str:
-        """What to do where an image is missing."""
+        """What to do if an image is missing."""
         base = name.replace("\\", "/").rpartition("/")[2]
         for folder in self.folders:
             if base and os.path.isfile(os.path.join(folder, base)):
@@ -110,7 +110,7 @@ class ImagePaths:
 
 
 def _leads_out(name: str, folder: Path) -> bool:
-    """Whether a name means a file outside of the folder, judged by its text alone."""
+    """Whether a name refers to a file outside the folder, from its text alone."""
     if _DRIVE.match(name) and os.sep == "/":
         return True
     if ".." not in name and not os.path.isabs(name):

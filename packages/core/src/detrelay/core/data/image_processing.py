@@ -1,8 +1,8 @@
-"""From images to the model's pixels, and from its outputs back to boxes in the image.
+"""Preprocess images for the model, and turn its outputs back into boxes in the image.
 
-Beside the image processors of transformers this one differs in three ways: boxes are in units of
-the unpadded image, so a target never depends on the images it shares a batch with; padding goes
-to a multiple of a number; one query may give several detections.
+It differs from transformers' image processors in three ways: boxes are in units of the unpadded
+image, so a target never depends on the other images of its batch; padding goes to a multiple of a
+number; one query may yield several detections.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
     """Options of the processor beyond those of every image processor.
 
     Attributes:
-        pad_size_divisor: what height and width of a batch are a multiple of, pixels.
-        max_pixels: largest number of pixels of an image; a larger one is refused.
+        pad_size_divisor: height and width of a batch are multiples of it, pixels.
+        max_pixels: maximum number of pixels of an image; a larger one is rejected.
         nms_iou_threshold: boxes of one class that overlap a better one by more than this are
-            suppressed in post-processing; None suppresses nothing. Detectors need it whose training
-            gives an object several queries (DETA: 0.7).
+            suppressed in post-processing; None suppresses nothing. Needed by detectors trained with
+            several queries per object (DETA: 0.7).
     """
 
     pad_size_divisor: int
@@ -47,7 +47,7 @@ class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class _DetectorOutput(Protocol):
-    """What a detector returns, as far as post-processing looks at it."""
+    """The part of a detector's output that post-processing uses."""
 
     logits: Tensor
     pred_boxes: Tensor
@@ -57,15 +57,15 @@ class DetrelayImageProcessor(TorchvisionBackend):
     """Resizes, normalises and pads images; turns scores and boxes into detections.
 
     Images may be Pillow images, arrays, tensors, paths, addresses or base64 texts, alone or in
-    lists, and are read by the rules of `detrelay.core.data.decode`: an image whose EXIF data say so
-    is turned upright, which `target_sizes` of the post-processing must follow. Arrays and tensors
-    of floats are taken with `do_rescale=False` only, as they are: [H, W], or 1 or 3 channels. The
-    result holds `pixel_values` float [B, 3, H, W] and `pixel_mask` int64 [B, H, W], 1 where a
-    pixel is real.
+    lists, and are read by the rules of `detrelay.core.data.decode`: images are turned upright
+    according to their EXIF data, and `target_sizes` of the post-processing must refer to that
+    orientation. Arrays and tensors of floats are accepted only with `do_rescale=False` and used as
+    they are: [H, W], or 1 or 3 channels. The result has `pixel_values` float [B, 3, H, W] and
+    `pixel_mask` int64 [B, H, W], 1 where a pixel is real.
 
     Raises:
         ImageError: an image cannot be read, or its kind of pixels has no known white.
-        ValueError: a setting cannot be meant, such as a standard deviation of 0.
+        ValueError: a setting makes no sense, such as a standard deviation of 0.
     """
 
     valid_kwargs = DetrelayImageProcessorKwargs
@@ -85,12 +85,12 @@ class DetrelayImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - never changed
 
     def __init__(self, **kwargs: Unpack[DetrelayImageProcessorKwargs]) -> None:
-        super().__init__(**kwargs)  # type: ignore[misc]  # it takes what `valid_kwargs` names
+        super().__init__(**kwargs)  # type: ignore[misc]  # it accepts what `valid_kwargs` names
 
-    def _standardize_kwargs(  # type: ignore[override]  # all is handed on
+    def _standardize_kwargs(  # type: ignore[override]  # everything is passed on
         self, **kwargs: Any
     ) -> dict[str, Any]:
-        """What the base makes of the settings, for the processor and for each call, and checked."""
+        """The settings as standardised by the base, for the processor and each call, checked."""
         settings: dict[str, Any] = super()._standardize_kwargs(**kwargs)
         deviations, means = settings["image_std"], settings["image_mean"]
         for name, values in (("image_std", deviations), ("image_mean", means)):
@@ -143,7 +143,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
         exact = SizeDict(height=shape[0], width=shape[1])
         return super().resize(image, exact, resample, antialias, **kwargs)
 
-    def _preprocess(  # type: ignore[override]  # the base calls it with names only
+    def _preprocess(  # type: ignore[override]  # the base calls it with keywords only
         self,
         images: list[Tensor],
         *,
@@ -154,7 +154,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
         disable_grouping: bool | None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Everything but padding is the base's; images are padded at the bottom and the right."""
+        """All but the padding is done by the base; images are padded at the bottom and right."""
         features = super()._preprocess(
             images,
             do_pad=False,
@@ -176,7 +176,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
         return BatchFeature(data=dict(features), tensor_type=return_tensors)
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """Normalise a sample that has its final size, and put its boxes in units of the image."""
+        """Normalise a sample of final size, and convert its boxes to units of the image."""
         height, width = sample.image.shape[-2:]
         pixel_values = self.rescale_and_normalize(
             sample.image,
@@ -207,9 +207,9 @@ class DetrelayImageProcessor(TorchvisionBackend):
     ) -> list[dict[str, Tensor]]:
         """Turn scores and boxes into detections, best first.
 
-        The `top_k` best of all query and class pairs are kept: a query may answer with several
-        classes. There is no non-maximum suppression (NMS) unless `nms_iou_threshold` is set; then
-        the `top_k` best of those that remain are kept.
+        The `top_k` best of all query and class pairs are kept: a query may yield several classes.
+        There is no non-maximum suppression (NMS) unless `nms_iou_threshold` is set; then the
+        `top_k` best of those that remain are kept.
 
         Args:
             outputs: `logits` [B, Q, K] before the sigmoid, `pred_boxes` [B, Q, 4] cxcywh in
@@ -217,8 +217,8 @@ class DetrelayImageProcessor(TorchvisionBackend):
             threshold: detections score above this.
             target_sizes: (height, width) of each image, pixels, [B, 2]; None leaves boxes in
                 [0, 1].
-            top_k: most detections of an image.
-            clip: cut boxes to the image. Evaluation does without, as the released programs do.
+            top_k: maximum detections per image.
+            clip: clip boxes to the image. Evaluation does not, as in the released code.
 
         Returns:
             One mapping per image: `scores` float [n], `labels` int64 [n], `boxes` float [n, 4]

@@ -1,4 +1,4 @@
-"""An image in any form in which a user may have it, as pixels."""
+"""Pixels of an image in any form that a user may have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detrelay.core.errors import one_line
 
 _DOWNLOAD_SECONDS = 60
 _LARGEST_DOWNLOAD = 2**30
-# of an image in base64: a path could be one too
+# of a base64 image: a path could be valid base64 too
 _SHORTEST_TEXT = 64
 
 
@@ -42,9 +42,9 @@ def pixels_of_any(
     Args:
         images: a Pillow image, an array or a tensor (four axes: several images), a path, an
             http(s) address, a base64 text (`data:image/...` or bare), or lists of these.
-        data_format: "channels_first" or "channels_last" for arrays and tensors; None decides as in
-            `pixels_of_array`.
-        allow_floats: take floats in arrays as they are; otherwise they are refused.
+        data_format: "channels_first" or "channels_last" for arrays and tensors; None infers it as
+            in `pixels_of_array`.
+        allow_floats: accept floats in arrays as they are; otherwise they are rejected.
         max_pixels: largest number of pixels to decode.
 
     Returns:
@@ -52,7 +52,7 @@ def pixels_of_any(
 
     Raises:
         ImageError: an image cannot be read.
-        TypeError: something is no image at all.
+        TypeError: something is not an image.
     """
     if isinstance(images, list | tuple) or getattr(images, "ndim", None) == 4:
         return [
@@ -89,7 +89,7 @@ def _floats(array: NDArray[Any] | Tensor, channels_last: bool | None) -> Tensor:
 
 
 def _file_or_content(source: str | os.PathLike[str]) -> str | os.PathLike[str] | bytes:
-    """A path as it is, or what an address or a base64 text stands for."""
+    """A path as it is, or the content of an address or a base64 text."""
     if not isinstance(source, str) or os.path.exists(source):
         return source
     if source.startswith(("http://", "https://")):
@@ -100,7 +100,7 @@ def _file_or_content(source: str | os.PathLike[str]) -> str | os.PathLike[str] |
     try:
         return base64.b64decode("".join(text.split()), validate=True) or source
     except (binascii.Error, ValueError):
-        return source  # which is then said to be missing
+        return source  # which is then reported as missing
 
 
 def _download(address: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Where the pixels of a data set are: files in a folder."""
+"""Image stores: where the pixels of a dataset come from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from detrelay.core.errors import DataError
 
 
 class ImageStore(Protocol):
-    """The images of a split, asked for one at a time."""
+    """The images of a split, opened one at a time."""
 
     def name(self, index: int) -> str:
-        """The name that the annotations give image `index`, for messages and for output."""
+        """The name of image `index` in the annotations, for messages and for output."""
 
     def open(self, index: int) -> Path | BytesIO:
         """The file of image `index`, or its encoded bytes."""
@@ -32,20 +32,20 @@ class ImageStore(Protocol):
         """Where the images are, for messages."""
 
     def advice(self, name: str) -> str:
-        """What to do where the image of that name is missing."""
+        """What to do if the image of that name is missing."""
 
 
 class ImageFiles:
     """Images that are files.
 
     Args:
-        folder: the folder that names start from, or several, best first.
+        folder: the folder that names are relative to, or several, best first.
         names: a name for each image; kept in one block of memory, which processes can share.
-        source: the file that gives the names, for messages.
-        allow_outside: also take names that lead out of the folder.
+        source: the file that lists the names, for messages.
+        allow_outside: also accept names that point outside the folder.
 
     Raises:
-        DataError: a name holds half a character (a lone surrogate of UTF-16), or leads out of the
+        DataError: a name contains half a character (a lone UTF-16 surrogate), or points outside the
             folder.
     """
 
@@ -78,7 +78,7 @@ class ImageFiles:
         return Path(self.paths.find(name) or self.paths.folders[0] / name)
 
     def missing(self) -> list[str]:
-        """Names that no file in the folder has."""
+        """Names without a file in the folder."""
         names = map(self.name, range(len(self._names)))
         return [name for name in names if self.paths.find(name) is None]
 
@@ -87,13 +87,13 @@ class ImageFiles:
         return f"folder {self.paths.place()}"
 
     def advice(self, name: str) -> str:
-        """Where else such a file is, or how to name the folder."""
+        """Where such a file is instead, or how to name the folder."""
         return self.paths.advice(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """Some images of a store, in an order of their own.
+    """Some images of a store, in a given order.
 
     Attributes:
         whole: all of them.
@@ -122,5 +122,5 @@ class Selected:
         return self.whole.place()
 
     def advice(self, name: str) -> str:
-        """What to do where an image is missing."""
+        """What to do if an image is missing."""
         return self.whole.advice(name)

@@ -1,7 +1,7 @@
-"""Ids that a format has no place for, in a file beside it.
+"""Ids that a format cannot store, in a separate file next to it.
 
-YOLO and VOC know neither ids of images nor of boxes, and VOC no ids of categories. Converting there
-and back keeps them by a file that other programs do not read.
+YOLO and VOC have neither image ids nor box ids, and VOC no category ids. Converting there and back
+keeps them in a file that other programs ignore.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_ids(folder: Path, splits: Mapping[str, tuple[Annotations, list[str]]])
 
 
 def with_kept_ids(place: Path, splits: Mapping[str, Annotations]) -> dict[str, Annotations]:
-    """The splits with the ids that a file beside them keeps, if there is one and it fits.
+    """The splits with the ids from the file next to them, if there is one and it matches.
 
     Raises:
         DataError: the file cannot be read.

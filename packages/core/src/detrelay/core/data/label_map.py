@@ -1,4 +1,4 @@
-"""Which categories a model learns: one list for training and evaluation, ids and names kept."""
+"""The categories a model learns: one list for training and evaluation, with ids and names kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from detrelay.core.errors import DataError
 def with_categories(held_out: Annotations, learned: Annotations) -> Annotations:
     """The same boxes, with the categories of another split.
 
-    Categories correspond by id and must then have the same name; by name where one of the formats
-    has no ids. The other split may have categories that this one lacks.
+    Categories correspond by id and must then have the same name; by name if one of the formats has
+    no ids. The other split may have categories that this one lacks.
 
     Raises:
         DataError: a box of `held_out` has a category that `learned` lacks, or an id has another
@@ -54,15 +54,15 @@ def with_categories(held_out: Annotations, learned: Annotations) -> Annotations:
 def chosen_categories(
     annotations: Annotations, names: Sequence[str] = (), *, keep_unused: bool = True
 ) -> Annotations:
-    """Only some categories and their boxes; images stay.
+    """Only some categories and their boxes; all images are kept.
 
     Args:
         annotations: what a reader found.
-        names: the categories to keep, in the order of their ids as ever; none for all.
-        keep_unused: keep categories that no box has.
+        names: the categories to keep, still in the order of their ids; empty for all.
+        keep_unused: keep categories without boxes.
 
     Raises:
-        DataError: a name is not that of a category, or nothing is left.
+        DataError: a name is not a category, or nothing is left.
     """
     found = [category.name for category in annotations.categories]
     for name in names:

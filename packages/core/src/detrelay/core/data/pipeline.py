@@ -1,7 +1,7 @@
-"""The object detection pipeline of transformers, which reads images as training does.
+"""transformers' object detection pipeline, but reading images as training does.
 
-Its own reader makes RGB of every image before the processor sees it: it cuts 16-bit pixels at 255
-and shows colours that are hidden by transparency.
+Its own reader converts every image to RGB before the processor sees it: it clips 16-bit pixels at
+255 and reveals colours that are hidden by transparency.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _TASK = "object-detection"
 class DetrelayPipeline(ObjectDetectionPipeline):
     """Detects in Pillow images, paths, addresses and base64 texts.
 
-    Models with an image processor of another project are served as by the base class.
+    Models with an image processor of another project are handled as by the base class.
     """
 
     def preprocess(  # type: ignore[override]  # as in the base
         self, image: Any, timeout: float | None = None
     ) -> Any:
-        """Read an image and make the model's inputs of it."""
+        """Read an image and turn it into the model's inputs."""
         if isinstance(self.image_processor, DetrelayImageProcessor):
             image = pixels_of_any(image, max_pixels=self.image_processor.max_pixels)
             inputs = self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
@@ -37,6 +37,6 @@ class DetrelayPipeline(ObjectDetectionPipeline):
 
 
 def register_pipeline() -> None:
-    """Let `transformers.pipeline` use this class."""
+    """Make `transformers.pipeline` use this class."""
     tasks: dict[str, Any] = SUPPORTED_TASKS
     tasks[_TASK]["impl"] = DetrelayPipeline

@@ -1,4 +1,4 @@
-"""A place with annotated images, in whatever format: which one it is, and its splits."""
+"""Open a place with annotated images: recognise its format and read its splits."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Format:
     """A format of annotations.
 
     Attributes:
-        title: what it is called in messages.
-        recognises: whether a place looks like it.
+        title: its name in messages.
+        recognises: whether a place looks like this format.
         read: its reader.
-        named: it is read only where it is asked for, since its files look like another's.
+        named: read only if asked for by name, since its files look like another format's.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Format:
     named: bool = False
 
 
-# In the order in which a place is tried; the name before a colon asks for one of them.
+# In the order in which they are tried; the name before a colon selects one of them.
 FORMATS: Mapping[str, Format] = {
     "coco": Format("COCO", coco_folders.recognises, coco_folders.read),
     "yolo": Format("YOLO", yolo.recognises, yolo.read),
@@ -69,12 +69,12 @@ FORMATS: Mapping[str, Format] = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a place holds.
+    """The content of a place.
 
     Attributes:
-        place: as it was named.
+        place: as the user named it.
         format: key of `FORMATS`.
-        splits: `train`, `val` and `test` as far as there are any, else one of another name.
+        splits: `train`, `val` and `test`, those that exist, else one of another name.
         also: other formats that the place looks like.
     """
 
@@ -103,14 +103,14 @@ def open_place(place: str, images: Path | None = None, *, allow_outside: bool = 
     """Read all splits of a place.
 
     Args:
-        place: a file or folder, with `FORMAT:` before it where it could be several; `hub:NAME` for
-            a data set on the Hub.
-        images: folder of the images where they lie elsewhere.
-        allow_outside: let a `file_name` of COCO lead out of the image folder; other formats find
-            images by rules that do not.
+        place: a file or folder, prefixed with `FORMAT:` if it could be several; `hub:NAME` for a
+            dataset on the Hub.
+        images: folder of the images if they are elsewhere.
+        allow_outside: let COCO's `file_name` point outside the image folder; other formats never
+            do.
 
     Raises:
-        DataError: there is nothing, the format is not recognised, or the files cannot be used.
+        DataError: nothing is there, the format is not recognised, or the files cannot be used.
     """
     name, colon, rest = place.partition(":")
     path = Path(place)
@@ -139,7 +139,7 @@ def open_place(place: str, images: Path | None = None, *, allow_outside: bool = 
 def _recognised(name: str, path: Path) -> bool:
     try:
         return FORMATS[name].recognises(path)
-    except NotADirectoryError:  # a device, or a file where folders are looked for
+    except NotADirectoryError:  # a device, or a file where a folder is expected
         return False
     except OSError as error:
         raise DataError(f"cannot look into {path}: {error.strerror or error}") from error
@@ -156,7 +156,7 @@ def _read(
 def _check_exists(path: Path) -> None:
     try:
         there = path.exists()
-    except (OSError, ValueError):  # too long a name, a null character
+    except (OSError, ValueError):  # the name is too long or has a null character
         there = False
     if not there:
         raise DataError(
@@ -165,9 +165,9 @@ def _check_exists(path: Path) -> None:
 
 
 def split_of(found: Found, split: str) -> Annotations | None:
-    """A split of a place; the only one whatever its name.
+    """A split of a place; if there is only one, that one whatever its name.
 
-    For images to evaluate on, `test` stands in where there is no `val`.
+    For evaluation, `test` replaces a missing `val`.
     """
     if split in found.splits:
         return found.splits[split]
@@ -189,11 +189,11 @@ def train_and_val(
     """Images to train on and to evaluate on, with the same categories.
 
     Args:
-        train: place of the training images and their folder, if it is known.
-        val: the same of those to evaluate on; without a place they are the held-out split of the
-            training place, or, if that has none, a share of its training images.
-        share: how much of the training images that is.
-        seed: which images.
+        train: place of the training images and their folder, if known.
+        val: the same for evaluation; without a place, the held-out split of the training place or,
+            if it has none, a share of its training images.
+        share: that share of the training images.
+        seed: selects these images.
         allow_outside: see `open_place`.
 
     Raises:
@@ -232,15 +232,15 @@ def _needed(found: Found, split: str) -> Annotations:
 
 
 def cut(whole: Annotations, share: float, seed: int) -> tuple[Annotations, Annotations]:
-    """Training and held-out images of a set without splits.
+    """Split a dataset without splits into training and held-out images.
 
     Args:
         whole: all images.
-        share: of the images that are held out, at least one.
-        seed: which ones.
+        share: of the images to hold out, at least one.
+        seed: selects them.
 
     Raises:
-        DataError: there is but one image.
+        DataError: there is only one image.
     """
     if len(whole) < 2:
         raise DataError(f"{whole.source}: one image cannot be cut into training and evaluation")

@@ -1,4 +1,4 @@
-"""What the parts of the data path hand on: categories, samples, and a report of what was found."""
+"""Structures shared along the data path: categories, samples, and a report on the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # readers do without torch, so that files can be scored where there is none
+if TYPE_CHECKING:  # readers work without torch, so that files can be scored without it
     from torch import Tensor
 
 
@@ -15,8 +15,8 @@ class Category:
     """A class of objects.
 
     Attributes:
-        id: the data set's own category id; ids may have gaps and need not start at 0 or 1.
-        name: what the category is called.
+        id: the dataset's own category id; ids may have gaps and need not start at 0 or 1.
+        name: name of the category.
     """
 
     id: int
@@ -29,9 +29,9 @@ class Sample:
 
     Attributes:
         image: uint8 [3, H, W], RGB.
-        boxes_xyxy: float32 [n, 4], corners in pixels of `image`. n = 0 is legal.
+        boxes_xyxy: float32 [n, 4], corners in pixels of `image`. n = 0 is valid.
         class_labels: int64 [n], class indices 0..K-1.
-        image_id: the data set's own image id.
+        image_id: the dataset's own image id.
         original_size: (height, width) of the image as stored, pixels; transforms keep it.
     """
 
@@ -44,17 +44,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What a data set holds and what was left out of its samples.
+    """The content of a dataset and what was dropped from its samples.
 
     Attributes:
         images: number of images.
-        boxes: boxes that samples hold.
-        images_without_boxes: images whose sample holds no box.
+        boxes: boxes in samples.
+        images_without_boxes: images whose sample has no box.
         crowd_boxes: boxes around crowds, which only the evaluator sees.
-        dropped_boxes: boxes left out of the samples, by reason.
-        clipped_boxes: boxes cut to their image; they count among `boxes`.
-        left_out_images: images without any annotation that were asked to be left out.
-        notes: what else a reader of the files should know, a sentence each.
+        dropped_boxes: boxes dropped from the samples, by reason.
+        clipped_boxes: boxes clipped to their image; included in `boxes`.
+        left_out_images: images without any annotation, left out as requested.
+        notes: other remarks on the files, a sentence each.
     """
 
     images: int
@@ -89,9 +89,9 @@ def some(values: object, examples: int = 3) -> str:
 
 
 def shown(value: object, longest: int = 80) -> str:
-    """A value of a file as a message shows it: cut where it is long.
+    """A value from a file for a message, truncated if long.
 
-    A number of thousands of digits, which Python refuses to print, is described.
+    A number of thousands of digits, which Python refuses to print, is described instead.
     """
     try:
         text = repr(value)

@@ -1,7 +1,7 @@
-"""A detection data set drawn in code: shapes of four classes on cluttered backgrounds.
+"""A synthetic detection dataset: shapes of four classes on cluttered backgrounds.
 
-Image i of seed s follows from (s, i) alone. What is in an image is drawn by lot first, so boxes
-are known without drawing pixels.
+Image i of seed s depends on (s, i) alone. The objects of an image are sampled first, so boxes are
+known without drawing pixels.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SHAPES = ("circle", "triangle", "ring", "cross")
 _EMPTY_IMAGES = 0.08  # share of images without objects
 _MOST_OBJECTS = 4
 _SIDES = (0.75, 1.0)  # image height and width, in units of image_size
-_DIAMETERS = (0.2, 0.6)  # of the circle around a shape, in units of the shorter image side
+_DIAMETERS = (0.2, 0.6)  # of a shape's bounding circle, in units of the shorter image side
 _MOST_HIDDEN = 0.5  # share of a box that later boxes may cover
 _TRIES = 20
 _HUE_SPREAD = 0.06  # of a class's colours, in turns of the colour circle
-_SUPERSAMPLING = 2  # drawn larger and averaged down, which smooths edges
+_SUPERSAMPLING = 2  # drawn larger and downsampled, for smooth edges
 
 _Points = NDArray[np.float64]
 
@@ -65,16 +65,16 @@ class _Scene:
 
 
 class ShapesDataset(Dataset[Sample]):
-    """Images of coloured shapes, drawn when asked for.
+    """Images of coloured shapes, drawn on demand.
 
-    Each class has a form and a hue of its own. Up to four shapes an image, 20 to 60 % of the
-    shorter side, turned, mildly overlapping; backgrounds have gradients, blobs, lines and noise.
-    Two seeds share no image, so another seed makes a held-out split.
+    Each class has its own form and hue. Up to four shapes per image, 20 to 60 % of the shorter
+    side, rotated, mildly overlapping; backgrounds have gradients, blobs, lines and noise. Two seeds
+    share no image, so another seed makes a held-out split.
 
     Args:
         num_images: number of images.
-        image_size: longest side an image can have, pixels; sides vary from 75 to 100 % of it.
-        seed: which images, 0 to 2**32 - 1.
+        image_size: maximum side of an image, pixels; sides vary from 75 to 100 % of it.
+        seed: selects the images, 0 to 2**32 - 1.
 
     Raises:
         ValueError: a number is out of range.
@@ -120,7 +120,7 @@ class ShapesDataset(Dataset[Sample]):
 
     @cached_property
     def ground_truth(self) -> dict[str, Any]:
-        """The data set as a COCO detection dictionary."""
+        """The dataset as a COCO detection dictionary."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
@@ -182,7 +182,7 @@ def _plan(generator: np.random.Generator, image_size: int) -> _Scene:
     if generator.random() < _EMPTY_IMAGES:
         count = 0
     objects: list[ShapeObject] = []
-    hidden: list[float] = []  # share of each box that later boxes cover, at most
+    hidden: list[float] = []  # upper bound of the share of each box that later boxes cover
     for _ in range(count):
         for _ in range(_TRIES):
             shape = _place(generator, height, width)
@@ -198,7 +198,7 @@ def _plan(generator: np.random.Generator, image_size: int) -> _Scene:
 
 
 def _place(generator: np.random.Generator, height: int, width: int) -> ShapeObject:
-    """Draw a shape by lot: class, size, turn, place. It lies inside the image."""
+    """Sample a shape: class, size, rotation, position. It lies inside the image."""
     label = int(generator.integers(len(SHAPES)))
     smallest, largest = _DIAMETERS
     # uniform in the logarithm: as many small shapes as large ones
@@ -217,7 +217,7 @@ def _place(generator: np.random.Generator, height: int, width: int) -> ShapeObje
 
 
 def _unit_outline(name: str, generator: np.random.Generator) -> _Points:
-    """Corners of a shape inside the unit circle, unturned, [p, 2]."""
+    """Corners of a shape inside the unit circle, unrotated, [p, 2]."""
     if name in ("circle", "ring"):
         return _on_circle(64)
     if name == "triangle":
@@ -275,7 +275,7 @@ def _clutter(
     ends: NDArray[np.float64],
     generator: np.random.Generator,
 ) -> None:
-    """Things that are no objects: pale blobs without a shape, and thin lines."""
+    """Distractors: pale shapeless blobs, and thin lines."""
     for _ in range(generator.integers(0, 5)):
         corners = int(generator.integers(7, 12))
         radii = generator.uniform(0.4, 1.0, (corners, 1)) * generator.uniform(0.05, 0.25)
@@ -314,7 +314,7 @@ def _paint(
 
 
 def _flat(points: _Points) -> list[float]:
-    """Corners as Pillow takes them."""
+    """Corners in Pillow's format."""
     return [float(value) for value in points.reshape(-1)]
 
 

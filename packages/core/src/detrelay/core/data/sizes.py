@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# of most released programs; a model's own stands in its image processor
+# of most released models; a model's own is in its image processor
 DIVISOR = 32
 
 
@@ -13,7 +13,7 @@ def padded_size(sizes: Iterable[tuple[int, int]], divisor: int) -> tuple[int, in
 
     Args:
         sizes: (height, width) of each image, pixels.
-        divisor: what both sides must be a multiple of, pixels; 1 pads to the largest image only.
+        divisor: both sides are multiples of it, pixels; 1 pads only to the largest image.
 
     Raises:
         ValueError: `divisor` is below 1.
@@ -32,10 +32,10 @@ def resized_shape(
 ) -> tuple[int, int]:
     """The (height, width) that keeps the aspect and makes the short side `short_side`, pixels.
 
-    Where the long side would exceed `max_size`, the short side becomes the nearest whole number
-    that keeps it within (DETR's rule; its rounding can leave the long side one or two pixels
-    above). The long side is cut to a whole number. A sliver whose short side becomes one pixel is
-    no longer than `max_size` either, at the cost of its aspect.
+    If the long side would exceed `max_size`, the short side becomes the nearest integer that keeps
+    it within (DETR's rule; its rounding can leave the long side one or two pixels above). The long
+    side is truncated to an integer. A sliver whose short side becomes one pixel does not exceed
+    `max_size` either, at the cost of its aspect ratio.
     """
     short, long = min(height, width), max(height, width)
     if max_size is not None and long / short * short_side > max_size:

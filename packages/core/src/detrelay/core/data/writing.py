@@ -1,4 +1,4 @@
-"""Annotated images written as COCO, YOLO, VOC or parquet, with copies of the images."""
+"""Write annotated images as COCO, YOLO, VOC or parquet, with copies of the images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detrelay.core.data.kept_ids import write_ids
 from detrelay.core.data.readers.table import ALL, TRAIN
 from detrelay.core.errors import DataError, unknown_name
 
-# Readers take a fraction beyond this for a pixel.
+# Readers interpret a fraction beyond this as pixels.
 _LARGEST_FRACTION = 1.5
 
 Splits = Mapping[str, tuple[Annotations, list[str]]]
@@ -30,15 +30,15 @@ def write_data(splits: Mapping[str, Annotations], format_name: str, folder: Path
     """Write splits in a format.
 
     Args:
-        splits: what readers found, with the same categories.
+        splits: as returned by readers, with the same categories.
         format_name: "coco", "yolo", "voc" or "parquet".
-        folder: where to; must be empty or new.
+        folder: the destination; must be empty or new.
 
     Returns:
-        What the format cannot hold, and what was changed for it, a sentence each.
+        What the format cannot represent, and what was changed for it, a sentence each.
 
     Raises:
-        DataError: the format is unknown, the folder has content, or an image is missing.
+        DataError: the format is unknown, the folder is not empty, or an image is missing.
     """
     if format_name not in WRITERS:
         raise DataError(unknown_name("format to write", format_name, WRITERS))
@@ -68,7 +68,7 @@ def write_data(splits: Mapping[str, Annotations], format_name: str, folder: Path
 
 
 def _names(part: Annotations, notes: list[str]) -> list[str]:
-    """A file name without folders for each image, whose stem no other has."""
+    """A file name without folders for each image, with a unique stem."""
     names = [Path(part.images.name(row)).name for row in range(len(part))]
     stems = Counter(Path(name).stem.casefold() for name in names)
     changed = 0
@@ -202,7 +202,7 @@ def _write_parquet(splits: Splits, folder: Path) -> list[str]:
                 _rows,
                 features,
                 cache_dir=cache,
-                # a list would be taken for shards, each to be handed over alone
+                # a list would be interpreted as shards, each passed on its own
                 gen_kwargs={"part": part, "names": tuple(names)},
             )
             title = {"val": "validation"}.get(split, split)
