@@ -96,7 +96,7 @@ def test_settings_sizes_and_padding_are_those_of_the_model(data: Path, tmp_path:
 
 def refusals(folder: Path) -> Iterator[tuple[Arguments, str]]:
     yield Arguments("dino_r50_4scale_12e", init=folder), "is a dn_detr, but --recipe dino"
-    yield Arguments(init=folder, head="dino"), "its head is dn_detr; leave out --head dino"
+    yield Arguments(init=folder, head="dino"), "its head is dn_detr; omit --head dino"
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "detr"}))
     yield Arguments(init=folder), "holds a 'detr'; expected one of the heads deformable_detr"
@@ -108,7 +108,7 @@ def test_what_cannot_be_fine_tuned_is_refused_in_one_line(tmp_path: Path) -> Non
     folder = save("dn_detr", tmp_path / "saved", torch.float32)
     other = DetrelayImageProcessor(image_mean=[0.5, 0.5, 0.5])
     other.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"image_mean \(0.5, 0.5, 0.5\); training knows"):
+    with pytest.raises(ValueError, match=r"image_mean \(0.5, 0.5, 0.5\); training supports"):
         resolve(Arguments(init=folder))
     DetrelayImageProcessor().save_pretrained(folder)
     for arguments, message in refusals(folder):

@@ -396,7 +396,7 @@ def test_training_publishes_its_best_model(
     )
     monkeypatch.setattr(hub, "faults", [Fault(COMMIT, "status", status=403)])
     again = tmp_path / "again"
-    with pytest.raises(ValueError, match=r"publish it by: detrelay publish \S*best .* --private"):
+    with pytest.raises(ValueError, match=r"publish it with: detrelay publish \S*best .* --private"):
         tiny_run(again, "train.epochs=1", "train.seed=1", push_to=REPOSITORY, push_private=True)
     assert (again / "best" / "model.safetensors").is_file()
 

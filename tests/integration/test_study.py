@@ -199,7 +199,7 @@ def test_runs_of_one_setting_are_those_that_differ_by_the_seed() -> None:
     assert {name: len(found) for name, found in compare.group(runs).items()} == {
         "dino": 2, "long": 1, "wide": 1,
     }  # fmt: skip
-    with pytest.raises(ValueError, match="two runs of setting dino with one seed"):
+    with pytest.raises(ValueError, match="two runs of dino with the same seed"):
         compare.group([runs[0], made("runs/dino-again")])
     with pytest.raises(ValueError, match="would both be called long"):
         compare.group([runs[2], made("other/long", "train.epochs=97", "train.seed=5")])

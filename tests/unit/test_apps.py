@@ -142,7 +142,7 @@ def test_an_empty_argument_is_refused(
 ) -> None:
     """As a path it would be the working directory."""
     monkeypatch.setattr("sys.argv", ["detrelay train", *words])
-    with pytest.raises(ValueError, match=f"an empty argument after {option}; name a value"):
+    with pytest.raises(ValueError, match=f"an empty argument after {option}; give a value"):
         read_arguments(Arguments)
 
 
@@ -219,7 +219,7 @@ def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> Non
     [
         (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
         (["--data", "a", "b", "c"], "--data: expected a place, or one to train on and one"),
-        (["--head", "dino", "--recipe", "shapes"], "holds model settings of head stageinteractor"),
+        (["--head", "dino", "--recipe", "shapes"], "has model settings of head stageinteractor"),
         (["--seed", "-1"], "train.seed must be between 0 and"),
         (["--set", "train.epoch=3"], "did you mean train.epochs?"),
     ],
@@ -282,7 +282,7 @@ def test_resume_under_a_cosine_may_not_grow(tmp_path: Path) -> None:
         (["--set", "train.epochs=1"], r"train.epochs \(\d+ -> 1\)"),
         (["--seed", "5", "--set", "model.num_queries=7"], r"num_queries \(\d+ -> 7\), train.seed"),
         (["--recipe", "bccd_small"], r"data.train_annotations \(None -> 'data/bccd/train.json'\)"),
-        (["--init", "somewhere"], "do without --init"),
+        (["--init", "somewhere"], "omit --init"),
     ],
 )
 def test_resume_with_a_changed_recipe_names_the_keys(

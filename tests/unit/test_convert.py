@@ -34,7 +34,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(
 def test_an_old_folder_is_never_touched(tmp_path: Path) -> None:
     kept = tmp_path / "notes.txt"
     kept.write_text("mine")
-    with pytest.raises(ValueError, match="already there; name a new folder"):
+    with pytest.raises(ValueError, match="already exists; name a new folder"):
         convert(Arguments(checkpoint=tmp_path / "none.pth", output=tmp_path))
     assert kept.read_text() == "mine"
 

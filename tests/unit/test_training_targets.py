@@ -149,7 +149,7 @@ def test_defaults_are_as_published() -> None:
         ),
         (
             DINO + '[groups.decoder]\nassigner = {name = "union"}',
-            "groups.decoder: its assigner stands in the table assigner",
+            "groups.decoder: its assigner is set in the table assigner",
         ),
         (
             'head = "deformable_detr"\nmodel = {two_stage = true, box_refinement = true}\n'

@@ -1,6 +1,6 @@
 """From a recipe, or a saved folder, to data, model, criterion and trainer.
 
-What the command lines are made of, and what a notebook needs: `find_recipe`, `build_datasets`,
+The building blocks of the commands, also for use in a notebook: `find_recipe`, `build_datasets`,
 `build_model`, `build_criterion`, `build_trainer`.
 """
 
@@ -55,14 +55,14 @@ def find_recipe(
 
     Args:
         name: a recipe of the package or a TOML file, as for `--recipe`; None for drawn shapes, or
-            for the defaults where `data` is named.
+            for the defaults if `data` is given.
         *settings: "dotted.key=value", as for `--set`.
         head: as for `--head`.
         assigner: as for `--assigner`.
         data: folder, or two COCO files, as for `--data`.
 
     Raises:
-        RecipeError: there is no such recipe, or a setting is refused.
+        RecipeError: there is no such recipe, or a setting is rejected.
     """
     from detrelay.apps.train import Arguments, resolve
 
@@ -111,7 +111,7 @@ def build_parts(
         train: images to learn from.
         val: images to evaluate on.
         init: folder of a saved model whose weights to start from.
-        fresh: False where a checkpoint will fill the model, so nothing need be loaded now.
+        fresh: False if a checkpoint will fill the model, so that nothing is loaded now.
     """
     model = build_model(recipe, train.categories, init, fresh=fresh)
     return join_parts(recipe, train, val, model, build_criterion(recipe))
@@ -182,10 +182,10 @@ def build_model(
         recipe: what to build.
         categories: such as `build_datasets(recipe.data)[0].categories`.
         init: folder of a saved model, or its name on the Hub, whose weights to start from.
-        fresh: False to leave the backbone's pre-trained weights and `init` aside.
+        fresh: False to load neither the backbone's pre-trained weights nor `init`.
 
     Raises:
-        ValueError: the head refuses its settings, or the model in `init` is not whole.
+        ValueError: the head rejects its settings, or the model in `init` is incomplete.
     """
     entry = head_entry(recipe.head)
     config = model_config(
@@ -221,11 +221,11 @@ def build_trainer(
         val: images to evaluate on.
         model: with the classes of the data.
         criterion: the losses with their assigners.
-        output: folder of the run; must hold no other one.
+        output: folder of the run; must not contain another one.
         accelerator: device, precision and processes; one with the recipe's precision if None.
 
     Raises:
-        RunFolderError: the folder holds another run.
+        RunFolderError: the folder contains another run.
     """
     from detrelay.apps.drawing import Reporter
     from detrelay.apps.resume import refuse_another_run
@@ -265,7 +265,7 @@ def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, A
 
 
 def facts_of_data(train: AnyDataset, val: AnyDataset) -> dict[str, Any]:
-    """Fingerprints of the splits, for `--resume`; drawn images follow from the recipe."""
+    """Fingerprints of the splits, for `--resume`; drawn images are determined by the recipe."""
     splits = {"train": train, "val": val}
     return {
         name: fingerprint(samples.annotations)
@@ -275,7 +275,7 @@ def facts_of_data(train: AnyDataset, val: AnyDataset) -> dict[str, Any]:
 
 
 def facts_of_program() -> dict[str, Any]:
-    """With which code a model folder was written."""
+    """The code version that a model folder was written with."""
     return {
         "commit": _commit(),
         "versions": {
@@ -288,7 +288,7 @@ def facts_of_program() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, marked where files differ from it; None outside of git."""
+    """The commit of this checkout, marked if files differ from it; None outside git."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],

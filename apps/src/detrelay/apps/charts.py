@@ -25,7 +25,7 @@ _GREY, _BLUE, _RED = "0.7", "#2b6cb0", "#c05621"
 
 
 def draw_analysis(analysis: Analysis, folder: Path) -> list[Path]:
-    """Write all charts of an analysis; the files."""
+    """Write all charts of an analysis; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [figures.name for figures in analysis.categories]
     charts = {
@@ -75,7 +75,7 @@ def confusion(matrix: Confusion, names: Sequence[str]) -> Figure:
     size = min(16.0, 3.0 + 0.45 * len(counts))
     figure, axis = plt.subplots(figsize=(size + 1, size))
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=axis, fraction=0.046, pad=0.03, label="share of the row")
+    figure.colorbar(picture, ax=axis, fraction=0.046, pad=0.03, label="share of row")
     if len(counts) <= _MOST_NUMBERED_CLASSES:
         for row, column in np.ndindex(*counts.shape):
             if counts[row, column]:
@@ -93,7 +93,7 @@ def confusion(matrix: Confusion, names: Sequence[str]) -> Figure:
 
 
 def calibration(bins: Calibration) -> Figure:
-    """Share of right detections against their score, and how many there are."""
+    """Share of correct detections against their score, and how many there are."""
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(5, 5.5), sharex=True, height_ratios=(3, 1))
     width = 1 / len(bins.counts)
     centres = (np.arange(len(bins.counts)) + 0.5) * width
@@ -101,7 +101,7 @@ def calibration(bins: Calibration) -> Figure:
     upper.plot([0, 1], [0, 1], color=_GREY, ls="--", label="perfectly calibrated")
     summary = "no detections" if bins.error is None else f"expected error {100 * bins.error:.1f} %"
     upper.set_title(f"Calibration at IoU 0.5: {summary}", fontsize=10)
-    upper.set(ylabel="share of right detections", ylim=(0, 1), xlim=(0, 1))
+    upper.set(ylabel="share of correct detections", ylim=(0, 1), xlim=(0, 1))
     upper.legend(fontsize=8)
     lower.bar(centres, bins.counts, width * 0.92, color=_GREY)
     lower.set_yscale("symlog")
@@ -112,17 +112,17 @@ def calibration(bins: Calibration) -> Figure:
 
 
 def errors(breakdown: ErrorBreakdown) -> Figure:
-    """AP gained by mending each kind of error, and how many there are."""
+    """AP gained by fixing each kind of error, and how many there are."""
     figure, axis = plt.subplots(figsize=(6.5, 3.4))
     kinds = list(breakdown.gains)
     bars = axis.barh(kinds, [100 * breakdown.gains[kind] for kind in kinds], color=_RED)
     axis.bar_label(bars, [f"{breakdown.counts[kind]} errors" for kind in kinds], padding=3)
     axis.invert_yaxis()
     axis.margins(x=0.2)
-    axis.set_xlabel("AP gained if mended, points")
+    axis.set_xlabel("AP gained if fixed, points")
     axis.set_title(
         f"Errors at IoU {breakdown.threshold:g}: AP {100 * breakdown.ap:.1f}, the best "
-        f"{breakdown.max_detections} detections of an image",
+        f"{breakdown.max_detections} detections per image",
         fontsize=10,
     )
     _only_left_and_bottom(axis)

@@ -1,4 +1,4 @@
-"""The program `detrelay`: one command for each module of `detrelay.apps` that can be run."""
+"""The program `detrelay`: one command per runnable module of `detrelay.apps`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ COMMANDS = {
     "report": "what happens between the stages of a saved model, as a page of charts",
     "study": "train a grid of settings and seeds, and compare them with intervals",
     "compare": "compare runs that exist: means, intervals and differences",
-    "predict": "detect objects in images, draw them, write them down",
-    "convert": "turn a checkpoint of a released program into a model folder",
+    "predict": "detect objects in images, draw them, write them to files",
+    "convert": "convert a released checkpoint to a model folder",
     "export": "write a saved model for onnxruntime, OpenVINO or torch.export, and measure it",
     "check-data": "count, check, draw and convert annotated images",
     "publish": "publish a saved model on the Hugging Face Hub",
-    "replay": "take a training step again that was not finite",
+    "replay": "repeat a training step with a non-finite value",
 }
 
 
 def main() -> None:
-    """Run the command that is named first, with the other arguments."""
+    """Run the command named first with the other arguments."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
@@ -39,7 +39,7 @@ def main() -> None:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
-    return f"usage: detrelay COMMAND [options]\n\n{listed}\n\ndetrelay COMMAND --help says more."
+    return f"usage: detrelay COMMAND [options]\n\n{listed}\n\nFor details: detrelay COMMAND --help"
 
 
 if __name__ == "__main__":

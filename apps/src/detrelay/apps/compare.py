@@ -34,13 +34,13 @@ class Arguments:
     """Write comparison.md, comparison.tex, comparison.json and curves.png."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS ...")]
-    """Folders of finished runs; those whose recipes differ by the seed alone are one setting."""
+    """Folders of finished runs; those whose recipes differ only by the seed are one setting."""
     output: Path
     """Folder for the comparison."""
     baseline: str | None = None
-    """Name of the setting that the others are compared with; that of the first run if not named."""
+    """Name of the setting to compare the others with; that of the first run if not given."""
     backend: Backend = "pycocotools"
-    """Who computes AP; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
+    """Back end for AP; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
     debug: Debug = False
 
 
@@ -51,7 +51,7 @@ class FinishedRun:
     Attributes:
         folder: where it is.
         recipe: what was trained.
-        minutes: what it took; None where nobody measured.
+        minutes: training time; None if not measured.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class FinishedRun:
 
 
 def compare_runs(arguments: Arguments) -> int:
-    """Read the runs, write the comparison; the exit code."""
+    """Read the runs, write the comparison; returns the exit code."""
     if not arguments.runs:
         raise ValueError("name the folders of the runs to compare")
     settings = group([read_run(folder) for folder in arguments.runs])
@@ -73,7 +73,7 @@ def read_run(folder: Path, minutes: float | None = None) -> FinishedRun:
     """A finished run.
 
     Raises:
-        ValueError: the folder holds no run, or one that is not finished.
+        ValueError: the folder contains no run, or an unfinished one.
     """
     from detrelay.apps.resume import stored_recipe
 
@@ -81,7 +81,7 @@ def read_run(folder: Path, minutes: float | None = None) -> FinishedRun:
     if not (folder / run_folder.RESULTS).is_file():
         raise ValueError(
             f"{folder}: the run is not finished (it has no {run_folder.RESULTS}), and a mean "
-            f"without it would mislead; continue it by detrelay train --resume --output {folder}"
+            f"without it would mislead; continue it with detrelay train --resume --output {folder}"
         )
     return FinishedRun(folder, recipe, minutes)
 
@@ -90,7 +90,8 @@ def group(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Runs by setting, in the order they were named.
 
     Raises:
-        ValueError: a setting has two runs of one seed, or two settings would have one name.
+        ValueError: a setting has two runs with the same seed, or two settings would have the same
+            name.
     """
     settings: dict[str, list[FinishedRun]] = {}
     names: dict[str, str] = {}
@@ -103,7 +104,7 @@ def group(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
             apart = other.recipe.to_mapping()
             if apart["train"].pop("seed", None) == seed:
                 raise ValueError(
-                    f"{other.folder} and {entry.folder}: two runs of setting {name} with one seed"
+                    f"{other.folder} and {entry.folder}: two runs of {name} with the same seed"
                 )
             if apart != values:
                 raise ValueError(
@@ -126,7 +127,7 @@ def write_comparison(
     output: Path,
     backend: Backend,
 ) -> list[Row]:
-    """Score all runs on the same drawn images and write tables and curves; the rows."""
+    """Score all runs on the same resampled images, write tables and curves; returns the rows."""
     from detrelay.apps.comparison import compare, latex, markdown
     from detrelay.apps.evaluate import write_json
 
@@ -140,7 +141,7 @@ def write_comparison(
                 truth = own
             elif not _same(truth, own):
                 raise ValueError(
-                    f"{entry.folder}: was evaluated on other images than the first run"
+                    f"{entry.folder}: was not evaluated on the same images as the first run"
                 )
             scored[name].append(score(entry, truth, detections, backend))
     rows = compare(scored, baseline, missing)
@@ -165,9 +166,9 @@ def _same(first: GroundTruth, second: GroundTruth) -> bool:
 
 
 def detections_of(entry: FinishedRun) -> tuple[GroundTruth, Detections]:
-    """Truth and detections of a run's final model; they are kept in its folder for the next time.
+    """Ground truth and detections of a run's final model, cached in its folder.
 
-    The final model and not the best: that was chosen by the very images that it is scored on.
+    The final model and not the best one, which was chosen on the very images it is scored on.
     """
     from accelerate import Accelerator
 
@@ -195,7 +196,7 @@ def detections_of(entry: FinishedRun) -> tuple[GroundTruth, Detections]:
 def score(
     entry: FinishedRun, truth: GroundTruth, detections: Detections, backend: Backend
 ) -> RunScores:
-    """AP of a run on all images and on drawn ones."""
+    """AP of a run on all images and on resampled ones."""
     from detrelay.apps.comparison import RunScores
     from detrelay.core.evaluation.coco_ap import evaluate_coco
     from detrelay.core.evaluation.matching import match
@@ -213,7 +214,7 @@ def score(
 
 
 def draw_runs(settings: Mapping[str, Sequence[FinishedRun]], target: Path) -> None:
-    """AP over the steps of all runs, a colour for each setting."""
+    """AP over the steps of all runs, one colour per setting."""
     from matplotlib import pyplot as plt
 
     from detrelay.apps.charts import save

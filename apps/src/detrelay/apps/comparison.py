@@ -1,11 +1,11 @@
 """Means, intervals and differences of runs, and the tables that show them.
 
-A run is one point of two samples: of the images and of the seeds. A setting's AP is the mean over
-its seeds. Its squared standard error is the variance over seeds divided by their number, plus the
-variance of that mean when the images are drawn again with replacement. A difference to the baseline
-is taken run by run, of equal seeds and over the same drawn images. Intervals are Student's t with
-the degrees of freedom of Welch and Satterthwaite. What seeds do to single images counts twice, so
-intervals are rather too wide than too narrow.
+A run is a sample of both images and seeds. A setting's AP is the mean over its seeds. Its squared
+standard error is the variance over seeds divided by their number, plus the variance of that mean
+when the images are resampled with replacement. Differences to the baseline are paired: between runs
+of equal seeds and over the same resampled images. Intervals are Student's t with the degrees of
+freedom of Welch and Satterthwaite. The effect of seeds on single images counts twice, so intervals
+are too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _NORMAL_FROM = 1e6  # degrees of freedom; the quantiles then agree to six digits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunScores:
-    """What is known of one finished run.
+    """The scores of one finished run.
 
     Attributes:
         seed: its seed.
         ap: AP on all images, a fraction.
         ap50: AP at IoU 0.5.
-        resampled: float64 [R], AP over the drawn images; the same draws for every run.
-        minutes: what it took; None where nobody measured.
+        resampled: float64 [R], AP over resampled images; the same draws for every run.
+        minutes: training time; None if not measured.
     """
 
     seed: int
@@ -51,7 +51,7 @@ class Interval:
         mean: over seeds.
         low: lower end.
         high: upper end.
-        images_only: there is one seed, so that nothing is known of seeds.
+        images_only: there is only one seed, so the variance over seeds is unknown.
     """
 
     mean: float
@@ -72,12 +72,12 @@ class Row:
     Attributes:
         name: the setting.
         seeds: seeds of its finished runs.
-        missing: what is not there, in words; empty where all runs are finished.
-        ap: mean AP; None where runs are missing.
-        ap50: mean AP50; None where runs are missing.
-        difference: AP minus that of the baseline; None for the baseline and where runs of either
-            are missing.
-        minutes: mean minutes of a run; None where they are not known.
+        missing: what is missing, in words; empty if all runs are finished.
+        ap: mean AP; None if runs are missing.
+        ap50: mean AP50; None if runs are missing.
+        difference: AP minus that of the baseline; None for the baseline and if runs of either are
+            missing.
+        minutes: mean minutes per run; None if unknown.
     """
 
     name: str
@@ -93,8 +93,8 @@ def interval(by_seed: Floats, resampled: Floats) -> Interval:
     """The interval of a mean over seeds.
 
     Args:
-        by_seed: [n], a figure of each seed on all images.
-        resampled: [n, R], the same over drawn images.
+        by_seed: [n], a figure for each seed on all images.
+        resampled: [n, R], the same over resampled images.
     """
     count, mean = len(by_seed), float(by_seed.mean())
     of_images = float(resampled.mean(axis=0).var(ddof=1))
@@ -143,11 +143,11 @@ def compare(
     Args:
         settings: finished runs by setting.
         baseline: a key of `settings`.
-        missing: what is not there, in words, by setting; such a setting gets no mean.
+        missing: what is missing, in words, by setting; such a setting gets no mean.
 
     Raises:
-        ValueError: the baseline is unknown, or a setting with all its runs has other seeds than the
-            baseline, so that they are no pairs.
+        ValueError: the baseline is unknown, or a complete setting has other seeds than the
+            baseline, so that runs cannot be paired.
     """
     missing = missing or {}
     if baseline not in settings:
@@ -202,7 +202,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def markdown(rows: Sequence[Row], max_detections: int) -> str:
-    """The comparison as a Markdown table, percent."""
+    """The comparison as a Markdown table, in percent."""
     lines = [
         f"| setting | seeds | AP (maxDets {min(100, max_detections)}) | AP50 (maxDets "
         f"{max_detections}) | difference to {rows[0].name} | minutes |",
@@ -213,7 +213,7 @@ def markdown(rows: Sequence[Row], max_detections: int) -> str:
 
 
 def latex(rows: Sequence[Row], max_detections: int) -> str:
-    """The comparison as a LaTeX table (booktabs), percent."""
+    """The comparison as a LaTeX table (booktabs), in percent."""
     head = (
         rf"setting & seeds & AP$_{{{min(100, max_detections)}}}$ & "
         rf"AP50$_{{{max_detections}}}$ & difference & minutes \\"
@@ -258,7 +258,7 @@ def _escaped(cell: str) -> str:
 def _caption(rows: Sequence[Row]) -> str:
     text = (
         "95 % intervals over seeds and resampled images; differences paired by seed and image; "
-        '"not clear": the interval holds 0.'
+        '"not clear": the interval contains 0.'
     )
     shown = [entry for row in rows for entry in (row.ap, row.difference) if entry is not None]
     if any(entry.images_only for entry in shown):

@@ -1,4 +1,4 @@
-"""The door of every command: how it ends, whatever happens behind it."""
+"""The entry point of every command: arguments, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -39,26 +39,24 @@ def read_arguments(kind: type[_Arguments]) -> _Arguments:
     """The command line as `kind`.
 
     Raises:
-        ValueError: an argument is empty, as a shell variable without a value leaves it; as a path
-            it would mean the working directory.
+        ValueError: an argument is empty, as from an unset shell variable; as a path it would mean
+            the working directory.
     """
     for before, argument in itertools.pairwise(sys.argv):
         if argument == "" or re.fullmatch(r"--[\w-]+=", argument):
             option = before if argument == "" else argument.removesuffix("=")
-            raise ValueError(
-                f"an empty argument after {option}; name a value, or leave {option} out"
-            )
+            raise ValueError(f"an empty argument after {option}; give a value, or omit {option}")
     return tyro.cli(kind)
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Leave the process with the code that `main` returns; no exception gets out.
+    """Exit the process with the code that `main` returns; no exception escapes.
 
-    An error ends in one line on stderr. What the user can mend (ValueError: names, values, data;
-    OSError: files) has code 2; anything else is told with its kind and has code 1; an interrupt has
-    code 130. With `--debug` the traceback comes before the line.
+    An error ends in one line on stderr. What the user can fix (ValueError: names, values, data;
+    OSError: files) has code 2; anything else is reported with its class and has code 1; an
+    interrupt has code 130. With `--debug` the traceback comes before the line.
     """
-    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are no error
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal cannot show are not an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -66,15 +64,15 @@ def run(main: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except SystemExit:
         raise
-    except BaseException as error:  # the panics of Rust libraries are no Exception
+    except BaseException as error:  # panics of Rust libraries are not an Exception
         if isinstance(error, BrokenPipeError) and _own_place(error) is not None:
-            # the reader of what is printed has left, as `head` does
+            # the reader of the output has exited, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = FAULT
         else:
             if _DEBUG in sys.argv:
                 traceback.print_exc()
-            code, line = _told(error)
+            code, line = _describe(error)
             print(line, file=sys.stderr, flush=True)
     if _is_one_of_several():
         _leave_at_once(code)
@@ -82,15 +80,15 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _is_one_of_several() -> bool:
-    """Whether other processes take part in this run."""
-    distributed = sys.modules.get("torch.distributed")  # not imported: --help does without torch
+    """Whether this run has other processes."""
+    distributed = sys.modules.get("torch.distributed")  # not imported: --help works without torch
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """Leave without the end of C++ libraries, after that of Python.
+    """Exit after Python's cleanup but without that of C++ libraries.
 
-    Threads that gloo still has there made one end in a few abort, though all was done and written.
+    There, threads of gloo made one exit in a few abort, although all work was done and written.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -98,7 +96,7 @@ def _leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _told(error: BaseException) -> tuple[int, str]:
+def _describe(error: BaseException) -> tuple[int, str]:
     """Exit code and line of an error."""
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, "error: interrupted"
@@ -123,7 +121,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _kind_and_text(error: BaseException) -> tuple[str, str]:
     text = str(error).strip()
     if text.startswith("Caught ") and "DataLoader worker" in text:
-        # torch hands on a worker's error with its traceback, the message itself last
+        # torch re-raises a worker's error with its traceback, the message itself last
         text = text.splitlines()[-1].partition(": ")[2]
     return type(error).__name__, one_line(text or error)
 

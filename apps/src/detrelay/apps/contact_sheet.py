@@ -1,4 +1,4 @@
-"""A page of samples with their boxes, and histograms of what a split holds."""
+"""A page of samples with their boxes, and histograms of a split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_ROWS, _COLUMNS = 3, 4
 _SIDE = 480
 # More captions would hide the objects; colours tell the categories apart.
 _MOST_CAPTIONS = 30
-# Pixels of a drawn box's longer side under which its caption would cover it.
+# Minimum longer side of a drawn box, pixels: on smaller ones the caption would cover it.
 _LEAST_CAPTIONED = 60
 _MOST_BARS = 60
 _MOST_CATEGORIES = 20
@@ -33,7 +33,7 @@ def draw_contact_sheet(part: Annotations, title: str, target: Path) -> None:
 
     Args:
         part: the split.
-        title: what it is called.
+        title: its name.
         target: PNG file to write.
     """
     spread = np.linspace(0, len(part) - 1, _MOST_ROWS * _COLUMNS)
@@ -57,7 +57,7 @@ def draw_contact_sheet(part: Annotations, title: str, target: Path) -> None:
 
 
 def _short(text: str, longest: int = 44) -> str:
-    text = text.replace("$", r"\$")  # or matplotlib would take it for mathematics
+    text = text.replace("$", r"\$")  # or matplotlib would parse it as mathematics
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 

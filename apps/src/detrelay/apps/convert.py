@@ -1,4 +1,4 @@
-"""Turn a checkpoint of a released program into a model folder.
+"""Convert a released checkpoint to a model folder.
 
 detrelay convert --checkpoint dino_r50_4scale.pth --output dino
 detrelay convert --head stageinteractor --variant r50_300 --checkpoint latest.pth --output out
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from detrelay.core.detector.config import DetectorConfig
     from detrelay.heads.convert.conversion import Conversion
 
-# of the batch's height and width; the programs of the DETR family pad to the largest image alone
+# of the batch's height and width; the released code of the DETR family pads only to the largest
+# image
 _PADDED_TO = {"stageinteractor": 32, "adamixer": 32}
 
 
@@ -29,24 +30,24 @@ class Arguments:
     """Convert a released checkpoint of StageInteractor, AdaMixer, Deformable DETR or DINO."""
 
     checkpoint: Path
-    """File of the released program, or a Deformable DETR folder of transformers."""
+    """Checkpoint of the released code, or a Deformable DETR folder of transformers."""
     output: Path
-    """Folder to write, for from_pretrained."""
+    """Folder to write, loadable by from_pretrained."""
     head: str | None = None
-    """stageinteractor, adamixer, deformable_detr or dino; inferred from the names if left out."""
+    """stageinteractor, adamixer, deformable_detr or dino; inferred from the names if omitted."""
     variant: str | None = None
-    """Published model that the checkpoint must be, such as r50_1x; inferred from the shapes if left
-    out."""
+    """Published model that the checkpoint must be, such as r50_1x; inferred from the shapes if
+    omitted."""
     weights: Literal["average", "plain"] | None = None
-    """Which weights of a file that also holds their running average; the average if left out."""
+    """Weights to take from a file that also has their running average; default: the average."""
     debug: Debug = False
 
 
 def convert(arguments: Arguments) -> int:
-    """Write the folder and account for every entry; the exit code."""
+    """Write the folder and account for every entry; returns the exit code."""
     output = arguments.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output}: already there; name a new folder")
+        raise ValueError(f"--output {output}: already exists; name a new folder")
     from detrelay.heads.convert.conversion import convert_checkpoint
 
     conversion = convert_checkpoint(
@@ -75,7 +76,7 @@ def convert(arguments: Arguments) -> int:
 
 
 def image_processor(checkpoint: Path, head: str) -> DetrelayImageProcessor:
-    """The published test size and padding, or the size and statistics that a folder states."""
+    """Image processor with the published test size and padding, or a folder's own settings."""
     from detrelay.core.data.image_processing import DetrelayImageProcessor
     from detrelay.heads.convert.transformers_folder import read_image_settings
 
@@ -86,7 +87,7 @@ def image_processor(checkpoint: Path, head: str) -> DetrelayImageProcessor:
 
 
 def write(conversion: Conversion, checkpoint: Path, output: Path) -> None:
-    """Write model, processor and what is known of them, all or nothing."""
+    """Write model, processor and facts about them, all or nothing."""
     import torch
 
     from detrelay.core.engine.checkpoint import save_model
@@ -99,7 +100,7 @@ def write(conversion: Conversion, checkpoint: Path, output: Path) -> None:
 
 
 def facts_of_conversion(conversion: Conversion, checkpoint: Path) -> dict[str, Any]:
-    """What a reader of the model should know, for `training.json`; no path of this machine."""
+    """Facts about the model for `training.json`, without paths of this machine."""
     from detrelay.apps.build import facts_of_program
     from detrelay.core.engine.checkpoint import sha256_of
     from detrelay.heads.convert.transformers_folder import WEIGHTS
@@ -119,10 +120,10 @@ def facts_of_conversion(conversion: Conversion, checkpoint: Path) -> dict[str, A
 
 
 def published_figures(head: str, config: DetectorConfig) -> dict[str, str]:
-    """What was published for models with exactly these settings: figures by name of the recipe.
+    """Published figures of models with exactly these settings, by name of the recipe.
 
     A checkpoint does not say how it was trained, so there may be several; there are none for
-    classes other than those of COCO.
+    classes other than COCO's.
     """
     if config.category_ids is None:
         return {}

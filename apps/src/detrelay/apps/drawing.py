@@ -31,7 +31,7 @@ from detrelay.core.engine.trainer import Evaluation
 
 _PICTURE_IMAGES = 4
 _PICTURE_THRESHOLD = 0.3
-# Labels on smaller images would hide the objects.
+# On smaller images labels would hide the objects.
 _LEAST_SHORT_SIDE = 320
 # Thin images would become huge ones.
 _LONGEST_ENLARGED_SIDE = 2000
@@ -53,13 +53,13 @@ def draw_boxes(
 
     Args:
         image: uint8 [3, H, W].
-        boxes_xyxy: float [n, 4], pixels; drawn as far as they lie inside.
+        boxes_xyxy: float [n, 4], pixels; clipped to the image.
         classes: n class indices, which give the colours.
         captions: n texts; the first ones are drawn on top.
 
     Returns:
-        uint8 [3, H', W'], enlarged where the image is small. Captions that no font at hand can draw
-        are replaced by `class N`, which is said once.
+        uint8 [3, H', W'], enlarged if the image is small. Captions that no installed font can draw
+        are replaced by `class N`, with one warning.
     """
     height, width = image.shape[-2:]
     factor = min(
@@ -93,8 +93,8 @@ def draw_boxes(
 def drawable(classes: Sequence[int], captions: Sequence[str]) -> tuple[str, list[str]]:
     """The file of a font, and captions that it can draw.
 
-    The usual font if it has all characters, else the first font of the machine that has. Where
-    none has, captions that the usual one cannot draw become `class N`.
+    The default font if it has all characters, else the first installed font that does. If none
+    does, captions that the default one cannot draw become `class N`.
     """
     needed = frozenset("".join(captions)) - {" "}
     usual = font_manager.findfont(_FONT)
@@ -108,7 +108,7 @@ def drawable(classes: Sequence[int], captions: Sequence[str]) -> tuple[str, list
         if known.issuperset(caption):
             shown.append(caption)
         else:
-            # the score, which stands last, can be drawn in any case
+            # the score, which comes last, can always be drawn
             score = caption.rpartition(" ")[2]
             _say_not_drawn(index, caption.removesuffix(f" {score}"))
             shown.append(f"class {index} {score}" if known.issuperset(score) else f"class {index}")
@@ -126,13 +126,13 @@ def _characters(font: str) -> frozenset[str]:
 
 @cache
 def _font_with(needed: frozenset[str]) -> str | None:
-    """The first font of the machine that can draw all these characters."""
+    """The first installed font that can draw all these characters."""
     files = sorted(entry.fname for entry in font_manager.fontManager.ttflist)
     return next((file for file in files if needed <= _characters(file) and _scales(file)), None)
 
 
 def _scales(font: str) -> bool:
-    """Whether a font can be drawn in any size; some hold pictures of one size."""
+    """Whether a font is scalable; some contain bitmaps of one size."""
     try:
         ImageFont.truetype(font, 13)
     except OSError:
@@ -167,7 +167,7 @@ class Reporter:
 def draw_comparison(
     samples: AnnotatedImages | ShapesDataset, evaluation: Evaluation, target: Path
 ) -> None:
-    """The truth and what was found, side by side, for the first held-out images."""
+    """Ground truth and detections, side by side, for the first held-out images."""
     names = [category.name for category in samples.categories]
     found = dict(zip(evaluation.image_ids, evaluation.results, strict=True))
     count = min(_PICTURE_IMAGES, len(samples))

@@ -1,4 +1,4 @@
-"""What a training run would be: how long, with which optimiser groups, in how much memory."""
+"""Preview of a training run: its length, optimiser groups and memory."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Memory:
 
     Attributes:
         model: parameters and buffers.
-        gradients: of the trained parameters; several processes hold them twice, in the buckets
-            that are sent around too.
+        gradients: of the trained parameters; with several processes twice, also in communication
+            buckets.
         optimizer: two moments of each trained parameter.
-        average: running average of parameters and buffers, where one is kept.
+        average: running average of parameters and buffers, if there is one.
         activations: tensors that the forward pass keeps for the backward pass, estimated.
     """
 
@@ -54,16 +54,16 @@ class Memory:
 
 
 def dry_run(recipe: Recipe, *, needs_data: bool) -> int:
-    """Print the plan of a run and train nothing; the exit code.
+    """Print the plan of a run without training; returns the exit code.
 
     Args:
         recipe: of the run.
-        needs_data: the user has named the data; those of a published recipe may be elsewhere, and
+        needs_data: the user has named the data; the data of a published recipe may be missing, and
             the plan is then printed as far as it does not depend on them.
 
     Raises:
-        DataError: the data cannot be used; nothing is printed before, or all that does not depend
-            on them if they are not needed.
+        DataError: the data cannot be used; before that nothing is printed, or, if they are not
+            needed, all that does not depend on them.
     """
     accelerator = make_accelerator(recipe)
     say = accelerator.print
@@ -75,7 +75,7 @@ def dry_run(recipe: Recipe, *, needs_data: bool) -> int:
         if needs_data:
             raise
         problem = error
-        say(f"no data: {error}\nWhat follows is what does not depend on them.\n")
+        say(f"no data: {error}\nThe following does not depend on them.\n")
     say(recipe.to_toml())
     if samples is not None:
         say(f"train: {samples.report.summary()}\nval:   {val.report.summary()}\n")
@@ -98,7 +98,7 @@ def dry_run(recipe: Recipe, *, needs_data: bool) -> int:
 
 
 def schedule_lines(recipe: Recipe, processes: int, images: int | None) -> list[str]:
-    """Batch, steps and images seen; without the number of images, what does not depend on it."""
+    """Batch, steps and images seen; if `images` is None, only what does not depend on it."""
     train, batch = recipe.train, images_per_step(recipe, processes)
     lines = [describe_step(train, processes)]
     if images is None:
@@ -168,7 +168,7 @@ def estimate_memory(
     recipe: Recipe,
     accelerator: Accelerator,
 ) -> Memory:
-    """Bytes that training holds on each device, see `Memory`; may make the model checkpoint."""
+    """Bytes that training needs on each device, see `Memory`; may make the model checkpoint."""
     held = [*model.parameters(), *model.buffers()]
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     if recipe.train.activation_checkpointing:
@@ -194,9 +194,9 @@ def estimate_memory(
 
 
 def largest_batch(recipe: Recipe) -> tuple[int, int]:
-    """Height and width in pixels of the largest batch that training can meet.
+    """Height and width in pixels of the largest batch that can occur in training.
 
-    Without aspect groups a wide image and a high one can share a batch, which then is a square.
+    Without aspect groups a wide and a tall image can share a batch, which then is square.
     """
     data: DataConfig = recipe.data
     if data.jitter_size:

@@ -37,38 +37,38 @@ class Arguments:
     """Evaluate a saved model, or score a COCO results list."""
 
     data: Path
-    """Data with the truth: a COCO json, or a place in any known format. Its split `val` counts."""
+    """Annotated data: a COCO json, or a place in any known format, of which split `val` is used."""
     model: Path | None = None
     """Folder of a saved model, or its name on the Hub."""
     head: str | None = None
     """The model's head as module:ConfigClass, for a custom head."""
     predictions: Path | None = None
-    """COCO results list to score instead of a model's."""
+    """COCO results list to score instead of a model."""
     images: Path | None = None
-    """Folder of the images; the json's own surroundings if not named."""
+    """Folder of the images; looked for near the json if not given."""
     output: Path | None = None
-    """Where to write the figures as json."""
+    """File to write the figures to, as json."""
     details: Path | None = None
-    """Folder for charts and json of more: by class and size, confusion, calibration, errors."""
+    """Folder for charts and json: figures by class and size, confusion, calibration, errors."""
     detections: Path | None = None
-    """Where to write what the model finds, as a COCO results list with the data set's ids."""
+    """File to write the detections to, as a COCO results list with the dataset's ids."""
     batch_size: int = BATCH_SIZE
-    """Images at a time; changes the speed only."""
+    """Images per batch; affects only the speed."""
     max_detections: int = 100
-    """Boxes per image that count."""
+    """Maximum boxes per image."""
     class_agnostic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Only ask whether objects are found, not what they are taken for."""
+    """Ignore classes: only score whether objects are found."""
     backend: BackendName = "pycocotools"
-    """Who computes; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
+    """Back end; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
     max_pixels: int = MAX_PIXELS
-    """Largest number of pixels of an image; a larger one is refused."""
+    """Maximum number of pixels of an image; a larger one is rejected."""
     allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also read images whose file_name in --data leads out of the image folder."""
+    """Also read images whose file_name in --data points outside the image folder."""
     debug: Debug = False
 
 
 def evaluate(arguments: Arguments) -> int:
-    """Print the figures, write them where asked to; the exit code."""
+    """Print the figures, write the requested files; returns the exit code."""
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("name either --model or --predictions")
     if arguments.max_detections < 1:
@@ -97,7 +97,7 @@ def evaluate(arguments: Arguments) -> int:
 
 
 def score(arguments: Arguments, content: Mapping[str, Any], detections: Detections) -> None:
-    """Print the figures of detections, and write what was asked for."""
+    """Print the figures of detections, and write the requested files."""
     from detrelay.core.evaluation.backends import accumulate
     from detrelay.core.evaluation.coco_ap import limits_of, summarize
     from detrelay.core.evaluation.tables import GroundTruth
@@ -136,7 +136,7 @@ def _is_idle_process() -> bool:
 
 
 def read_lists(data: Path, predictions: Path) -> tuple[dict[str, Any], Detections]:
-    """Truth and detections as they stand in two files; images are not needed."""
+    """Ground truth and detections from two files; images are not needed."""
     from detrelay.core.data.readers import coco
     from detrelay.core.evaluation.tables import ids_of_files, read_detections
 
@@ -145,7 +145,7 @@ def read_lists(data: Path, predictions: Path) -> tuple[dict[str, Any], Detection
 
 
 def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]:
-    """Truth of a data set and what the model finds in it; None on all but the main process."""
+    """Ground truth of a dataset and the model's detections; None on all but the main process."""
     import numpy as np
     from accelerate import Accelerator
 
@@ -199,16 +199,16 @@ def detect_in(
     max_detections: int,
     batch_size: int = BATCH_SIZE,
 ) -> Detections:
-    """What a model finds in a data set; to be called by every process.
+    """A model's detections on a dataset; to be called by every process.
 
     Args:
-        accelerator: shares the images out.
+        accelerator: distributes the images.
         model: not yet prepared.
         processor: the model's.
         samples: the images.
         category_ids: original category id by class index.
         max_detections: boxes per image, best scores first.
-        batch_size: images at a time; changes the speed only.
+        batch_size: images per batch; affects only the speed.
     """
     from detrelay.apps.build import eval_data
     from detrelay.core.engine.inference import detect
@@ -230,9 +230,9 @@ def detect_in(
 def known_categories(
     model: DetectorForObjectDetection, samples: AnyDataset, *, data: Path, source: Path
 ) -> list[int]:
-    """Original category ids by class index, if the model has learned those of the data.
+    """Original category ids by class index, if the model has learned the data's categories.
 
-    It may know more: released models have a class for each id of COCO, used or not.
+    It may know more: released models have a class for every id of COCO, used or not.
     """
     ids = model.config.category_ids or [category.id for category in samples.categories]
     learned = dict(zip(ids, model.config.class_names, strict=False))

@@ -1,7 +1,7 @@
-"""Precision, accumulation, compilation and threads: what the launcher, the user and the recipe say.
+"""Reconcile precision, accumulation, compilation and threads of launcher, user and recipe.
 
-`accelerate launch` hands its options on in environment variables. Where the recipe is silent they
-become part of it; where both speak and differ, the run is refused.
+`accelerate launch` passes its options on in environment variables. What the recipe leaves open is
+taken from them; where both set a value and differ, the run is rejected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
 _DYNAMO = "ACCELERATE_DYNAMO_"
 _THREADS = "OMP_NUM_THREADS"
 _UNSET = ("", "no", "none", "auto")
-# what `torch.compile` does when nothing is said, which is what train.compile is
+# the defaults of `torch.compile`, which train.compile uses
 _PLAIN_DYNAMO = {
     "BACKEND": ("inductor",),
     "MODE": ("default",),
@@ -45,11 +45,11 @@ def with_launch_settings(
     Args:
         recipe: of the run.
         named: keys that the user has set on the command line.
-        say: told in one line about each option that is taken.
+        say: called with one line for each option that is taken.
 
     Raises:
-        RecipeError: the launcher asks for something else than the recipe, or for what training
-            does not do.
+        RecipeError: the launcher asks for something other than the recipe, or for something
+            training cannot do.
     """
     for variable, what in _UNSUPPORTED.items():
         if os.environ.get(variable, "").lower() == "true":
@@ -67,7 +67,7 @@ def with_launch_settings(
         if stated != default or key in named:
             raise RecipeError(
                 f"accelerate launch asks for {key}={value} ({source}), but the recipe says "
-                f"{key}={str(stated).lower()}; leave it to one of them"
+                f"{key}={str(stated).lower()}; set it in one of them"
             )
         recipe = override(recipe, [f"{key}={value}"])
         say(f"{key}={value}, as accelerate launch asks ({source})")
@@ -75,13 +75,13 @@ def with_launch_settings(
 
 
 def _requested(recipe: Recipe) -> dict[str, tuple[str, str]]:
-    """Recipe keys that the launcher has an opinion on: the value, and the variable it is in."""
+    """Recipe keys that the launcher sets: the value, and the variable it is in."""
     requested = {}
     precision = os.environ.get(_PRECISION, "").lower()
     if precision not in _UNSET:
         if precision not in ("bf16", "fp16"):
             raise RecipeError(
-                f"accelerate launch asks for {precision} ({_PRECISION}); training knows no, bf16 "
+                f"accelerate launch asks for {precision} ({_PRECISION}); supported: no, bf16 "
                 f"and fp16"
             )
         requested["train.mixed_precision"] = (precision, _PRECISION)
@@ -117,9 +117,9 @@ def make_accelerator(recipe: Recipe, project: Path | None = None) -> Accelerator
     """Device and processes of a run, in the recipe's precision.
 
     Args:
-        recipe: its precision, accumulation and compilation hold; Accelerate would otherwise read
-            the launcher's a second time, divide by an accumulation that the updater already does,
-            and compile what is compiled.
+        recipe: its precision, accumulation and compilation apply; Accelerate would otherwise read
+            the launcher's again, divide by an accumulation that the updater already does, and
+            compile twice.
         project: folder of the run, for trackers.
     """
     from accelerate import Accelerator
@@ -135,11 +135,11 @@ def make_accelerator(recipe: Recipe, project: Path | None = None) -> Accelerator
 
 
 def set_threads(threads: int | None, accelerator: Accelerator) -> None:
-    """Let torch use as many CPU threads as the user says, or else as this process may use.
+    """Set the number of torch's CPU threads: the user's, or as many as this process may use.
 
     Args:
         threads: --threads.
-        accelerator: on a GPU, or where several processes share a CPU, nothing is changed unless
+        accelerator: on a GPU, or if several processes share a CPU, nothing is changed unless
             `threads` is given.
 
     Raises:
@@ -163,9 +163,9 @@ def threads_are_chosen(environment: Mapping[str, str], launcher: Path) -> bool:
     """Whether the user has set the number of threads.
 
     Args:
-        environment: of this process. `accelerate launch` sets one thread in it where its own
-            environment and options name no number.
-        launcher: what Linux tells of the process that started this one.
+        environment: of this process. `accelerate launch` sets one thread in it if its own
+            environment and options give no number.
+        launcher: Linux's /proc folder of the parent process.
     """
     if _THREADS not in environment:
         return False
@@ -193,7 +193,7 @@ def usable_cores() -> int:
 def cpu_quota(
     mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> float:
-    """Cores' worth of time that the control groups of this process allow; infinite if unlimited.
+    """CPU cores that the control groups of this process allow; infinite if unlimited.
 
     Args:
         mount: where control groups are mounted, of version 1 or 2.

@@ -17,28 +17,28 @@ from detrelay.apps.console import Debug, read_arguments, run
 
 @dataclass(frozen=True)
 class Arguments:
-    """Publish a saved model: checked, in one commit, tagged, and tried out from the Hub."""
+    """Publish a saved model: checked, in one commit, tagged, and tested from the Hub."""
 
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
     """Folder of a saved model, such as best/ of a run."""
     repo_id: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="REPO_ID")]]
-    """Name on the Hub, USER/MODEL; MODEL alone stands for your own."""
+    """Name on the Hub, USER/MODEL; MODEL alone goes to your own account."""
     private: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Let only the owners see it."""
+    """Make it visible to the owners only."""
     tag: str | None = None
-    """Name of this version; the next free one of v1, v2, ... if not named."""
+    """Name of this version; the next free one of v1, v2, ... if not given."""
     license: str | None = None
     """Licence of the weights, as the Hub names it, for a card that is written here; if not named,
     apache-2.0, or unknown for converted weights."""
     head: str | None = None
     """The model's head as module:ConfigClass, for a custom head."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check the folder and print its files and its card; ask nothing of the Hub."""
+    """Check the folder and print its files and its card, without contacting the Hub."""
     debug: Debug = False
 
 
 def publish(arguments: Arguments) -> int:
-    """Check, push, and say where it is; the exit code."""
+    """Check, push, and print the address; returns the exit code."""
     from transformers.utils import logging as transformers_logging
 
     from detrelay.apps.build import head_entry
@@ -63,7 +63,7 @@ def publish(arguments: Arguments) -> int:
 
 
 def rehearse(arguments: Arguments) -> None:
-    """What would go up."""
+    """Print what would be uploaded."""
     from detrelay.core.hub.folder import complete_folder
     from detrelay.core.hub.publish import check_names
 

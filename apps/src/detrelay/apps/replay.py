@@ -2,7 +2,7 @@
 
     detrelay replay --file runs/NAME/failures/step_0000123/process_0.safetensors
 
-The weights, batches and random numbers of the step lie in the folder of the file, its recipe in
+The weights, batches and random numbers of the step are in the folder of the file, its recipe in
 training.json two folders above.
 """
 
@@ -22,7 +22,7 @@ _NOT_FINITE = 1
 
 @dataclass(frozen=True)
 class Arguments:
-    """Repeat a failed training step; ends with code 1 if it fails again."""
+    """Repeat a failed training step; exits with code 1 if it fails again."""
 
     file: Annotated[Path, tyro.conf.arg(metavar="PROCESS_N.safetensors")]
     """The batches of one process, as training saved them."""
@@ -30,11 +30,13 @@ class Arguments:
 
 
 def replay(arguments: Arguments) -> int:
-    """Load the batches and repeat the step; the exit code."""
+    """Load the batches and repeat the step; returns the exit code."""
     folder = arguments.file.parent
     for file in (arguments.file, folder / "config.json"):
         if not file.is_file():
-            raise ValueError(f"{file}: no such file; expected what training saved of a failed step")
+            raise ValueError(
+                f"{file}: no such file; expected the batches that training saved of a failed step"
+            )
 
     from transformers import AutoModelForObjectDetection
 

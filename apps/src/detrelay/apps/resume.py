@@ -1,7 +1,7 @@
-"""Resuming a run: what its folder says, and what may differ from it.
+"""Resume a run: read its folder, and check what differs from it.
 
-The newest checkpoint holds a copy of the record, which counts more than `training.json`: a record
-that is damaged is replaced by it, one that was edited by hand is compared with it.
+The newest checkpoint has a copy of the record, which takes precedence over `training.json`: it
+replaces a damaged record, and one edited by hand is compared with it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from detrelay.core.engine.run_folder import RunFolderError
 from detrelay.core.errors import DataError, RecipeError
 from detrelay.core.recipes.recipe import Recipe, differences
 
-# the trainer checks that their product with the number of processes stays
+# the trainer checks that their product with the number of processes is unchanged
 _SHARE_OUT_A_STEP = ("train.batch_size", "train.accumulation_steps")
 _CHANGE_NO_RESULT = (
     "data.num_workers",
     "data.on_bad_image",
     "data.strict",
     "train.activation_checkpointing",
-    "train.backbone_weights",  # the checkpoint holds all weights
+    "train.backbone_weights",  # the checkpoint has all weights
     "train.checkpoint_every",
     "train.compile",
     "train.early_stopping_patience",
@@ -30,7 +30,7 @@ _CHANGE_NO_RESULT = (
     "train.log_every",
     "train.trackers",
 )
-# the fingerprint of the data says whether they are the same
+# the data's fingerprint shows whether they are the same
 DATA_PATHS = (
     "data.train_annotations",
     "data.train_images",
@@ -61,7 +61,7 @@ def stored_recipe(output: Path) -> Recipe:
 
     Raises:
         RunFolderError: the folder holds no record.
-        RecipeError: the recipe in it is refused.
+        RecipeError: the recipe in it is rejected.
     """
     return _recipe_of(stored_record(output)[0], output)
 
@@ -71,10 +71,10 @@ def _recipe_of(record: dict[str, Any], output: Path) -> Recipe:
 
 
 def refuse_another_run(output: Path) -> None:
-    """Refuse to begin a run where there is one.
+    """Refuse to start a run in the folder of another one.
 
     Raises:
-        RunFolderError: the folder holds what a run leaves.
+        RunFolderError: the folder has files of a run.
     """
     if found := run_folder.remains_of_a_run(output):
         raise RunFolderError(
@@ -84,15 +84,15 @@ def refuse_another_run(output: Path) -> None:
 
 
 def check_recipe(output: Path, recipe: Recipe, *, accept_changes: bool) -> Changes:
-    """What of the recipe differs from that of the run, if all of it may.
+    """The differences of the recipe from that of the run, if all are allowed.
 
     Args:
         output: folder of the run.
         recipe: to resume with.
-        accept_changes: the user takes the consequences.
+        accept_changes: the user accepts the consequences.
 
     Raises:
-        RunFolderError: the folder holds no run.
+        RunFolderError: the folder contains no run.
         RecipeError: a difference changes the result, or the weights would not fit.
     """
     if not run_folder.remains_of_a_run(output):
@@ -109,7 +109,7 @@ def check_recipe(output: Path, recipe: Recipe, *, accept_changes: bool) -> Chang
             f"weights would not fit another model: begin another run, which may take them by --init"
         )
     if kept and not accept_changes:
-        # a cosine depends on its end: with more epochs all of it would have been another one
+        # a cosine depends on its end: more epochs would have changed all of it
         rule = (
             "only train.epochs may grow"
             if recipe.train.schedule == "multi_step"
@@ -126,13 +126,13 @@ def check_recipe(output: Path, recipe: Recipe, *, accept_changes: bool) -> Chang
 def check_data(
     output: Path, data: Mapping[str, Any], changes: Changes, *, accept_changes: bool
 ) -> dict[str, list[str]]:
-    """What of the data differs from those of the run, by split, if it may.
+    """The differences of the data from those of the run, by split, if allowed.
 
     Args:
         output: folder of the run.
         data: fingerprints by split.
-        changes: of the recipe; other paths of files make the times of files mean nothing.
-        accept_changes: the user takes the consequences.
+        changes: of the recipe; with other paths, times of files mean nothing.
+        accept_changes: the user accepts the consequences.
 
     Raises:
         DataError: the data differ.
@@ -162,11 +162,11 @@ def _may_change(key: str, values: tuple[Any, Any], recipe: Recipe) -> bool:
     if key == "train.epochs":
         return bool(recipe.train.schedule == "multi_step" and after > before)
     if key in DATA_PATHS:
-        # between drawn images and files, or where the images were beside the json, all may differ
+        # between drawn images and files, or if the images were next to the json, all may differ
         return key.endswith("images") or None not in values
     return key in _SHARE_OUT_A_STEP or key in _CHANGE_NO_RESULT
 
 
 def listed(changes: Changes) -> str:
-    """Changes as a part of a sentence."""
+    """Changes as part of a sentence."""
     return ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changes.items())

@@ -1,4 +1,4 @@
-"""Saved models: to use as they are, and to start a training from."""
+"""Load saved models, to use as they are or to start training from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_saved(
         head: `module:ConfigClass` of its head, if that is not one of this project.
 
     Raises:
-        ValueError: the folder is missing or does not hold a detector, whole.
+        ValueError: the folder is missing or has no complete detector.
     """
     if head is not None:
         head_entry(head)
@@ -48,7 +48,7 @@ def load_saved(
 
 
 def checked_folder(source: Path) -> Path:
-    """Where the model is; one that is named as on the Hub is downloaded."""
+    """The folder of the model; one named as on the Hub is downloaded."""
     folder = model_folder(source)
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -63,10 +63,10 @@ def saved_head(init: Path, head: str | None = None) -> str:
 
     Args:
         init: folder or name on the Hub.
-        head: what the user says it is, needed for a head outside of this project.
+        head: as given by the user, needed for a head outside this project.
 
     Raises:
-        RecipeError: it holds none of these heads, or another one.
+        RecipeError: its head is none of these, or another one.
     """
     file = checked_folder(init) / "config.json"
     try:
@@ -79,23 +79,23 @@ def saved_head(init: Path, head: str | None = None) -> str:
     if found and head is None:
         return found[0]
     if found:
-        raise RecipeError(f"--init {init}: its head is {found[0]}; leave out --head {head}")
+        raise RecipeError(f"--init {init}: its head is {found[0]}; omit --head {head}")
     raise RecipeError(
         f"--init {init}: holds a {kind!r}; expected one of the heads {', '.join(sorted(HEADS))}, "
-        f"or name yours by --head; `detrelay convert` turns models of other programs into such"
+        f"or name yours with --head; `detrelay convert` converts models of other programs"
     )
 
 
 def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Recipe:
-    """A recipe with what a saved model has settled: settings of the head, and its pixels.
+    """A recipe with what a saved model determines: settings of the head, and its preprocessing.
 
     Args:
         recipe: for the head of the model.
         init: folder or name on the Hub.
-        with_sizes: take the sizes of images too, for training and evaluation alike.
+        with_sizes: also take the image sizes, for training and evaluation alike.
 
     Raises:
-        RecipeError: the model's settings, or the pixels it expects, cannot be used.
+        RecipeError: the model's settings or its preprocessing cannot be used.
     """
     folder = checked_folder(init)
     kind = head_entry(recipe.head).config
@@ -109,7 +109,7 @@ def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Reci
         if getattr(processor, name) != getattr(DetrelayImageProcessor(), name):
             raise RecipeError(
                 f"--init {init}: its image processor has {name} {getattr(processor, name)}; "
-                f"training knows {getattr(DetrelayImageProcessor(), name)} only"
+                f"training supports only {getattr(DetrelayImageProcessor(), name)}"
             )
     before = _settings(default)
     model = {name: value for name, value in _settings(config).items() if value != before[name]}
@@ -133,27 +133,27 @@ def start_from_saved(
 ) -> DetectorForObjectDetection:
     """A model of this config that starts from the weights of a saved one, in float32.
 
-    Says what was kept, what is new and what has no place.
+    Prints what was kept, what is new and what does not fit.
 
     Raises:
-        ValueError: the saved model is not whole.
+        ValueError: the saved model is incomplete.
     """
     old = _whole_model(entry.model, checked_folder(init), dtype=torch.float32)
     model = entry.model(config)
     found = transfer_weights(old, model)
     if os.environ.get("RANK", "0") == "0":
-        print("\n".join(_told(init, old.config, config, found)))
+        print("\n".join(_summary(init, old.config, config, found)))
     return model
 
 
 def _settings(config: DetectorConfig) -> dict[str, Any]:
-    """What the head's config has beyond every config of transformers, but for the data's own."""
+    """The config values of the head alone, without those of transformers and of the data."""
     shared = {field.name for field in fields(PreTrainedConfig)} | {_OWN_OF_DATA}
     names = [field.name for field in fields(config) if field.name not in shared]
     return {name: getattr(config, name) for name in names}
 
 
-def _told(init: Path, old: DetectorConfig, config: DetectorConfig, found: Transfer) -> list[str]:
+def _summary(init: Path, old: DetectorConfig, config: DetectorConfig, found: Transfer) -> list[str]:
     lines = []
     if old.class_names != config.class_names:
         lines.append(f"  class scores kept: {', '.join(found.kept_classes) or 'none'}")
@@ -181,8 +181,8 @@ def _told(init: Path, old: DetectorConfig, config: DetectorConfig, found: Transf
 def _whole_model(kind: Any, folder: Path, **options: Any) -> DetectorForObjectDetection:
     """The model of a folder, in the dtype of its file unless told otherwise."""
     try:
-        with _quiet_loading():  # transformers would print a table of what does not fit
-            # no code of the folder is run, nor is anybody asked whether it should be; no pickles
+        with _quiet_loading():  # transformers would print a table of mismatches
+            # no code of the folder is run, nor is the user asked whether it should be; no pickles
             model, report = kind.from_pretrained(
                 folder,
                 trust_remote_code=False,
@@ -227,11 +227,11 @@ def _quiet_loading() -> Iterator[None]:
 
 
 def _refuse_incomplete(folder: Path, report: Mapping[str, Any]) -> None:
-    """Refuse weights that are not exactly those of the model that config.json describes.
+    """Reject weights that are not exactly those of the model that config.json describes.
 
     Args:
         folder: where they are.
-        report: what transformers says about loading them.
+        report: transformers' loading report.
 
     Raises:
         ValueError: an entry is missing, unknown or of another shape; names one.

@@ -1,4 +1,4 @@
-"""Trackers that get what the log gets."""
+"""Experiment trackers that receive the figures of the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse a tracker that is unknown or whose package is missing."""
+    """Reject a tracker that is unknown or whose package is missing."""
     from accelerate.tracking import get_available_trackers
 
     for name in names:
@@ -23,14 +23,14 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise RecipeError(f"train.trackers: {unknown_name('tracker', name, _TRACKERS)}")
         if name not in map(str, get_available_trackers()):
             raise RecipeError(
-                f"train.trackers: {name} is not installed; pip install {name}, or leave it out"
+                f"train.trackers: {name} is not installed; pip install {name}, or remove it"
             )
 
 
 def start_trackers(
     accelerator: Accelerator, recipe: Recipe, record: dict[str, Any], output: Path
 ) -> None:
-    """Open the run at every tracker.
+    """Open the run in every tracker.
 
     Raises:
         RecipeError: one of them cannot start, for lack of an account or a network.
@@ -42,8 +42,8 @@ def start_trackers(
     own_files = {"wandb": {"dir": str(output)}}
     try:
         accelerator.init_trackers("detrelay", facts, init_kwargs=own_files)
-    except Exception as error:  # each package has errors of its own
+    except Exception as error:  # each package has its own errors
         raise RecipeError(
             f"train.trackers={','.join(names)}: cannot start ({one_line(error)}); set the tracker "
-            f"up, or leave it out"
+            f"up, or remove it"
         ) from error

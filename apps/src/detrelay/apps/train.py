@@ -1,6 +1,6 @@
 """Train a detector.
 
-With no argument at all it trains a small model on drawn shapes, on whatever device there is:
+Without arguments it trains a small model on drawn shapes, on whatever device there is:
 
     accelerate launch apps/train.py --head stageinteractor
 """
@@ -42,7 +42,7 @@ from detrelay.core.recipes.recipe import (
     override,
 )
 
-# Everything that needs torch is imported when the run starts, so that --help answers at once.
+# Everything that needs torch is imported when the run starts, so that --help responds at once.
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -60,28 +60,28 @@ class Arguments:
     """Train a detector. Precedence: defaults, then the recipe, then the other options."""
 
     recipe: str | None = None
-    """TOML file, or name of a file in the package. With --init: the head's finetune recipe; without
-    recipe, data and --init: drawn shapes."""
+    """TOML file, or name of a recipe in the package. Default with --init: the head's finetune
+    recipe; without --data and --init: drawn shapes."""
     head: str | None = None
-    """Decoder head, such as dino; module:ConfigClass for one of your own."""
+    """Decoder head, such as dino; module:ConfigClass for a custom one."""
     assigner: str | None = None
-    """Training targets, such as cross_stage or hungarian; module:Class for your own."""
+    """Assigner (matcher), such as cross_stage or hungarian; module:Class for a custom one."""
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PLACE|train=PLACE val=PLACE")] = ()
     """Folder or file of annotated images in any known format, or one each; hub:NAME on the Hub."""
     output: Path | None = None
-    """Folder of the run; runs/[RECIPE-]HEAD-ASSIGNER[-seedN] if not named."""
+    """Folder of the run; default: runs/[RECIPE-]HEAD-ASSIGNER[-seedN]."""
     init: Path | None = None
-    """Fine-tune this model: folder or name on the Hub. Gives weights, head and its settings."""
+    """Fine-tune this model: folder or name on the Hub. Provides weights, head and its settings."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue from the newest checkpoint in the output folder, with the recipe stored there."""
     accept_changes: tyro.conf.FlagCreatePairsOff[bool] = False
-    """With --resume: continue although recipe or data differ from those of the run."""
+    """With --resume: continue even if recipe or data differ from those of the run."""
     threads: int | None = None
-    """CPU threads of each process; if not named OMP_NUM_THREADS, or all cores one may use."""
+    """CPU threads of each process; default: OMP_NUM_THREADS, or all usable cores."""
     find_batch_size: tyro.conf.FlagCreatePairsOff[bool] = False
     """Lower train.batch_size until a step fits into memory, with more accumulation in return."""
     seed: int | None = None
-    """Of weights, order and augmentation."""
+    """Seed of weights, order and augmentation."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print recipe, steps, optimiser groups and an estimate of the memory; train nothing."""
     set: Annotated[
@@ -90,14 +90,14 @@ class Arguments:
     ] = ()
     """Recipe values, such as train.epochs=24 model.num_queries=300."""
     push_to: str | None = None
-    """Name on the Hub, USER/MODEL, to publish the best model under when the training is done."""
+    """Name on the Hub, USER/MODEL, to publish the best model under after training."""
     push_private: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Let only the owners see what is published."""
+    """Make the published model visible to the owners only."""
     debug: Debug = False
 
 
 def resolve(arguments: Arguments) -> Recipe:
-    """The recipe of the run after every option."""
+    """The recipe of the run with all options applied."""
     output = arguments.output
     if (
         arguments.resume
@@ -113,7 +113,7 @@ def resolve(arguments: Arguments) -> Recipe:
     if arguments.head is not None and arguments.head != recipe.head:
         if recipe.model and arguments.recipe is not None:
             raise RecipeError(
-                f"--head {arguments.head}: the recipe {arguments.recipe} holds model settings of "
+                f"--head {arguments.head}: the recipe {arguments.recipe} has model settings of "
                 f"head {recipe.head}; name a recipe of that head"
             )
         recipe = replace(
@@ -138,7 +138,7 @@ def recipe_for_saved(arguments: Arguments, init: Path) -> Recipe:
         if arguments.recipe is not None:
             raise RecipeError(
                 f"--init {init} is a {head}, but --recipe {arguments.recipe} is for {recipe.head}; "
-                f"leave the recipe out to fine-tune, or name one of {head}"
+                f"omit the recipe to fine-tune, or name one for {head}"
             )
         recipe = replace(recipe, head=head)
     return with_saved_settings(recipe, init, with_sizes=arguments.recipe is None)
@@ -149,7 +149,7 @@ def recipe_file(arguments: Arguments, saved: str | None = None) -> Path | None:
 
     Args:
         arguments: of the command line.
-        saved: the head of the model to start from, for the recipe that fine-tunes it.
+        saved: the head of the model to start from, to choose its fine-tuning recipe.
     """
     name = arguments.recipe
     if name is None and saved is not None:
@@ -188,7 +188,7 @@ def named_data(data: DataConfig, paths: tuple[Path, ...]) -> DataConfig:
 
 
 def train(arguments: Arguments) -> int:
-    """Set up and run the training; the exit code."""
+    """Set up and run the training; returns the exit code."""
     notes: list[str] = []
     recipe = with_launch_settings(resolve(arguments), set_keys(arguments), notes.append)
     if arguments.dry_run:
@@ -223,7 +223,7 @@ def run_training(
     accelerator: Accelerator,
     held: ExitStack,
 ) -> int:
-    """Train on the devices at hand; the exit code."""
+    """Train on the available devices; returns the exit code."""
     from accelerate.utils import set_seed
 
     from detrelay.core.engine.failure import NonFiniteStep
@@ -240,7 +240,7 @@ def run_training(
         claim(output, recipe, arguments, accelerator, held)
     set_seed(recipe.train.seed)
     trainer = set_up(recipe, arguments, output, accelerator)
-    accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
+    accelerator.wait_for_everyone()  # all must have looked at the folder before one writes into it
     start_trackers(accelerator, recipe, trainer.record, output)
     if not arguments.resume:
         claim(output, recipe, arguments, accelerator, held)
@@ -270,9 +270,9 @@ def run_training(
 
 
 def run_name(recipe_name: str | None, recipe: Recipe, assigner: str) -> str:
-    """Name of a run's folder that tells it from others: recipe, head, assigner and seed.
+    """Name of a run's folder, from recipe, head, assigner and seed.
 
-    What is not said is left out: the recipe if none is named, the seed if it is 0.
+    The recipe is omitted if none is given, the seed if it is 0.
     """
     parts = [] if recipe_name is None else [Path(recipe_name).stem]
     parts += [recipe.head.replace(":", "."), assigner.replace(":", ".")]
@@ -287,12 +287,12 @@ def set_keys(arguments: Arguments) -> set[str]:
 
 
 def check_output(output: Path, recipe: Recipe, arguments: Arguments) -> Changes:
-    """Refuse to mix two runs in one folder; what a resumed one changes of its recipe."""
+    """Refuse to mix two runs in one folder; returns how a resumed one changes its recipe."""
     if not arguments.resume:
         refuse_another_run(output)
         return {}
     if arguments.init is not None:
-        raise RecipeError("--resume continues with the weights of the run; do without --init")
+        raise RecipeError("--resume continues with the weights of the run; omit --init")
     return check_recipe(output, recipe, accept_changes=arguments.accept_changes)
 
 
@@ -309,10 +309,10 @@ def claim(
     accelerator: Accelerator,
     held: ExitStack,
 ) -> None:
-    """Take the folder for this run alone until `held` is left, and look at it once more.
+    """Lock the folder for this run until `held` exits, and check it once more.
 
     Raises:
-        ValueError: another process has it, or began a run in it; on every process.
+        ValueError: another process holds it, or started a run in it; on every process.
     """
     from detrelay.core.engine.faults import together
 
@@ -326,7 +326,7 @@ def claim(
 
 
 def check_push(arguments: Arguments) -> None:
-    """Find out before the training whether its model can be published."""
+    """Check before training whether its model can be published."""
     if arguments.push_to is not None:
         from detrelay.core.hub.publish import check_destination
 
@@ -336,7 +336,7 @@ def check_push(arguments: Arguments) -> None:
 
 
 def push(arguments: Arguments, best: Path) -> None:
-    """Publish the best model, if that was asked for."""
+    """Publish the best model, if requested."""
     if arguments.push_to is None:
         return
     from detrelay.core.hub.publish import publish
@@ -346,7 +346,7 @@ def push(arguments: Arguments, best: Path) -> None:
     except ValueError as error:
         private = " --private" if arguments.push_private else ""
         command = f"detrelay publish {shlex.quote(str(best))} {arguments.push_to}{private}"
-        raise ValueError(f"{error}; the model is in {best}, publish it by: {command}") from error
+        raise ValueError(f"{error}; the model is in {best}, publish it with: {command}") from error
     print(f"published:  {published.url} (tag {published.tag})")
 
 
@@ -370,7 +370,7 @@ def set_up(recipe: Recipe, arguments: Arguments, output: Path, accelerator: Acce
     if arguments.resume:
         facts = resumed_facts(facts, output, recipe, arguments, accelerator.print)
         init = None if facts["init"] is None else Path(facts["init"])
-        # a run that was killed before its first checkpoint begins again as it began
+        # a run killed before its first checkpoint starts over in the same way
         fresh = not run_folder.checkpoints(output / run_folder.CHECKPOINTS)
     parts = build_parts(recipe, train_samples, val_samples, init, fresh=fresh)
     count = sum(parameter.numel() for parameter in parts.model.parameters())
@@ -400,12 +400,12 @@ def resumed_facts(
     arguments: Arguments,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """The record of the resumed run: what it began with, and what has changed since."""
+    """The record of the resumed run: its start, and what has changed since."""
     stored, note = stored_record(output)
     if note is not None:
         say(note)
     if facts["data"] and not stored.get("data"):
-        say("the run began without a record of its data, so they cannot be compared")
+        say("the run has no record of its data, so they cannot be compared")
     changes = check_output(output, recipe, arguments)
     changed_data = check_data(
         output, facts["data"], changes, accept_changes=arguments.accept_changes

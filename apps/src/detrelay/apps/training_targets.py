@@ -1,4 +1,4 @@
-"""From a recipe to the criterion of its head: who learns what, by which losses."""
+"""Build the criterion of a recipe's head: assigners and losses of every stage group."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MATCHED_BY_DEFAULT = ("proposals",)
 
 
 def head_entry(name: str) -> HeadEntry:
-    """The head of that name; one outside of this project may stand in the working directory.
+    """The head of that name; a custom one may be in the working directory.
 
     Raises:
         RecipeError: there is no such head.
@@ -39,7 +39,7 @@ def model_config(recipe: Recipe, entry: HeadEntry, **values: Any) -> DetectorCon
     """The config of the recipe's model.
 
     Raises:
-        RecipeError: the head refuses its settings.
+        RecipeError: the head rejects its settings.
     """
     try:
         return entry.config(**values, **recipe.model)
@@ -51,8 +51,8 @@ def build_criterion(recipe: Recipe) -> Criterion:
     """The head's published losses with the recipe's changes, and an assigner for each group.
 
     Raises:
-        RecipeError: an unknown part, option or group, a group without an assigner, or a combination
-            that cannot be; says which key and why.
+        RecipeError: an unknown part, option or group, a group without an assigner, or an impossible
+            combination; says which key and why.
     """
     entry = head_entry(recipe.head)
     facts = model_config(recipe, entry).stage_groups()
@@ -104,7 +104,7 @@ def _assigners(recipe: Recipe, entry: HeadEntry) -> dict[str, AssignerSettings]:
 def _by_group(
     settings: Mapping[str, GroupSettings], facts: tuple[GroupFacts, ...]
 ) -> dict[str, GroupSettings]:
-    """Settings by group: the table "group" serves each "group/..." that has none of its own."""
+    """Settings by group: the table "group" applies to each "group/..." without its own."""
     families = {fact.name: fact.name.split("/")[0] for fact in facts if "/" in fact.name}
     shared = {
         name: settings[family]
@@ -116,7 +116,7 @@ def _by_group(
 
 
 def _check_groups(recipe: Recipe, facts: tuple[GroupFacts, ...]) -> None:
-    """Refuse settings of groups that the head does not have or cannot treat so."""
+    """Reject settings of groups that the head does not have or does not support."""
     known = {fact.name: fact for fact in facts}
     for name, group in recipe.groups.items():
         if name not in known:
@@ -142,15 +142,15 @@ def _check_group(name: str, group: GroupSettings, known: Mapping[str, GroupFacts
     if known[name].known_pairs and (group.assigner is not None or group.joins is not None):
         raise RecipeError(
             f"groups.{name}: which query learns which object is known by construction there, so no "
-            f"assigner is asked; leave out its assigner and joins"
+            f"assigner is used; remove its assigner and joins"
         )
     if name == _DECODER and (group.assigner is not None or group.joins is not None):
-        raise RecipeError(f"groups.{name}: its assigner stands in the table assigner")
+        raise RecipeError(f"groups.{name}: its assigner is set in the table assigner")
     if group.joins is None:
         return
     if group.assigner is not None:
         raise RecipeError(
-            f"groups.{name}: it joins {group.joins}, whose assigner serves both; leave out its own"
+            f"groups.{name}: it joins {group.joins}, whose assigner serves both; remove its own"
         )
     if group.joins not in known:
         raise RecipeError(
@@ -168,7 +168,7 @@ def _check_group(name: str, group: GroupSettings, known: Mapping[str, GroupFacts
 def _check_references(
     assigners: Mapping[str, Assigner], joins: Mapping[str, str], facts: tuple[GroupFacts, ...]
 ) -> None:
-    """Refuse assigners that look at boxes which the head does not give."""
+    """Reject assigners that need boxes which the head does not provide."""
     for fact in facts:
         assigner: Any = assigners.get(joins.get(fact.name, fact.name))
         while assigner is not None:
@@ -176,7 +176,7 @@ def _check_references(
             if boxes != "predicted" and not fact.references:
                 raise RecipeError(
                     f"the assigner of group {fact.name} needs the boxes that stages started "
-                    f"from (boxes = {boxes!r}), which the head does not give there; use boxes = "
+                    f"from (boxes = {boxes!r}), which the head does not provide; use boxes = "
                     f"'predicted'"
                 )
             assigner = getattr(assigner, "base", None)

@@ -1,7 +1,7 @@
 """Detectors of transformers as `detrelay report` looks at them: the predictions of every stage.
 
-Models of the DETR family hand the predictions of all decoder layers to their loss function. Another
-function in its place sees them, whatever the model's own code is like.
+Models of the DETR family pass the predictions of all decoder layers to their loss function. A
+function in its place receives them, whatever the model's own code is like.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SMALLEST = 1e-9  # a probability, before its logarithm
 
 
 class ForeignDetector(nn.Module):
-    """A detector of transformers with the outside of one of this project.
+    """A transformers detector with the interface of one of this project.
 
     Its `head` is called with all stages and returns them. Scores of a softmax over classes and "no
     object" become those logits whose sigmoid is the same probability.
@@ -35,7 +35,7 @@ class ForeignDetector(nn.Module):
         model: in transformers' DETR family.
 
     Raises:
-        ValueError: when called, if the model keeps its stages for itself.
+        ValueError: when called, if the model does not expose its stages.
     """
 
     def __init__(self, model: Any) -> None:
@@ -100,7 +100,7 @@ def _is_last(stage: Tensor, output: Tensor) -> bool:
 
 
 def is_foreign(source: Path) -> bool:
-    """Whether a model folder, or a name on the Hub, is of another project than this one."""
+    """Whether a model folder, or a name on the Hub, belongs to another project."""
     file = model_folder(source) / "config.json"
     if not file.is_file():
         return False
@@ -115,7 +115,7 @@ def load_foreign(source: Path) -> tuple[ForeignDetector, Any]:
     """A detector of transformers and its image processor.
 
     Raises:
-        ValueError: the folder does not hold one.
+        ValueError: the folder does not contain one.
     """
     folder = model_folder(source)
     try:
@@ -133,7 +133,7 @@ def foreign_categories(
 ) -> tuple[list[int], list[int]]:
     """Category id of the data by class index of the model, and class index by that of the data.
 
-    Classes are matched by name; classes that the data do not have get `UNKNOWN_CATEGORY`.
+    Classes are matched by name; classes that the data lack get `UNKNOWN_CATEGORY`.
 
     Raises:
         ValueError: the model does not know a category of the data.
@@ -155,7 +155,7 @@ def foreign_categories(
 def foreign_batches(
     samples: AnnotatedImages, processor: Any, indices: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """One image at a time, prepared by the model's own processor: no padding, no doubt."""
+    """One image at a time, prepared by the model's own processor, so that nothing is padded."""
     for index in indices:
         sample = samples[index]
         height, width = sample.image.shape[-2:]
