@@ -184,6 +184,18 @@ def test_every_study_of_the_package_resolves(tmp_path: Path) -> None:
         assert len(recipes) == len(jobs)  # no setting is another one under a second name
 
 
+def test_seeds_and_recipe_of_the_command_line_take_the_place_of_the_studys(tmp_path: Path) -> None:
+    words = ["targets", "--output", str(tmp_path), "--recipe", "shapes_dino", "--seeds", "4", "2"]
+    arguments = tyro.cli(study.Arguments, args=words)
+    jobs = study.make_jobs(study.plan_of(arguments), arguments)
+    study.check(jobs)
+    assert len(jobs) == 28
+    assert [jobs[0].name, jobs[14].name] == ["hungarian/seed-4", "hungarian/seed-2"]
+    assert {train.resolve(job.arguments).head for job in jobs} == {"dino"}
+    with pytest.raises(ValueError, match=r"--seeds must differ, found \[1, 1\]"):
+        study.plan_of(tyro.cli(study.Arguments, args=[*words[:3], "--seeds", "1", "1"]))
+
+
 def test_runs_of_one_setting_are_those_that_differ_by_the_seed() -> None:
     from detrelay.core.recipes.recipe import load_recipe, override
 

@@ -50,6 +50,10 @@ class Arguments:
     """Folder of the study; runs that are finished there stay, others resume or start."""
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
     """As in train: the data of every run."""
+    recipe: str | None = None
+    """TOML file or name of a recipe for every run, in place of those that the study names."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of every setting, in place of the study's own."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
         tyro.conf.arg(metavar="KEY=VALUE ..."),
@@ -116,7 +120,7 @@ def study(arguments: Arguments) -> int:
     """Train what is not finished, compare; the exit code."""
     if arguments.parallel < 1:
         raise ValueError(f"--parallel must be at least 1, found {arguments.parallel}")
-    plan = read_study(study_file(arguments.study))
+    plan = plan_of(arguments)
     jobs = make_jobs(plan, arguments)
     check(jobs)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -124,19 +128,34 @@ def study(arguments: Arguments) -> int:
     print(f"{plan.about}\n{len(jobs)} runs, {len(jobs) - len(to_run)} of them finished", flush=True)
     Runner(arguments).run(to_run)
     minutes = read_minutes(arguments.output)
-    settings: dict[str, list[FinishedRun]] = {name: [] for name in plan.settings}
+    finished: dict[str, list[FinishedRun]] = {name: [] for name in plan.settings}
     missing: dict[str, list[str]] = {}
     for job in jobs:
         if is_finished(job):
             folder = output_of(job)
-            settings[job.setting].append(read_run(folder, minutes.get(job.name)))
+            finished[job.setting].append(read_run(folder, minutes.get(job.name)))
         else:
             missing.setdefault(job.setting, []).append(str(job.seed))
     gaps = {name: f"no mean: seed {', '.join(seeds)} missing" for name, seeds in missing.items()}
-    write_comparison(settings, plan.baseline, gaps, arguments.output, arguments.backend)
+    write_comparison(finished, plan.baseline, gaps, arguments.output, arguments.backend)
     for name, gap in gaps.items():
         print(f"{name}: {gap}", file=sys.stderr)
     return _UNFINISHED if gaps else 0
+
+
+def plan_of(arguments: Arguments) -> Study:
+    """The study with the seeds and the recipe of the command line in place of its own."""
+    plan = read_study(study_file(arguments.study))
+    if arguments.seeds:
+        if len(set(arguments.seeds)) < len(arguments.seeds):
+            raise ValueError(f"--seeds must differ, found {list(arguments.seeds)}")
+        plan = replace(plan, seeds=arguments.seeds)
+    if arguments.recipe is None:
+        return plan
+    settings = {
+        name: replace(setting, recipe=arguments.recipe) for name, setting in plan.settings.items()
+    }
+    return replace(plan, settings=settings)
 
 
 def study_file(name: str) -> Path:
