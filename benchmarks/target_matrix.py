@@ -22,12 +22,12 @@ from detrelay.heads import HEADS
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "target_matrix.md"
 PARITY = ROOT / "tests" / "parity"
-# every head, and the variant of one that has other groups of stages
+# every head, and a variant with other stage groups
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in HEADS},
     "deformable_detr_two_stage": ("deformable_detr", {"box_refinement": True, "two_stage": True}),
 }
-# settings that add groups of stages, and the groups; `tests/unit/test_passes.py` runs them
+# settings that add stage groups, and the groups; `tests/unit/test_passes.py` runs them
 PASSES: dict[str, tuple[dict[str, Any], str]] = {
     "hybrid_queries": ({"hybrid_queries": 4}, "hybrid"),
     "query_groups": ({"query_groups": 2}, "group/1"),
@@ -62,8 +62,8 @@ class Idea:
         name: of the method.
         source: who and where.
         rule: what it does.
-        setting: how a recipe says it.
-        tests: functions in `tests/parity` that compare with numbers of the released program.
+        setting: the recipe values.
+        tests: functions in `tests/parity` that compare with numbers of the released code.
     """
 
     name: str
@@ -77,8 +77,8 @@ IDEAS = (
     Idea(
         "Cross-stage labels (StageInteractor)",
         "Teng et al., ICCV 2023, arXiv 2304.04978",
-        "A query also learns classes that it was given at other stages, where its box there fits "
-        "the object. Boxes stay those of its own stage.",
+        "A query also learns classes that it was given at other stages, if its box fits the "
+        "object. Boxes stay those of its own stage.",
         'assigner `"cross_stage"`',
         ("test_assigner_cases",),
     ),
@@ -105,15 +105,15 @@ IDEAS = (
     Idea(
         "Mixed supervision (MS-DETR)",
         "Zhao et al., CVPR 2024, arXiv 2401.03989",
-        "Predictions from what queries have read, before they talk, learn one to many: up to six "
-        "queries an object by 0.7 IoU + 0.3 p.",
+        "Predictions between cross-attention and self-attention learn one to many: up to six "
+        "queries per object by 0.7 IoU + 0.3 p.",
         '`model.one_to_many_branch`, group `one_to_many`, assigner `"one_to_many"`',
         ("test_msdetr",),
     ),
     Idea(
         "Divided decoder (DAC-DETR)",
         "Hu et al., NeurIPS 2023",
-        "The same queries run once more without self-attention and learn one to many, judged by "
+        "The same queries run once more without self-attention and learn one to many, assigned by "
         "the decoder's boxes.",
         '`model.without_self_attention`, group `no_self_attention`, assigner `"rank_weighted"` '
         'over `"one_to_many"`',
@@ -122,8 +122,8 @@ IDEAS = (
     Idea(
         "IoU assignment (DETA)",
         "Ouyang-Zhang et al., arXiv 2212.06137",
-        "Up to four queries an object by the overlap of the boxes they start from, alike in all "
-        "stages; suppression takes out doubles.",
+        "Up to four queries per object by the overlap of the boxes they start from, the same in "
+        "all stages; NMS removes duplicates.",
         'assigner `"iou"`, `train.nms_iou_threshold`',
         ("test_deta",),
     ),
@@ -138,44 +138,44 @@ IDEAS = (
     Idea(
         "Stable matching (Stable-DINO)",
         "Liu et al., ICCV 2023, arXiv 2304.04742",
-        "Scores aim at the squared IoU, the best of an image at 1; the matching cost weighs "
-        "scores by position.",
+        "The target score is the squared IoU, scaled to 1 for the best of an image; the matching "
+        "cost weights scores by position.",
         'class loss `"position_supervised"`, cost `"position_modulated"`',
         ("test_stabledino",),
     ),
     Idea(
         "Aligned scores (Align-DETR)",
         "Cai et al., BMVC 2024, arXiv 2304.07527",
-        "Scores aim at p^0.25 IoU^0.75. Inner stages match two queries an object, the worse one "
-        "weighs less.",
+        "The target score is p^0.25 IoU^0.75. Inner stages match two queries per object, the "
+        "worse one with a smaller weight.",
         'class loss `"ia_bce"`, assigner `"rank_weighted"` over `"repeated"`',
         ("test_aligndetr",),
     ),
     Idea(
         "Rank-oriented targets (Rank-DETR)",
         "Pu et al., NeurIPS 2023, arXiv 2310.08854",
-        "Scores aim at (GIoU + 1) / 2; the last quarter of training matches by p IoU^4.",
+        "The target score is (GIoU + 1) / 2; the last quarter of training matches by p IoU^4.",
         'class loss `"rank_giou"`, cost `"high_order"` with `start = 0.75`',
         ("test_rankdetr",),
     ),
     Idea(
         "Varifocal loss (RT-DETR)",
         "Zhao et al., CVPR 2024, arXiv 2304.08069",
-        "Scores aim at the IoU, which also weighs the positives.",
+        "The target score is the IoU, which also weights the positives.",
         'class loss `"varifocal"`',
         ("test_rtdetr",),
     ),
     Idea(
         "Matchability-aware loss (DEIM)",
         "Huang et al., CVPR 2025, arXiv 2412.04234",
-        "Scores aim at IoU^1.5; a positive weighs 1 however poor its box.",
+        "The target score is IoU^1.5; a positive has weight 1 however poor its box.",
         'class loss `"matchability"`',
         ("test_union",),
     ),
     Idea(
         "Softmax set loss (DETR)",
         "Carion et al., ECCV 2020, arXiv 2005.12872",
-        'Cross entropy over the classes and "no object", which weighs 0.1.',
+        'Cross entropy over the classes and "no object", which has weight 0.1.',
         'class loss `"softmax"`, cost `"softmax"`',
         ("test_detr",),
     ),
@@ -189,7 +189,7 @@ IDEAS = (
     Idea(
         "Restricted matching (TSP-RCNN)",
         "Sun et al., ICCV 2021, arXiv 2011.10881",
-        "Of the queries that fit an object the cheapest learns its class; all learn its box.",
+        "Of the queries that fit an object, the cheapest learns its class; all learn its box.",
         'assigner `"restricted"`',
         ("test_tsp",),
     ),
@@ -225,7 +225,7 @@ def page() -> str:
         "*A real image of blood cells (BCCD, MIT licence) with planted predictions, not those of a "
         "trained model: four objects with three queries each and two strays, in three stages. "
         "Solid: learns class and box; dashed: the class only; dotted: the box only; grey: nothing. "
-        "`cross_stage` lends labels over stages, `union` boxes, `one_to_many` (here without its "
+        "`cross_stage` shares labels across stages, `union` boxes, `one_to_many` (here without its "
         "limit to a quarter of the queries) gives both to every query that fits. Made by "
         "`benchmarks/targets_picture.py`.*",
         "## Assigners and heads",
@@ -235,11 +235,11 @@ def page() -> str:
         "parameter.",
         _table(["assigner", *(f"`{case}`" for case in CASES)], assigner_rows()),
         "## Decoder passes and heads",
-        "Further stage groups that a head can train beside its decoder; they leave evaluation as "
-        "it is (`tests/unit/test_passes.py`).",
+        "Further stage groups that a head can train in addition to its decoder; they do not affect "
+        "evaluation (`tests/unit/test_passes.py`).",
         _table(["setting", "groups", *(f"`{case}`" for case in CASES)], _pass_rows()),
         "## Ideas",
-        "Parity is the largest difference from numbers of the released program that a test in "
+        "Parity is the largest difference from numbers of the released code that a test in "
         "`tests/parity` allows, in float64: of losses relative, of gradients relative to the "
         "largest. Pairs must be equal.",
         _table(["idea", "source", "rule", "setting", "parity"], _idea_rows()),
@@ -248,7 +248,7 @@ def page() -> str:
 
 
 def assigner_rows() -> Iterator[list[str]]:
-    """Each assigner, and how many class losses go with it on each head."""
+    """Each assigner, and how many class losses work with it on each head."""
     for assigner in ASSIGNERS:
         counts = []
         for case in CASES:
@@ -288,7 +288,7 @@ def _idea_rows() -> Iterator[list[str]]:
 
 
 def _parity(test: str) -> str:
-    """Tolerances of a parity test, as its source gives them."""
+    """Tolerances of a parity test, from its source."""
     found = _functions(*sorted(PARITY.glob("test_*.py")))
     if test not in found:
         raise ValueError(f"no parity test {test} in {PARITY}")
@@ -314,7 +314,7 @@ def _raise_to(limits: dict[str, float], what: str, limit: float) -> None:
 
 
 def _tolerance(call: ast.Call, keyword: str, default: float) -> float:
-    """A number of a call, by keyword or, for `rel`, by place."""
+    """A number in a call, by keyword or, for `rel`, by position."""
     by_name = [item.value for item in call.keywords if item.arg == keyword]
     by_place = call.args if keyword == "rel" else []
     numbers = [node.value for node in (*by_name, *by_place) if isinstance(node, ast.Constant)]

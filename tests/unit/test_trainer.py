@@ -215,9 +215,7 @@ def test_a_failure_that_went_away_and_files_that_are_none(
     assert "every loss and gradient is finite" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"model\.safetensors: not the batches of a failed step"):
         load_failure(file.parent / "model.safetensors")
-    with pytest.raises(
-        ValueError, match="no such file; expected the batches that training saved"
-    ):
+    with pytest.raises(ValueError, match="no such file; expected the batches that training saved"):
         replay(Replay(tmp_path / "none"))
 
 
