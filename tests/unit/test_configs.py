@@ -177,7 +177,10 @@ DEEP = 10**5
         ("[model" + ".a" * 5000 + "]", "model.a.a is nested more than 20 deep"),
         ("[model]\na = 2026-01-01", "model.a must be a string, a number, a boolean, a list or a"),
         ("[train]\nepochs = 2026-01-01", "train.epochs must be a string, a number, a boolean, a"),
-        ("[train]\nlearning_rate = 1" + "0" * 400, "train.learning_rate must be an integer of 64"),
+        (
+            "[train]\nlearning_rate = 1" + "0" * 400,
+            "train.learning_rate must be an integer of at most 64",
+        ),
         ("[train]\nepochs = 1" + "0" * 400, "train.epochs must be an integer of at most 64 bits"),
         ("[train]\nepochs = 1" + "0" * 5000, "not a TOML file (Exceeds the limit"),
         (
