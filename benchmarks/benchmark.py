@@ -1,8 +1,8 @@
 """Measure the detectors.
 
-On the CPU: how near the StageInteractor decoder and DINO come to the rate of a large matrix
-product, what a pass of each costs in time and memory, and how Deformable DETR compares with that
-of transformers, with the same weights. Runs that are compared alternate in one process.
+On the CPU: how close the StageInteractor decoder and DINO come to the rate of a large matrix
+product, what a pass of each costs in time and memory, and how Deformable DETR compares with that of
+transformers, with the same weights. Compared runs alternate in one process.
 
 With `--what training`, on the accelerator if there is one: images per second and peak memory of
 whole training steps, from image files to new weights, and where the time goes.
@@ -37,14 +37,14 @@ _HEADER = f"{'':34}{'s':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB
 
 @dataclass
 class Arguments:
-    """Time detectors beside this machine's own matrix product, and beside transformers."""
+    """Time detectors relative to this machine's matrix product, and to transformers."""
 
     what: tuple[Literal["stageinteractor", "deformable_detr", "dino", "training"], ...] = (
         "stageinteractor",
         "deformable_detr",
         "dino",
     )
-    """What to measure: the StageInteractor decoder alone, the others from image to boxes;
+    """What to measure: for StageInteractor only the decoder, the others from image to boxes;
     training: steps of StageInteractor and DINO with ResNet-50."""
     queries: tuple[int, ...] = (100, 300)
     """Numbers of queries of the StageInteractor decoder."""
@@ -55,13 +55,13 @@ class Arguments:
     threads: int = 1
     """CPU threads."""
     batch_size: int = 2
-    """Images of a training step."""
+    """Images per training step."""
     compiled: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Measure training with torch.compile, too."""
+    """Also measure training with torch.compile."""
     repeats: int = 5
-    """Timed runs of each row, of which the median is reported; steps of training, the mean."""
+    """Timed runs per row, reported as median; for training, steps, reported as mean."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the rows as json, too."""
+    """Also write the rows as json."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Row:
         gflop: floating-point operations in matrix products and convolutions, in units of 1e9.
         matmul: its rate over that of a large float32 matrix product between the runs, median.
         peak_mib: largest resident size of a process that does it once, 2^20 bytes.
-        of_other: its time over that of the row before, median over neighbouring runs.
+        of_other: its time over that of the previous row, median over adjacent runs.
     """
 
     name: str
@@ -140,8 +140,8 @@ def operations_of(action: Action) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the switch warns about GPUs of another make
-        # the counter does not know oneDNN's linear: count the same products through BLAS
+        warnings.simplefilter("ignore")  # the switch warns about GPUs of other vendors
+        # the counter does not support oneDNN's linear: count the same products through BLAS
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             action()
     return counter.get_total_flops()

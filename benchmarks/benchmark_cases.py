@@ -30,7 +30,7 @@ Action = Callable[[], object]
 
 _STRIDES = (4, 8, 16, 32)
 _CLASSES = 91
-_OBJECTS = 7  # as many as an image of COCO has
+_OBJECTS = 7  # the average of a COCO image
 
 
 def stageinteractor_decoder(height: int, width: int, queries: int, bfloat16: bool) -> Action:
@@ -48,7 +48,7 @@ def stageinteractor_decoder(height: int, width: int, queries: int, bfloat16: boo
 
 
 def make_pyramid(height: int, width: int) -> FeaturePyramid:
-    """Random features of one image, laid out channels-last as the neck hands them over."""
+    """Random features of one image, laid out channels-last as the neck returns them."""
     shapes = [(height // stride, width // stride) for stride in _STRIDES]
     return FeaturePyramid(
         levels=tuple(
@@ -105,7 +105,7 @@ def our_action(model: DetectorForObjectDetection, height: int, width: int, train
 def make_action(
     model: nn.Module, pixels: Tensor, loss_of: Callable[[Tensor], Tensor], train: bool
 ) -> Action:
-    """A pass without gradients, or one that takes the gradients of a loss."""
+    """A pass without gradients, or one that computes the gradients of a loss."""
 
     def forward() -> object:
         with torch.no_grad():
@@ -124,8 +124,8 @@ def make_action(
 def make_transformers_model(train: bool) -> TransformersModel:
     """Deformable DETR of transformers with a ResNet-50, from a fixed seed.
 
-    Its backbone learns from the second stage on, as ours and as published: beside this kind of
-    backbone transformers would fix all of it.
+    Its backbone is trained from the second stage on, as ours and as published; with this kind of
+    backbone transformers would freeze all of it.
     """
     torch.manual_seed(0)
     config = TransformersConfig(
@@ -145,7 +145,7 @@ def make_transformers_model(train: bool) -> TransformersModel:
 
 
 def make_image(height: int, width: int) -> Tensor:
-    """Noise in the place of one image."""
+    """Noise in place of an image."""
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 

@@ -28,9 +28,9 @@ from detrelay.core.engine.update import Updater
 from detrelay.core.recipes.recipe import Recipe, load_recipe
 
 _WARM_UP = 2
-_OBJECTS = 7  # as many as an image of COCO has
+_OBJECTS = 7  # the average of a COCO image
 _CLASSES = 80
-_FILE_SCALE = 0.48  # of a file's sides to those trained on: files of 640 x 384 for 1333 x 800
+_FILE_SCALE = 0.48  # sides of a file over those trained on: files of 640 x 384 for 1333 x 800
 _PARTS = ("data", "backbone", "head", "losses", "backward", "update")
 
 HEADER = f"{'':34}{'s/step':>8}{'images/s':>10}{'peak MiB':>10}  share of the time"
@@ -41,7 +41,7 @@ class TrainingCase:
     """What one row measures.
 
     Attributes:
-        recipe: its name of a recipe; images are of one size, whatever it says.
+        recipe: name of its recipe; all images have the same size, whatever the recipe says.
         precision: autocast type, as in `train.mixed_precision`.
         compiled: whether torch.compile is used.
         batch_size: images per step.
@@ -61,7 +61,7 @@ class TrainingCase:
 
     @property
     def name(self) -> str:
-        """What the row is called."""
+        """The name of the row."""
         precision = {"no": "float32"}.get(self.precision, self.precision)
         compiled = ", compiled" if self.compiled else ""
         return f"{precision}{compiled}, batches of {self.batch_size}"
@@ -73,7 +73,7 @@ class TrainingRow:
 
     Attributes:
         name: what was run.
-        seconds: of a step, mean, waiting for data included.
+        seconds: per step, mean, including waiting for data.
         images_per_second: likewise.
         peak_mib: of the accelerator's memory, or of the process on a CPU, 2^20 bytes.
         shares: of the time, by part of the step; the backbone counts as head when compiled.
@@ -97,7 +97,7 @@ class Clock:
     """Adds up the time of each part of a step.
 
     Args:
-        device: waited for at the ends of a part, if `exact`.
+        device: synchronised at the end of each part, if `exact`.
         exact: an accelerator then cannot run ahead, which makes steps slower.
     """
 
@@ -129,7 +129,7 @@ class Clock:
 
 
 def measure_training(case: TrainingCase) -> TrainingRow:
-    """Train a few steps in a process of its own, so that memory is counted from zero."""
+    """Train a few steps in a separate process, so that memory is counted from zero."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(train_here, case).result()
@@ -140,7 +140,7 @@ def train_here(case: TrainingCase) -> TrainingRow:
     torch.set_num_threads(case.threads)
     with TemporaryDirectory() as folder:
         accelerator = Accelerator(mixed_precision=case.precision)
-        exact = accelerator.device.type == "cuda"  # there the parts are timed by steps of their own
+        exact = accelerator.device.type == "cuda"  # there the parts are timed in separate steps
         count = case.batch_size * (_WARM_UP + case.steps * (2 if exact else 1))
         annotations = draw_images(Path(folder), count, case.height, case.width)
         updater, loader, clock = _set_up(recipe_of(case, annotations), accelerator)
@@ -164,7 +164,7 @@ def train_here(case: TrainingCase) -> TrainingRow:
             clock.exact = True
             clock.seconds.clear()
             total = run(case.steps)
-        accelerator.free_memory()  # lets go of the loader, which then ends its workers at once
+        accelerator.free_memory()  # releases the loader, which then ends its workers at once
         spent = clock.seconds
         spent["head"] = spent.pop("model") - spent["backbone"]
         return TrainingRow(
@@ -197,7 +197,7 @@ def recipe_of(case: TrainingCase, annotations: Path) -> Recipe:
 
 
 def _set_up(recipe: Recipe, accelerator: Accelerator) -> tuple[Updater, Any, Clock]:
-    """What a training would use, with a clock at every part."""
+    """What training would use, with a clock on every part."""
     train, val = build_datasets(recipe.data)
     parts = build_parts(recipe, train, val, None, fresh=True)
     loader = make_loader(
@@ -229,7 +229,7 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> tuple[Updater, Any, Clo
 
 
 def draw_images(folder: Path, count: int, height: int, width: int) -> Path:
-    """Files of smooth noise with random boxes; the COCO json beside them."""
+    """Files of smooth noise with random boxes, and the COCO json next to them."""
     generator = np.random.default_rng(0)
     size = (round(width * _FILE_SCALE), round(height * _FILE_SCALE))
     images, annotations = [], []

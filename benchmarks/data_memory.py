@@ -2,10 +2,10 @@
 
     python benchmarks/data_memory.py [--images 100000] [--formats coco yolo voc csv parquet]
 
-Writes made-up annotations of each format (image files only where a format needs their sizes from
-them: all names link to one small file), reads each in a fresh process, and prints CPU seconds and
-peak memory above that of the imports. Then a data set read from COCO is used by 4 loader processes:
-their private memory is what a copy would cost.
+Writes synthetic annotations in each format (image files only if a format needs their sizes: all
+names link to one small file), reads each in a fresh process, and prints CPU seconds and peak memory
+above that of the imports. Then a dataset read from COCO is used by 4 loader processes: their
+private memory is what a copy would cost.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write_csv(folder: Path, corners: np.ndarray) -> None:
 
 
 def write_voc(folder: Path, corners: np.ndarray) -> None:
-    """An XML file beside each image."""
+    """An XML file next to each image."""
     for row, boxes in enumerate(corners.tolist()):
         objects = "".join(
             f"<object><name>class {number}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
@@ -92,7 +92,7 @@ def write_voc(folder: Path, corners: np.ndarray) -> None:
 
 
 def write_yolo(folder: Path, corners: np.ndarray) -> None:
-    """A text file beside each image; sizes come from the images."""
+    """A text file next to each image; sizes come from the images."""
     (folder / "classes.txt").write_text("\n".join(f"class {row}" for row in range(_CATEGORIES)))
     scale = (_WIDTH, _HEIGHT)
     centre, size = (corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]
@@ -111,7 +111,7 @@ WRITERS: dict[str, tuple[Callable[[Path, np.ndarray], None], str]] = {
 
 
 def write(name: str, folder: Path, images: int) -> str:
-    """Write a format and links for its images; the place to read."""
+    """Write a format and links for its images; returns the place to read."""
     folder.mkdir()
     Image.new("RGB", (_WIDTH, _HEIGHT)).save(folder.parent / "one.jpg")
     for row in range(images):
@@ -129,7 +129,7 @@ def peak() -> float:
 
 
 def read(place: str) -> None:
-    """Read a place and print what it took; run in a process of its own."""
+    """Read a place and print time and memory; run in a separate process."""
     before, start, clock = peak(), time.process_time(), time.monotonic()
     (part,) = open_place(place).splits.values()
     samples = AnnotatedImages(part)
@@ -148,7 +148,7 @@ def read(place: str) -> None:
 
 
 class Touched(Dataset[int]):
-    """Looks at the annotations of every image, as a loader process does, without its pixels."""
+    """Reads the annotations of every image, as a loader process does, without its pixels."""
 
     def __init__(self, samples: AnnotatedImages) -> None:
         self.samples = samples
@@ -163,7 +163,7 @@ class Touched(Dataset[int]):
 
 
 def private_mib(process: int | str) -> float:
-    """Memory of a process that no other shares."""
+    """Memory of a process that is not shared with others."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     values = [int(line.split()[1]) for line in lines if line.startswith("Private_")]
     return sum(values) / 1024

@@ -3,8 +3,9 @@
     python benchmarks/evaluation.py
     python benchmarks/evaluation.py --images 5000 --detections 300
 
-Each row runs in a process of its own, so that its memory is its own. "stock" is pycocotools as it
-is commonly called, on dictionaries; the others are the back ends of `detrelay evaluate`.
+Each row runs in a separate process, so that its memory is measured separately. "stock" is
+pycocotools as it is commonly called, on dictionaries; the others are the back ends of `detrelay
+evaluate`.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from detrelay.core.evaluation.coco_ap import evaluate_coco
 from detrelay.core.evaluation.tables import Detections, GroundTruth
 
 _STOCK = "stock"
-_OBJECTS = 7  # as many as an image of COCO has
+_OBJECTS = 7  # the average of a COCO image
 _CATEGORIES = 80
 _RIGHT = 0.1  # share of detections near an object
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Score made-up detections of 80 categories."""
+    """Score synthetic detections of 80 categories."""
 
     images: int = 2000
     """How many images."""
     detections: int = 100
-    """Detections of each image."""
+    """Detections per image."""
     backends: tuple[str, ...] = (_STOCK, *BACKENDS)
     """Which rows to measure."""
     repeats: int = 1
-    """Runs of each row; the fastest counts."""
+    """Runs per row; the fastest counts."""
 
 
 def make_case(images: int, detections: int) -> tuple[GroundTruth, Detections]:
@@ -81,7 +82,7 @@ def make_case(images: int, detections: int) -> tuple[GroundTruth, Detections]:
 
 
 def stock(truth: GroundTruth, detections: Detections) -> float:
-    """AP as pycocotools is commonly asked for it."""
+    """AP by pycocotools as commonly called."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

@@ -1,4 +1,4 @@
-"""Measure how long a fresh process takes from nothing to the boxes of one image.
+"""Measure how long a fresh process takes from its start to the boxes of one image.
 
 python benchmarks/first_boxes.py runs/stageinteractor-cross_stage/best
 """
@@ -18,7 +18,7 @@ import tyro
 
 from detrelay.apps.console import run
 
-# Run in a process of its own. The wall clock, since the start was taken in another process.
+# Run in a separate process. Wall-clock time, since the start is measured in another process.
 _PROCESS = """
 import json, platform, sys, time
 started, source, path = float(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -62,15 +62,15 @@ class Arguments:
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
     """Folder of a saved model, or its name on the Hub."""
     image: Path | None = None
-    """Image to look at; 640 x 480 pixels of noise if not named."""
+    """Image to detect in; 640 x 480 pixels of noise if not given."""
     repeats: int = 3
     """Fresh processes; the first one may also read from a cold disk."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the figures as json, too: as speed.json of a model folder they go into its card."""
+    """Also write the figures as json: as speed.json of a model folder they go into its card."""
 
 
 def measure(arguments: Arguments) -> int:
-    """Print the medians, write them where asked to; the exit code."""
+    """Print the medians, write them if requested; returns the exit code."""
     if arguments.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, found {arguments.repeats}")
     runs = [run_process(arguments) for _ in range(arguments.repeats)]

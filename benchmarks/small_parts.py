@@ -1,4 +1,4 @@
-"""Parts of a step in two ways, in turns, in one process: CPU time of one thread, medians.
+"""Parts of a step in two ways, alternating in one process: CPU time of one thread, medians.
 
     python benchmarks/small_parts.py
     python benchmarks/small_parts.py --parts layout --height 480 --width 640
@@ -33,7 +33,7 @@ from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
 
 Part = Literal["layout", "collate", "labels"]
 _IMAGES = 4
-_OBJECTS = 7  # as many as an image of COCO has
+_OBJECTS = 7  # the average of a COCO image
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Arguments:
     width: int = 1344
     """Of the images, pixels."""
     stages: int = 12
-    """Of the decoder whose labels are lent."""
+    """Stages of the decoder whose labels are shared."""
     repeats: int = 7
-    """How often each way runs."""
+    """How often to run each way."""
 
 
 def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> None:
@@ -69,7 +69,7 @@ def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> None:
 
 def time_layout(arguments: Arguments) -> None:
     """Backbone and neck, without gradients and with them."""
-    backbone = build_backbone("resnet50", "eval", 1).train()  # its norms stay fixed
+    backbone = build_backbone("resnet50", "eval", 1).train()  # its norms stay frozen
     neck = ChannelMapper(backbone.channels, 256)
     pixels = torch.randn(1, 3, arguments.height, arguments.width)
 
@@ -97,7 +97,7 @@ def time_layout(arguments: Arguments) -> None:
 
 
 def collate_before(items: Sequence[EncodedSample]) -> dict[str, Tensor]:
-    """A batch whose memory is written twice, with a mask of 8 bytes a pixel."""
+    """A batch whose memory is written twice, with a mask of 8 bytes per pixel."""
     images = [item["pixel_values"] for item in items]
     shape = [-(-max(image.shape[axis] for image in images) // 32) * 32 for axis in (1, 2)]
     pixel_values = images[0].new_zeros(len(images), 3, *shape)
@@ -134,7 +134,7 @@ def time_collate(arguments: Arguments) -> None:
     in_turns(alone, arguments.repeats)
 
 
-def lend_before(
+def share_labels_before(
     stages: Sequence[StagePrediction], targets: Targets, own: Sequence[Assignment]
 ) -> list[Pairs]:
     """The released rule with masks and `unique` for every pair of stages."""
@@ -165,21 +165,21 @@ def time_labels(arguments: Arguments) -> None:
         )
         stages.append(StagePrediction(torch.zeros(images, queries, 1), predicted))
     own = HungarianAssigner()(stages, targets)
-    lending = CrossStageAssigner(lambda *_: own)
-    before = lend_before(stages, targets, own)
-    for pairs, assignment in zip(before, lending(stages, targets), strict=True):
+    assigner = CrossStageAssigner(lambda *_: own)
+    before = share_labels_before(stages, targets, own)
+    for pairs, assignment in zip(before, assigner(stages, targets), strict=True):
         assert torch.equal(pairs.query, assignment.classes.query)
         assert torch.equal(pairs.target, assignment.classes.target)
     print(f"labels: {arguments.stages} stages, equal pairs, matching not counted")
     ways = {
-        "stage by stage": lambda: lend_before(stages, targets, own),
-        "on the host": lambda: lending(stages, targets),
+        "stage by stage": lambda: share_labels_before(stages, targets, own),
+        "on the host": lambda: assigner(stages, targets),
     }
     in_turns(ways, arguments.repeats)
 
 
 def main(arguments: Arguments) -> None:
-    """Time what is asked for."""
+    """Time the requested parts."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")

@@ -3,8 +3,8 @@
 python benchmarks/targets_picture.py ../shared/data/bccd
 
 The image and its objects are real (a folder with `images/` and `train.json`); the predictions are
-planted, so that it can be seen how the assigners differ: three queries near each object, of which
-another one lies best in each stage, and strays.
+planted to show how the assigners differ: three queries near each object, a different one of which
+fits best in each stage, and strays.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-# with their options; the limit of one_to_many to a quarter of the queries counts on many more
+# with their options; one_to_many's limit to a quarter of the queries assumes many more queries
 ASSIGNERS: dict[str, dict[str, Any]] = {
     "cross_stage": {},
     "union": {},
@@ -64,7 +64,7 @@ def planted(boxes: Tensor, labels: Sequence[int], classes: int) -> list[StagePre
 
 
 def assign(name: str, stages: Sequence[StagePrediction], targets: Targets) -> Sequence[Assignment]:
-    """What an assigner makes of the stages."""
+    """An assigner's result for the stages."""
     return build_assigner(AssignerSettings(name, ASSIGNERS[name]), LossConfig())(stages, targets)
 
 
@@ -161,10 +161,10 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    """Draw the picture; the exit code.
+    """Draw the picture; returns the exit code.
 
     Raises:
-        ValueError: the file of annotations does not name the image.
+        ValueError: the annotation file does not list the image.
     """
     annotations = json.loads((arguments.data / "train.json").read_text(encoding="utf-8"))
     entries = [e for e in annotations["images"] if e["file_name"] == arguments.image]
