@@ -108,7 +108,9 @@ def test_what_cannot_be_fine_tuned_is_refused_in_one_line(tmp_path: Path) -> Non
     folder = save("dn_detr", tmp_path / "saved", torch.float32)
     other = DetrelayImageProcessor(image_mean=[0.5, 0.5, 0.5])
     other.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"image_mean \(0.5, 0.5, 0.5\); training supports"):
+    with pytest.raises(
+        ValueError, match=r"image_mean \(0.5, 0.5, 0.5\); training a resnet18 supports"
+    ):
         resolve(Arguments(init=folder))
     DetrelayImageProcessor().save_pretrained(folder)
     for arguments, message in refusals(folder):

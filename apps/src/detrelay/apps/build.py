@@ -131,6 +131,8 @@ def join_parts(
         "pad_size_divisor": data.pad_size_divisor,
         "max_pixels": data.max_pixels,
         "nms_iou_threshold": recipe.train.nms_iou_threshold,
+        "image_mean": model.backbone.image_mean,
+        "image_std": model.backbone.image_std,
     }
     processor = DetrelayImageProcessor(**settings)
     return TrainingParts(

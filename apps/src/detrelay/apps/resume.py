@@ -26,6 +26,7 @@ _CHANGE_NO_RESULT = (
     "train.checkpoint_every",
     "train.compile",
     "train.early_stopping_patience",
+    "train.feature_cache_gib",
     "train.keep_checkpoints",
     "train.log_every",
     "train.trackers",

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTra
 from transformers.utils import logging as transformers_logging
 
 from detrelay.apps.training_targets import head_entry
+from detrelay.core.backbones import build_backbone
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.model import DetectorForObjectDetection
@@ -105,11 +106,12 @@ def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Reci
         processor = _processor(folder)
     except Exception as error:
         raise RecipeError(f"--init {init}: {one_line(error)}") from error
+    trained = _processor_of_training(config)
     for name in _PIXELS:
-        if getattr(processor, name) != getattr(DetrelayImageProcessor(), name):
+        if getattr(processor, name) != getattr(trained, name):
             raise RecipeError(
                 f"--init {init}: its image processor has {name} {getattr(processor, name)}; "
-                f"training supports only {getattr(DetrelayImageProcessor(), name)}"
+                f"training a {config.backbone_name} supports only {getattr(trained, name)}"
             )
     before = _settings(default)
     model = {name: value for name, value in _settings(config).items() if value != before[name]}
@@ -117,6 +119,15 @@ def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Reci
     if with_sizes:
         data = _with_sizes(data, processor)
     return replace(recipe, model=model, data=data)
+
+
+def _processor_of_training(config: DetectorConfig) -> DetrelayImageProcessor:
+    """One that prepares pixels as training does for the backbone of this config."""
+    with torch.device("meta"):
+        backbone = build_backbone(
+            config.backbone_name, config.backbone_norm, 0, options=config.backbone_options
+        )
+    return DetrelayImageProcessor(image_mean=backbone.image_mean, image_std=backbone.image_std)
 
 
 def _with_sizes(data: DataConfig, processor: DetrelayImageProcessor) -> DataConfig:

@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detrelay.core.backbones.base import Backbone, BackboneNorm, BackboneSettings
+from detrelay.core.backbones.efficientnet_lite import (
+    EFFICIENTNET_LITE0,
+    EfficientNetLiteBackbone,
+)
 from detrelay.core.backbones.resnet import RESNETS, ResNetBackbone
 from detrelay.core.backbones.swin import SWINS, SwinBackbone
 from detrelay.core.backbones.timm_models import TimmBackbone
@@ -53,6 +57,7 @@ def _refuse_options(name: str, settings: BackboneSettings) -> None:
 BACKBONES: dict[str, Callable[[str, BackboneSettings], Backbone]] = {
     **dict.fromkeys(RESNETS, _resnet),
     **dict.fromkeys(SWINS, _swin),
+    EFFICIENTNET_LITE0: EfficientNetLiteBackbone,
     "transformers/": TransformersBackbone,
     "timm/": TimmBackbone,
 }

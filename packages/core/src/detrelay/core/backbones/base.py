@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 BackboneNorm = Literal["frozen", "eval", "train"]
 
@@ -42,9 +43,13 @@ class Backbone(nn.Module):
 
     Attributes:
         divisor: images are padded so that height and width are multiples of it.
+        image_mean: mean of each colour channel, subtracted from pixels in [0, 1].
+        image_std: standard deviation of each channel, by which they are then divided.
     """
 
     divisor = 1
+    image_mean: tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
 
     def __init__(self, name: str, channels: Sequence[int], strides: Sequence[float]) -> None:
         super().__init__()

@@ -26,10 +26,17 @@ class TimmBackbone(LibraryBackbone):
     def __init__(self, name: str, settings: BackboneSettings) -> None:
         self.options = dict(settings.options)
         super().__init__(name, settings)
+        facts: Any = self.network.pretrained_cfg
+        self.image_mean, self.image_std = tuple(facts["mean"]), tuple(facts["std"])
         self._is_drawn = not any(p.is_meta for p in self.network.parameters())
         for module in self.network.modules():
             # or transformers would call each module's own rule, which overwrites loaded weights
             object.__setattr__(module, "_is_hf_initialized", True)
+
+    @property
+    def timm_name(self) -> str:
+        """What timm calls the network."""
+        return self.model
 
     def _network(self, options: Mapping[str, Any], indices: Sequence[int] | None) -> nn.Module:
         if indices is None:
@@ -39,11 +46,11 @@ class TimmBackbone(LibraryBackbone):
     def _create(self, options: Mapping[str, Any], **more: Any) -> Any:
         try:
             # timm's transformers take images of any size only if told so
-            return _timm().create_model(self.model, dynamic_img_size=True, **options, **more)
+            return _timm().create_model(self.timm_name, dynamic_img_size=True, **options, **more)
         except TypeError as error:
             if "dynamic_img_size" not in str(error):
                 raise
-            return _timm().create_model(self.model, **options, **more)
+            return _timm().create_model(self.timm_name, **options, **more)
 
     def _maps(self, network: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
         maps = tuple(network(pixel_values))

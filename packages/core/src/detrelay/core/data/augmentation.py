@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,9 +37,11 @@ class Flip:
 
     def __call__(self, sample: Sample) -> Sample:
         """Flip image and boxes, or return the sample as it is."""
-        if torch.rand(()) < self.probability:
-            return on_both(tv_functional.horizontal_flip, sample)
-        return sample
+        return on_both(tv_functional.horizontal_flip, sample) if self.is_due() else sample
+
+    def is_due(self) -> bool:
+        """Whether the next image is mirrored; draws one random number."""
+        return bool(torch.rand(()) < self.probability)
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,23 @@ class IouCrop:
         )
 
 
+@dataclass(frozen=True)
+class InTurn:
+    """Several transforms, one after the other.
+
+    Attributes:
+        transforms: the first one first.
+    """
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, sample: Sample) -> Sample:
+        """The sample after the last of them."""
+        for transform in self.transforms:
+            sample = transform(sample)
+        return sample
+
+
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "flip": Flip,
     "crop": Crop,
@@ -221,7 +239,7 @@ def build_train_transform(config: DataConfig, *, strong: bool = True) -> Transfo
     if not strong:
         listed = tuple(entry for entry in listed if entry.get("name") not in _STRONG)
     try:
-        return partial(_in_turn, transforms=[_build(entry, given) for entry in listed])
+        return InTurn(tuple(_build(entry, given) for entry in listed))
     except ValueError as error:
         raise RecipeError(f"data.transforms: {error}") from error
 
@@ -248,13 +266,42 @@ def _build(entry: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> 
 
 def build_eval_transform(short_side: int, max_size: int) -> Transform:
     """Resize only: short side to `short_side` unless the long side would exceed `max_size`."""
-    return partial(resize, short_side=short_side, max_size=max_size)
+    return InTurn((Resize((short_side,), max_size),))
 
 
-def _in_turn(sample: Sample, transforms: Sequence[Transform]) -> Sample:
-    for transform in transforms:
-        sample = transform(sample)
-    return sample
+def with_and_without_flip(
+    transform: Transform,
+) -> tuple[Flip | None, tuple[Transform, Transform]]:
+    """Transforms that are not random, of one that is so by its flip only.
+
+    Args:
+        transform: as `build_train_transform` and `build_eval_transform` make them.
+
+    Returns:
+        The flip, None where no image is ever mirrored; and what happens to an image that is not
+        mirrored, and to one that is.
+
+    Raises:
+        ValueError: it gives other images than these two; says which part of it does.
+    """
+    parts = transform.transforms if isinstance(transform, InTurn) else (transform,)
+    flip, rest = None, parts
+    if parts and isinstance(parts[0], Flip):
+        flip, rest = parts[0], parts[1:]
+    for part in rest:
+        if not isinstance(part, Resize):
+            raise ValueError(f"{_name_of(part)} (in data) is none of flip, first, and resize")
+        if len(part.short_sides) > 1:
+            raise ValueError(
+                f"data.short_sides is a choice of {len(part.short_sides)} sizes; expected one"
+            )
+    never, always = (InTurn((Flip(chance), *rest)) for chance in (0.0, 1.0))
+    return flip, (never, always)
+
+
+def _name_of(part: Transform) -> str:
+    names = {kind: name for name, kind in TRANSFORMS.items()}
+    return names.get(type(part), type(part).__name__)
 
 
 def _choose(sizes: Sequence[int]) -> int:

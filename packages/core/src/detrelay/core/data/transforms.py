@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -95,15 +96,26 @@ class DetectionDataset(Dataset[EncodedSample]):
         Raises:
             DataError: the image cannot be read, or, where such images are skipped, none can.
         """
-        sample = self._read(visit % len(self))
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it would reset the generators of the accelerators as well
-            torch.default_generator.manual_seed(_mix(_IMAGE, self.seed, visit))
+        sample = self.read(visit % len(self))
+        with self.random_numbers(visit):
             if self.strong_epochs and visit // len(self) >= self.strong_epochs:
                 sample = self.late_transform(sample)
             else:
                 sample = self.transform(self._joined(sample))
         return self.processor.encode(sample)
+
+    @contextmanager
+    def random_numbers(self, visit: int) -> Iterator[None]:
+        """Let torch draw the numbers of a visit; the global state is as before afterwards."""
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: it would reset the generators of the accelerators as well
+            torch.default_generator.manual_seed(_mix(_IMAGE, self.seed, visit))
+            yield
+
+    @property
+    def joins_images(self) -> bool:
+        """Whether a visit may show several images at once."""
+        return self.mosaic > 0 or self.mixup > 0
 
     def _joined(self, sample: Sample) -> Sample:
         """The sample, or one made of it and others."""
@@ -114,7 +126,7 @@ class DetectionDataset(Dataset[EncodedSample]):
         return sample
 
     def _any(self) -> Sample:
-        return self._read(int(torch.randint(len(self), ())))
+        return self.read(int(torch.randint(len(self), ())))
 
     @property
     def skips_broken(self) -> bool:
@@ -127,8 +139,8 @@ class DetectionDataset(Dataset[EncodedSample]):
             len(self), seed=self.seed, wide=self.wide, aspect_group=self.aspect_group
         )
 
-    def _read(self, index: int) -> Sample:
-        """Sample `index`, or the next one that can be read."""
+    def read(self, index: int) -> Sample:
+        """Sample `index` as it is stored; where broken ones are skipped, the next readable one."""
         if self._reported is None:
             return self.samples[index]
         for step in range(len(self)):

@@ -41,8 +41,9 @@ class DetectorConfig(PreTrainedConfig):
 
     Attributes:
         backbone_name: one of `BACKBONES`: ResNets, ResNeXt-101 with and without deformable
-            convolutions ("_dcn"), Swin transformers; "transformers/MODEL_TYPE" for any backbone of
-            transformers; "timm/NAME" for any network of timm; `module:Class` for a custom one.
+            convolutions ("_dcn"), Swin transformers, "efficientnet_lite0" (its five stages begin at
+            stride 2); "transformers/MODEL_TYPE" for any backbone of transformers; "timm/NAME" for
+            any network of timm; `module:Class` for a custom one.
         backbone_options: fields of the config of a backbone of transformers, arguments of
             `timm.create_model`, or options of a custom backbone; others have none.
         backbone_norm: "frozen" (statistics and affine parameters fixed), "eval" (statistics fixed,

@@ -145,6 +145,13 @@ class DetectorForObjectDetection(PreTrainedModel):
 
         return push_model(self, repo_id, **options).url
 
+    def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Maps [B, C, h, w] that the backbone makes of [B, 3, H, W], finest first.
+
+        Images are padded to the backbone's divisor and taken in the dtype of the weights.
+        """
+        return self.backbone(pad_to(self.backbone.divisor, pixel_values).to(self.dtype))
+
     def load_backbone_weights(self, source: str) -> None:
         """Fill the backbone with pre-trained weights, see `load_backbone_weights`."""
         load_backbone_weights(self.backbone, source)
@@ -179,11 +186,12 @@ class DetectorForObjectDetection(PreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         targets: Targets | None = None,
         labels: Sequence[Mapping[str, Tensor]] | None = None,
         output_auxiliary: bool = False,
+        feature_maps: Sequence[Tensor] | None = None,
     ) -> DetectorOutput:
         """Detect objects.
 
@@ -196,24 +204,34 @@ class DetectorForObjectDetection(PreTrainedModel):
                 image with `class_labels` int64 [n] and `boxes` float [n, 4], cxcywh in [0, 1] of
                 the unpadded image.
             output_auxiliary: also return what the decoder stages before the last predict.
+            feature_maps: in place of `pixel_values`, what `backbone_maps` has made of them; then
+                `pixel_mask` is needed.
 
         Raises:
             TypeError: pixels that are not floating point.
             ValueError: shapes that do not fit together, an image without a real pixel, invalid
                 targets, or objects in both formats.
         """
-        check_input(pixel_values, pixel_mask)
+        if feature_maps is None:
+            if pixel_values is None:
+                raise ValueError("expected pixel_values, or feature_maps with their pixel_mask")
+            check_input(pixel_values, pixel_mask)
+            if pixel_mask is None:
+                batch, _, height, width = pixel_values.shape
+                pixel_mask = pixel_values.new_ones((batch, height, width), dtype=torch.bool)
+        elif pixel_mask is None:
+            raise ValueError("feature_maps need the pixel_mask of their images")
         if labels is not None:
             if targets is not None:
                 raise ValueError("objects are given twice, as targets and as labels; pass only one")
-            targets = Targets.from_labels(labels).to(pixel_values.device)
+            targets = Targets.from_labels(labels).to(pixel_mask.device)
         if targets is not None:
-            check_targets(targets, len(pixel_values), self.config.num_labels or 0)
-        if pixel_mask is None:
-            batch, _, height, width = pixel_values.shape
-            pixel_mask = pixel_values.new_ones((batch, height, width), dtype=torch.bool)
-        pixel_values, pixel_mask = pad_to(self.backbone.divisor, pixel_values, pixel_mask)
-        levels = self.neck(self.backbone(pixel_values.to(self.dtype)))
+            check_targets(targets, len(pixel_mask), self.config.num_labels or 0)
+        if pixel_values is not None and feature_maps is None:
+            feature_maps = self.backbone_maps(pixel_values)
+        assert feature_maps is not None  # given or just made
+        levels = self.neck(feature_maps)
+        pixel_mask = pad_to(self.backbone.divisor, pixel_mask)
         pyramid = build_pyramid(levels, self.level_strides, pixel_mask)
         groups = self.head(pyramid, targets if self.training else None)
         *before, last = groups[0].stages

@@ -99,19 +99,17 @@ def _normalized(norm: nn.Module, level: Tensor) -> Tensor:
     return normalized
 
 
-def pad_to(divisor: int, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Pad images at the bottom and the right to sides that are multiples of a number.
+def pad_to(divisor: int, images: Tensor) -> Tensor:
+    """Pad images or masks at the bottom and the right to sides that are multiples of a number.
 
     Args:
         divisor: the number; 1 leaves everything as it is.
-        pixel_values: [B, 3, H, W].
-        pixel_mask: [B, H, W].
+        images: [..., H, W].
     """
     if divisor == 1:
-        return pixel_values, pixel_mask
-    height, width = pixel_values.shape[-2:]
-    amount = (0, -width % divisor, 0, -height % divisor)
-    return F.pad(pixel_values, amount), F.pad(pixel_mask, amount)
+        return images
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % divisor, 0, -height % divisor))
 
 
 def build_pyramid(

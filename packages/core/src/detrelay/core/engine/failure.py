@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from detrelay.core.criterion import Criterion
 from detrelay.core.engine.atomic_folder import replace, sync, write_text, written_aside
+from detrelay.core.engine.inference import model_inputs
 from detrelay.core.engine.update import Updater
 
 _RANDOM_STATE, _DEVICE_RANDOM_STATE = "random_state", "device_random_state"
@@ -72,8 +74,11 @@ def save_failure(
                 replace(file, folder / file.name)
     tensors = dict(states)
     for index, batch in enumerate(batches):
-        tensors[f"{index}/pixel_values"] = batch["pixel_values"]
-        tensors[f"{index}/pixel_mask"] = batch["pixel_mask"]
+        for name, value in model_inputs(batch).items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                tensors |= {f"{index}/{name}/{level}": maps for level, maps in enumerate(value)}
         for image, label in enumerate(batch["labels"]):
             tensors |= {f"{index}/labels/{image}/{key}": value for key, value in label.items()}
     file = folder / f"process_{accelerator.process_index}.safetensors"
@@ -101,12 +106,17 @@ def load_failure(file: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
             batch = batches.setdefault(int(index), {"labels": {}})
             if name == "labels":
                 batch["labels"].setdefault(int(rest[0]), {})[rest[1]] = value
+            elif rest:
+                batch.setdefault(name, {})[int(rest[0])] = value
             else:
                 batch[name] = value
     except Exception as error:
         raise ValueError(f"{file}: not the batches of a failed step ({error})") from error
     for batch in batches.values():
         batch["labels"] = [batch["labels"][image] for image in sorted(batch["labels"])]
+        if "feature_maps" in batch:
+            levels = batch["feature_maps"]
+            batch["feature_maps"] = tuple(levels[level] for level in sorted(levels))
     return [batches[index] for index in sorted(batches)], states
 
 
@@ -127,12 +137,7 @@ def replay_failure(
     """
     batches, states = load_failure(file)
     device = accelerator.device
-    for batch in batches:
-        for key in ("pixel_values", "pixel_mask"):
-            batch[key] = batch[key].to(device)
-        batch["labels"] = [
-            {key: value.to(device) for key, value in label.items()} for label in batch["labels"]
-        ]
+    batches = send_to_device(batches, device)
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)

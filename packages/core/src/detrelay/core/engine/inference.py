@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,13 @@ from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.errors import NonFiniteOutput
 
 ImageResult = dict[str, Tensor]
+# what a detector takes of a batch: pixels, or maps that a frozen backbone made of them
+_INPUTS = ("pixel_values", "feature_maps", "pixel_mask")
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a batch that a detector reads, but for the objects."""
+    return {name: batch[name] for name in _INPUTS if name in batch}
 
 
 @torch.no_grad()
@@ -49,7 +56,7 @@ def detect(
     try:
         for held in loader:
             batch = send_to_device(held, accelerator.device, non_blocking=True)
-            output = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
+            output = model(**model_inputs(batch))
             sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
             ids = torch.cat([label["image_id"] for label in batch["labels"]]).tolist()
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from functools import cache, partial
 from multiprocessing.synchronize import Event
 from multiprocessing.util import Finalize
@@ -15,10 +16,11 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from detrelay.core.data.collate import DIVISOR, collate, padded_size
 from detrelay.core.data.transforms import DetectionDataset, ShapeBatches, VisitSampler
+from detrelay.core.engine.feature_cache import CachedFeatures
 
 
 def make_loader(
-    data: DetectionDataset,
+    data: DetectionDataset | CachedFeatures,
     sampler: VisitSampler,
     batch_size: int,
     *,
@@ -41,7 +43,7 @@ def make_loader(
 
 
 def make_eval_loader(
-    data: DetectionDataset,
+    data: DetectionDataset | CachedFeatures,
     batch_size: int,
     divisor: int,
     *,
@@ -73,12 +75,18 @@ def make_eval_loader(
 
 
 def _loader(
-    data: DetectionDataset, batches: Sampler[list[int]], divisor: int, num_workers: int
+    data: DetectionDataset | CachedFeatures,
+    batches: Sampler[list[int]],
+    divisor: int,
+    num_workers: int,
 ) -> DataLoader[Any]:
+    join: Callable[..., Any] = collate
+    if isinstance(data, CachedFeatures):
+        join, num_workers = data.collate, 0  # the maps are kept in this process
     return DataLoader(
         data,
         batch_sampler=batches,
-        collate_fn=partial(collate, divisor=divisor),
+        collate_fn=partial(join, divisor=divisor),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
@@ -28,6 +29,7 @@ from detrelay.core.engine.checkpoint import (
 )
 from detrelay.core.engine.ema import average_of
 from detrelay.core.engine.failure import NonFiniteStep, random_states, save_failure
+from detrelay.core.engine.feature_cache import CachedFeatures, FeatureMemory
 from detrelay.core.engine.inference import ImageResult, detect
 from detrelay.core.engine.loaders import make_eval_loader, make_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, SpeedMeter
@@ -102,8 +104,9 @@ class Trainer:
 
     def _make_loaders(self, num_workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
         settings = self.settings
+        train_data, val_data = self._data()
         train_loader = make_loader(
-            self.parts.train_data,
+            train_data,
             self._sampler,
             settings.batch_size,
             num_workers=num_workers,
@@ -111,7 +114,7 @@ class Trainer:
             divisor=self.parts.processor.pad_size_divisor,
         )
         val_loader = make_eval_loader(
-            self.parts.val_data,
+            val_data,
             settings.batch_size,
             self.parts.processor.pad_size_divisor,
             num_workers=num_workers,
@@ -119,6 +122,16 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
         )
         return train_loader, val_loader
+
+    def _data(self) -> Sequence[DetectionDataset | CachedFeatures]:
+        """What is trained on and what is evaluated on."""
+        data = self.parts.train_data, self.parts.val_data
+        if not self.settings.feature_cache_gib:
+            return data
+        _refuse_sharding(self.accelerator, "train.feature_cache_gib", "0")
+        memory = FeatureMemory(int(self.settings.feature_cache_gib * 2**30))
+        model, accelerator = self.parts.model, self.accelerator
+        return [CachedFeatures(part, model, accelerator, memory) for part in data]
 
     def _prepare(self, train_loader: DataLoader[Any]) -> None:
         accelerator, model, settings = self.accelerator, self.parts.model, self.settings

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from detrelay.core.criterion import Criterion, CriterionOutput, sum_over_processes
+from detrelay.core.engine.inference import model_inputs
 from detrelay.core.structures import Assignment, Pairs, StageGroup, Targets
 
 
@@ -120,9 +121,7 @@ class Updater:
         return sum_over_processes(torch.stack(counts).sum(0))
 
     def _forward(self, batch: Mapping[str, Any], targets: Targets) -> tuple[StageGroup, ...]:
-        output = self.model(
-            pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], targets=targets
-        )
+        output = self.model(**model_inputs(batch), targets=targets)
         groups: tuple[StageGroup, ...] = output.groups
         return groups
 

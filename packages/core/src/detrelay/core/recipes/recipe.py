@@ -217,7 +217,11 @@ class TrainConfig:
         activation_checkpointing: recompute the layers of head and backbone in the backward pass
             instead of storing their activations; less memory, the same losses.
         compile: speed the model up by torch.compile; the losses stay outside.
-        backbone_weights: "imagenet" (downloaded by torchvision), "none" or a file.
+        backbone_weights: "imagenet" (downloaded by torchvision, or from the package that carries
+            them), "none" or a file.
+        feature_cache_gib: memory per process for the feature maps of a frozen backbone, GiB; each
+            image and its mirror image are then computed once. 0 for none. Needs an augmentation of
+            at most a flip, and one short side.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         early_stopping_patience: consecutive evaluations without a better AP after which the run
             ends; 0 for never.
@@ -258,6 +262,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     compile: bool = False
     backbone_weights: str = "imagenet"
+    feature_cache_gib: Amount = 0.0
     evaluate_every: Count = 1
     early_stopping_patience: NonNegative = 0
     checkpoint_every: Count = 1000
