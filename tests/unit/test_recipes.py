@@ -20,8 +20,10 @@ from detrelay.heads import HEADS
 
 RECIPES = Path(__file__).parents[2] / "apps" / "src" / "detrelay" / "apps" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
-# drawn shapes, blood cells and fine-tuning: ours, nothing about them is published
-OURS = [name for name in NAMES if name.startswith(("shapes", "bccd", "finetune"))]
+# drawn shapes, small data sets and fine-tuning: ours, nothing about them is published
+OURS = [
+    name for name in NAMES if name.startswith(("shapes", "bccd", "cards", "aquarium", "finetune"))
+]
 PUBLISHED = [name for name in NAMES if name not in OURS]
 MANY_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
