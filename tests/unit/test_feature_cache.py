@@ -21,6 +21,7 @@ from detrelay.core.data.sample import Sample
 from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.engine.failure import load_failure, save_failure
 from detrelay.core.engine.feature_cache import CachedFeatures, FeatureMemory, refuse_learning
+from detrelay.core.engine.inference import model_inputs
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.recipes.recipe import DataConfig
 from detrelay.heads import HEADS
@@ -56,23 +57,24 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def figures(output: Path) -> list[tuple[Any, ...]]:
+def figures(output: Path) -> list[dict[str, float]]:
+    """Losses and size of the gradient in each step."""
     rows = read_metrics(output / "metrics.jsonl")
-    return [(row["step"], row["losses"], row["gradient_norm"]) for row in rows if "losses" in row]
+    return [{**row["losses"], "norm": row["gradient_norm"]} for row in rows if "losses" in row]
 
 
-def test_a_run_is_the_same_to_the_bit_with_each_image_computed_once(
-    tmp_path: Path, passes: list[int]
-) -> None:
+def test_a_run_is_the_same_with_each_image_computed_once(tmp_path: Path, passes: list[int]) -> None:
     assert tiny_run(tmp_path / "plain", *FROZEN, "train.epochs=6") == 0
     without = sum(passes)
     passes.clear()
     assert tiny_run(tmp_path / "cached", *CACHED, "train.epochs=6") == 0
     assert without == 6 * 12 + 6 * 3  # 14 images in steps of 4, and 3 to evaluate on
     assert sum(passes) == len(passes) <= 2 * 14 + 3
-    plain, cached = final_weights(tmp_path / "plain"), final_weights(tmp_path / "cached")
-    assert all(torch.equal(value, cached[key]) for key, value in plain.items())
-    assert figures(tmp_path / "plain") == figures(tmp_path / "cached") != []
+    plain, cached = figures(tmp_path / "plain"), figures(tmp_path / "cached")
+    assert len(plain) == 18
+    # a convolution of four images rounds otherwise than four of one
+    for expected, found in zip(plain, cached, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_resumed_run_and_one_without_room_end_alike(
@@ -118,7 +120,7 @@ def test_a_backbone_that_is_random_or_learns_its_statistics_is_refused() -> None
 
 
 class _Images:
-    """Images of several shapes without objects."""
+    """Images of several shapes with an object each."""
 
     def __init__(self, *shapes: tuple[int, int]) -> None:
         self.shapes = shapes
@@ -130,7 +132,7 @@ class _Images:
         generator = torch.Generator().manual_seed(index)
         shape = self.shapes[index]
         image = torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8)
-        boxes, labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+        boxes, labels = torch.tensor([[4.0, 8.0, 24.0, 32.0]]), torch.tensor([index % 4])
         return Sample(image, boxes, labels, index, shape)
 
 
@@ -161,15 +163,20 @@ def test_maps_are_those_of_the_padded_batch_whatever_it_is_padded_to() -> None:
     assert {flip for _, flip in flips} == {False, True}
 
 
-def test_losses_are_those_of_pixels_and_a_failed_step_keeps_its_maps(tmp_path: Path) -> None:
+def test_gradients_are_those_of_pixels_and_a_failed_step_keeps_its_maps(tmp_path: Path) -> None:
     cached = cached_data()
     model = cached._model.eval()
     variants = [cached[visit] for visit in (0, 1)]
     batch = cached.collate(variants, divisor=32)
     pixels = collate([cached.data[visit] for visit in (0, 1)], divisor=32)
-    maps = model(feature_maps=batch["feature_maps"], pixel_mask=batch["pixel_mask"])
-    plain = model(pixel_values=pixels["pixel_values"], pixel_mask=pixels["pixel_mask"])
-    torch.testing.assert_close(maps.logits, plain.logits, rtol=1e-11, atol=1e-11)
+    gradients = []
+    for inputs in (model_inputs(batch), model_inputs(pixels)):
+        model.zero_grad()
+        model(**inputs, labels=batch["labels"]).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    cached_gradients, plain = gradients
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached_gradients[name], gradient, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="feature_maps need the pixel_mask"):
         model(feature_maps=batch["feature_maps"])
     with pytest.raises(ValueError, match="expected pixel_values, or feature_maps"):
