@@ -33,12 +33,12 @@ def test_extra_levels_halve_the_last_map() -> None:
 
 def test_images_are_padded_at_the_bottom_and_the_right() -> None:
     pixels, mask = torch.ones(1, 3, 5, 8), torch.ones(1, 5, 8)
-    padded, real = pad_to(4, pixels, mask)
+    padded, real = pad_to(4, pixels), pad_to(4, mask)
     assert padded.shape == (1, 3, 8, 8)
     assert padded[:, :, :5].eq(1).all()
     assert not padded[:, :, 5:].any()
     assert torch.equal(real, padded[:, 0])
-    assert pad_to(1, pixels, mask)[0] is pixels
+    assert pad_to(1, pixels) is pixels
 
 
 def test_a_pyramid_knows_the_size_of_its_images() -> None:
