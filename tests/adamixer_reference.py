@@ -1,4 +1,4 @@
-"""AdaMixer as released: its entries, and its decoder written again from the formulas.
+"""AdaMixer as released: its entries, and its decoder reimplemented from the formulas.
 
 Reference:
     Gao et al., CVPR 2022, section 3; MCG-NJU/AdaMixer, `adamixer_decoder_stage.py`,
@@ -136,7 +136,7 @@ def corners(box: Tensor) -> Tensor:
 
 
 def position(box: Tensor, dim: int) -> Tensor:
-    """Sine at even and cosine at odd places, a quarter of them for each of x, y, z, r."""
+    """Sine at even and cosine at odd positions, a quarter of them for each of x, y, z, r."""
     place = torch.arange(dim // 4, dtype=torch.float32)
     frequency = 10000 ** (2 * (place // 2) / (dim // 4))
     angle = (box / torch.tensor([1000, 1000, 1, 1]))[..., None] / frequency
@@ -186,7 +186,7 @@ def sample(
 
 
 def mix(stage: dict[str, Tensor], features: Tensor, x: Tensor) -> Tensor:
-    """Mix channels, then points, by filters made from the query; no biases."""
+    """Mix channels, then points, by filters generated from the query; no biases."""
     groups, points, width = features.shape[2:]
     name = "sampling_n_mixing.adaptive_mixing."
     filters = linear(stage, f"{name}parameter_generator.0", x).unflatten(-1, (groups, -1))

@@ -11,8 +11,8 @@ import torch
 ASSETS = Path(__file__).parent / "assets"
 REPOSITORY = Path(__file__).parent.parent
 
-# the test processes share the cores, with the programs that tests start; small tensors gain nothing
-# from more threads
+# the test processes share the cores, also with programs that tests start; small tensors do not
+# benefit from more threads
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -33,5 +33,5 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests first that fork: after autograd has started threads, children cannot learn."""
+    """Run tests that fork first: once autograd has started threads, children cannot train."""
     items.sort(key=lambda item: "test_processes" not in item.nodeid)

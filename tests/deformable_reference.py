@@ -1,4 +1,4 @@
-"""What the comparisons of Deformable DETR and DINO with their released programs share."""
+"""Shared by the comparisons of Deformable DETR and DINO with their released code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fill(model: nn.Module, keys: dict[str, list[int]], config: DeformableConfig)
     translation = translate(
         {key: deformable_value(key, shape) for key, shape in keys.items()}, config
     )
-    # a body has no backbone, and the keys may be those of a deeper model
+    # without its backbone; the keys may be those of a deeper model
     state = {name: value for name, value in translation.state.items() if name in shapes}
     assert {key for key in shapes if not key.endswith("num_batches_tracked")} == state.keys()
     model.load_state_dict(state, strict=False)

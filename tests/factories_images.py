@@ -1,4 +1,4 @@
-"""Image files of every kind, made on the spot."""
+"""Image files of every kind, generated on the fly."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from PIL import Image
 from factories_data import noise_image
 
 HEIGHT, WIDTH = 30, 40
-QUARTER_TURN = 6  # EXIF: to be shown a quarter turn clockwise
+QUARTER_TURN = 6  # EXIF: to be displayed turned 90 degrees clockwise
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file and what must be seen in it.
+    """A file and its expected pixels.
 
     Attributes:
         content: the bytes of the file.
@@ -51,7 +51,7 @@ def ramp(step: int = 257) -> NDArray[np.uint16]:
 
 
 def cut_out() -> Image.Image:
-    """A red square and a half transparent blue one on black that is not to be seen."""
+    """A red square and a half-transparent blue one on invisible black."""
     image = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (10, 10, 20, 20))
     image.paste((0, 0, 255, 128), (25, 10, 35, 20))
@@ -59,7 +59,7 @@ def cut_out() -> Image.Image:
 
 
 def over_white(image: Image.Image) -> Pixels:
-    """Transparency by the textbook's formula, to the nearest value."""
+    """Alpha compositing by the textbook formula, rounded to the nearest value."""
     rgba = np.array(image.convert("RGBA")).astype(np.int64)
     alpha = rgba[..., 3:]
     blend = rgba[..., :3] * alpha + 255 * (255 - alpha)
@@ -77,7 +77,7 @@ def exif() -> Image.Exif:
 
 
 def png(depth: int, kind: int, values: NDArray[Any], transparent: bytes = b"") -> bytes:
-    """A PNG of a kind that Pillow does not write."""
+    """A PNG of a kind that Pillow cannot write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + content))
@@ -115,7 +115,7 @@ def _palette() -> tuple[Image.Image, Image.Image]:
 
 
 def image_files() -> dict[str, ImageFile]:
-    """Files that can be read, by what they are."""
+    """Readable files, by kind."""
     rgb, alpha, deep = color(), cut_out(), ramp()
     light, (plain, clear) = rgb.convert("L"), _palette()
     pixels, light_pixels, flat = np.array(rgb), grey(np.array(light)), over_white(alpha)
@@ -186,7 +186,7 @@ def image_files() -> dict[str, ImageFile]:
 
 
 def refused_files() -> dict[str, tuple[bytes, str]]:
-    """Files that cannot be read, and words of the refusal."""
+    """Unreadable files, and words of the error."""
     rgb = color()
     floats = np.linspace(0, 1, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
     whole = saved(rgb, "PNG")

@@ -122,7 +122,7 @@ def running_hub() -> Iterator[HubServer]:
 def _hang_up(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:  # the other side was quicker
+    except OSError:  # the other side was faster
         connection.close()
 
 
@@ -239,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repository, commit
 
-    # what the addresses answer
+    # answers by address
 
     def whoami(self, body: bytes, query: Any) -> Any:
         if self.role is None:
@@ -385,7 +385,7 @@ def _entry(name: str, content: bytes) -> dict[str, Any]:
 
 
 def _problem_of_card(text: str) -> str | None:
-    """What the Hub has against the metadata of a card."""
+    """The Hub's objections to the metadata of a card."""
     found = re.match(r"\s*---\n(.*?)\n---", text, re.DOTALL)
     if not found:
         return None

@@ -17,7 +17,7 @@ from detrelay.heads.convert.conversion import to_official
 from factories import small_head_config
 
 FOLDER = Path(__file__).parent / "assets"
-# head, its variant, the list it stands in, and the list that names the rest
+# head, its variant, the list it is in, and the list with the remaining names
 LISTED = (
     ("stageinteractor", "r50_1x", "r50_1x", None),
     ("stageinteractor", "r101_3x", "r101_3x", "r50_1x"),
@@ -54,7 +54,7 @@ def all_shapes(head: str, name: str, base: str | None) -> dict[str, list[int]]:
 
 
 def with_second_names(entries: dict[str, Any], head: str, name: str, layers: int) -> dict[str, Any]:
-    """The same entries, with those that stand in a file under several names."""
+    """The same entries, including those with several names in a file."""
     result = dict(entries)
     shared = head == "dino" or name == "base"
     for key, value in entries.items():
@@ -85,12 +85,12 @@ def shallow(shapes: dict[str, list[int]], encoder: int, decoder: int) -> dict[st
 
 
 def write_small_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A Deformable DETR for COCO's classes as the released program writes it; its entries.
+    """A Deformable DETR for COCO's classes as the released code writes it; its entries.
 
     The names are those of torchvision's blocks: shrink backbones to `TinyBlocks` first.
     """
     torch.manual_seed(0)
-    # as many heads as in all released files, which do not tell
+    # the number of heads of all released files, which they do not record
     config = small_head_config(
         "deformable_detr", num_labels=91, num_attention_heads=8, backbone_norm="frozen"
     )

@@ -1,4 +1,4 @@
-"""A training run of a second: the real head and the real app, as small as they go."""
+"""A training run of one second: the real head and the real app, as small as possible."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TINY = (
 
 
 class TinyResNet(nn.Module):
-    """The shape of torchvision's ResNet with one narrow convolution a stage."""
+    """The structure of torchvision's ResNet with one narrow convolution per stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class TinyBlocks(TinyResNet):
 
 
 def shrink_backbone(patch: pytest.MonkeyPatch, network: type[nn.Module] = TinyResNet) -> None:
-    """Let every ResNet be the tiny one, on one core: more would only wait for each other."""
+    """Make every ResNet the tiny one, on one core: more would only wait for each other."""
     patch.setattr("detrelay.apps.launch.usable_cores", lambda: 1)
     patch.setattr(torchvision.models, "get_model", lambda name, weights=None: network())
 
@@ -89,10 +89,10 @@ def tiny_arguments(output: Path, *settings: str, **options: Any) -> Arguments:
 
 
 def tiny_run(output: Path, *settings: str, **options: Any) -> int:
-    """Train; the exit code."""
+    """Train; returns the exit code."""
     return train(tiny_arguments(output, *settings, **options))
 
 
 def final_weights(output: Path) -> dict[str, Tensor]:
-    """The weights with which a run ended."""
+    """The final weights of a run."""
     return load_file(output / "last" / "model.safetensors")

@@ -42,7 +42,7 @@ def small() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the shared `run`, made before, draws."""
+    """Only the shared `run`, trained before, draws."""
     skip_pictures(monkeypatch)
 
 
@@ -114,7 +114,7 @@ def test_evaluate_repeats_what_training_measured(
 def check_written_detections(
     written: Path, data: Path, figures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They bear the data set's ids, and scored as a file they give the same figures."""
+    """They have the dataset's ids, and scored as a file they give the same figures."""
     truth, rows = (json.loads(file.read_text()) for file in (data, written))
     assert {row["image_id"] for row in rows} == {image["id"] for image in truth["images"]}
     assert {row["category_id"] for row in rows} <= set(CATEGORY_IDS)
@@ -224,7 +224,7 @@ def test_init_for_other_categories_renews_the_class_scores_only(
         ([], {"data": (Path("nowhere"),)}, r"no annotation file or folder nowhere"),
     ],
 )
-def test_train_refuses_in_one_line_and_begins_nothing(
+def test_train_refuses_in_one_line_and_starts_nothing(
     settings: list[str],
     options: dict[str, object],
     message: str,
@@ -261,7 +261,7 @@ def test_settings_come_from_the_model_but_for_those_that_are_set(
     assert record["recipe"]["model"]["d_model"] == 32
     assert record["recipe"]["train"]["schedule"] == "cosine"
     assert record["init"] == str(run / "last")
-    # a resumed run needs not the model that it began with
+    # a resumed run does not need the model that it started from
     assert resolve(Arguments(output=tmp_path / "run", resume=True)) == Recipe.from_mapping(
         record["recipe"], "the record"
     )

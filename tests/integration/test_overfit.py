@@ -1,4 +1,4 @@
-"""Learning works at all: four real images are learnt by heart."""
+"""Training works at all: four real images can be overfitted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def subset(source: Path, target: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_real_images_are_learnt_by_heart(real_data: Path, tmp_path: Path) -> None:
+def test_four_real_images_can_be_overfitted(real_data: Path, tmp_path: Path) -> None:
     subset(real_data / "bccd" / "train.json", tmp_path / "train.json")
     subset(real_data / "bccd" / "train.json", tmp_path / "val.json")
     output = tmp_path / "run"

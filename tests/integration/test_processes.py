@@ -47,7 +47,7 @@ IMAGES = 14  # 3 steps of 4 images, 2 are left over
 SETTINGS = (
     "model.backbone_norm=eval",
     f"data.num_train={IMAGES}",
-    "data.num_val=5",  # the last batch is not full, and processes get unequal shares
+    "data.num_val=5",  # the last batch is incomplete, and processes get unequal shares
     "train.ema_decay=0.9",
 )
 # the second half of the second step: all that one of two processes sees
@@ -65,7 +65,7 @@ def collate_double(items: list[Any], divisor: int) -> Any:
 
 
 def off_the_kinks(model: DetectorForObjectDetection) -> DetectorForObjectDetection:
-    """Float64, and no box on the border of its image, where GIoU has no one gradient."""
+    """Float64, and no box on the border of its image, where GIoU's gradient is not unique."""
     generator = torch.Generator().manual_seed(0)
     model = model.double()
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_one_process_without_finite_values_ends_all(tmp_path: Path) -> None:
 
 
 def fail_on_the_second(stage: str, output: Path, lines: Path) -> None:
-    """The second process meets an error of its own; each writes down how it ended."""
+    """The second process raises an error; each records how it ended."""
     with pytest.MonkeyPatch.context() as patch:
         if stage == "set-up":
             original = build.build_datasets
@@ -274,7 +274,7 @@ def test_processes_with_and_without_objects_learn_the_same(tmp_path: Path) -> No
 
 
 def small_batch(counts: tuple[int, ...], seed: int) -> dict[str, Any]:
-    """Random images of 64 x 96 pixels with so many objects each."""
+    """Random images of 64 x 96 pixels with the given numbers of objects."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(counts), 3, 64, 96)
     return {
@@ -292,7 +292,7 @@ def small_batch(counts: tuple[int, ...], seed: int) -> dict[str, Any]:
 
 
 class Recorded(nn.Module):
-    """Hands on the numbers of the images it is shown, which its processor knows the results of."""
+    """Returns the ids of the images it gets, for which its processor knows the results."""
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
         return pixel_values
@@ -350,7 +350,7 @@ def detect_recorded(cases: dict[str, tuple[GroundTruth, list[ImageResult]]], fol
 def figures_in_two_processes(
     cases: dict[str, tuple[GroundTruth, list[ImageResult]]], folder: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """The figures of what every process holds, by every back end, by case.
+    """The figures of all processes' detections, by back end and case.
 
     Scored here: a fast back end's threads, if another test has started them, do not survive a fork.
     """

@@ -57,14 +57,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were waited for, without waiting."""
+    """The seconds of each requested wait, without waiting."""
     asked: list[float] = []
     monkeypatch.setattr("time.sleep", asked.append)
     return asked
 
 
 def assert_published(hub: HubServer, best: Path, result: Published) -> None:
-    """Everything is there, once, under the tag, and none of it twice."""
+    """Everything is there under the tag, exactly once."""
     files = hub.files(result.repo_id, result.tag)
     assert hub.repositories[result.repo_id].head == result.commit
     assert hub.repositories[result.repo_id].resolve(result.tag) == result.commit
@@ -208,7 +208,7 @@ def test_preflight_accepts_and_changes_nothing(hub: HubServer) -> None:
     assert check_destination(REPOSITORY).head == hub.repositories[REPOSITORY].head
 
 
-def test_no_network_is_said_at_once(tmp_path: Path, waits: list[float]) -> None:
+def test_no_network_is_reported_at_once(tmp_path: Path, waits: list[float]) -> None:
     with running_hub() as server:
         pass
     with only_hub(server, tmp_path):
@@ -222,7 +222,7 @@ def test_write_access_is_asked_for(hub: HubServer) -> None:
     assert "exists, and the token has no right to write to it" in refusal()
 
 
-# the others of a kind run code that these run, too
+# the others of a kind run the same code as these
 QUICK = [
     Fault(UPLOAD, "drop", times=2),
     Fault(COMMIT, "lose"),
@@ -307,7 +307,7 @@ def test_faults_that_stay_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("answer", ["lose", "whole"])
-def test_a_push_of_somebody_else_in_between_is_not_overwritten(
+def test_a_concurrent_push_is_not_overwritten(
     answer: str, hub: HubServer, best: Path, waits: list[float]
 ) -> None:
     def push() -> None:
@@ -370,7 +370,7 @@ def test_a_faulty_card_is_refused_before_anything_goes_up(
     assert hub.files(REPOSITORY)["README.md"].endswith(b"mine\n")
 
 
-def test_facts_go_up_as_they_are(hub: HubServer, best: Path) -> None:
+def test_facts_are_uploaded_as_they_are(hub: HubServer, best: Path) -> None:
     publish(best, REPOSITORY)
     facts = json.loads(hub.files(REPOSITORY)["training.json"])
     assert facts == json.loads((best / "training.json").read_text())

@@ -1,4 +1,4 @@
-"""Models that were converted, or whose head is somebody's own, go to the Hub by the command."""
+"""The command publishes converted models and models with custom heads."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_converted_model_says_where_it_came_from_and_nothing_else(hub: HubServ
     assert "converted from a checkpoint of `fundamentalvision/Deformable-DETR`" in card
     assert "zhu2021deformable" in card
     assert "Weights: not stated; look at where they come from." in card
-    # nothing is known of a training, and models of these sizes were never published
+    # nothing is known about training, and models of these sizes were never published
     assert "## Training" not in card
     for word in ("epochs", "seed", "hardware", "command", "assigner", "started from", "Published"):
         assert word not in card

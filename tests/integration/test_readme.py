@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there, only smaller."""
+"""What the README shows works as written, only smaller."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DEFORMABLE = (
     *("model.encoder_layers=1", "model.decoder_layers=2", "model.ffn_dim=32"),
     "model.denoising_queries=4",
 )
-# what makes a training small: of its head, and of any
+# settings that make training small: per head, and for all
 SIZES = {
     "stageinteractor": tuple(entry for entry in TINY if entry.startswith("model.")),
     "dino": DEFORMABLE,
@@ -69,7 +69,7 @@ def shell_lines() -> list[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command has left behind in the working directory, and what it printed."""
+    """What a command left in the working directory, and what it printed."""
 
     options: list[str]
     printed: str
@@ -84,7 +84,7 @@ def shrunk(app: str, options: list[str]) -> list[str]:
     assert arguments.init or head in SIZES, f"nothing says yet how to make {head} small"
     # a saved model is small already
     smaller = [*(() if arguments.init else SIZES[head]), *SCHEDULE]
-    if arguments.init:  # a norm needs more than one cell of the coarsest level of so thin a model
+    if arguments.init:  # in such a thin model a norm needs more than one cell of the coarsest level
         smaller += ["data.eval_short_side=96", "data.eval_max_size=128"]
     if arguments.resume:
         smaller.append("train.epochs=2")
@@ -172,7 +172,7 @@ def check_checking(result: Result) -> None:
 
 
 FORMATS = {"my_data": "COCO", "my_voc": "Pascal VOC", "my_yolo/data.yaml": "YOLO"}
-# a command of an app that does not stand here fails
+# a command of an app that is not listed here fails
 CHECKS: dict[str, Callable[[Result], None]] = {
     "train": check_training,
     "predict": check_prediction,
@@ -185,7 +185,7 @@ CHECKS: dict[str, Callable[[Result], None]] = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the README speaks of."""
+    """The files that the README mentions."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         shrink_backbone(patch, TinyBlocks)

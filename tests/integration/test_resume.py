@@ -1,4 +1,4 @@
-"""A stopped and resumed run must be the run that was never stopped."""
+"""A stopped and resumed run must equal the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tiny_run import (
     tiny_run,
 )
 
-# measured anew on each run
+# measured in each run
 CLOCK_KEYS = {"images_per_second", "data_wait_share", "peak_memory_mib"}
 
 
@@ -131,7 +131,7 @@ def test_signal_during_an_evaluation(
     ("step", "message"),
     [
         (1, "no checkpoint was saved yet: starting from step 0"),
-        (5, "resuming after step 4"),  # step 5 is in the log and must not stay twice
+        (5, "resuming after step 4"),  # step 5 is in the log and must not appear twice
     ],
 )
 def test_crash_after_lines_that_no_checkpoint_holds(
@@ -226,7 +226,7 @@ def test_a_damaged_line_of_the_log_is_counted_and_kept_aside(
     assert (output / "metrics.jsonl.damaged").read_text().startswith(damaged)
 
 
-def test_a_deleted_best_model_is_told_and_another_becomes_it(
+def test_a_deleted_best_model_is_reported_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = stopped_after(5, tmp_path / "run", monkeypatch)
@@ -238,7 +238,7 @@ def test_a_deleted_best_model_is_told_and_another_becomes_it(
     assert measured["step"] in (6, 9)
 
 
-def test_a_best_model_deleted_at_the_end_is_told(
+def test_a_best_model_deleted_at_the_end_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model = Trainer._save_model
@@ -257,7 +257,7 @@ def test_a_best_model_deleted_at_the_end_is_told(
 def test_a_run_killed_before_its_first_checkpoint_begins_with_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it began: with those of --init, not with random ones."""
+    """As at its start: with those of --init, not with random ones."""
     assert tiny_run(tmp_path / "first", "train.epochs=1") == 0
     init = tmp_path / "first" / "last"
     assert tiny_run(tmp_path / "whole", "train.epochs=1", init=init) == 0
@@ -273,7 +273,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_with_its_weights(
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_a_killed_loader_process_is_told_in_one_line(
+def test_a_killed_loader_process_is_reported_in_one_line(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "run"
@@ -363,7 +363,7 @@ ENDING_SECONDS = 1.5  # longer than setting up, evaluating and ending take toget
 
 
 def begin(output: Path, *, die_while_pruning: bool = False) -> int:
-    """A training process; its number."""
+    """Start a training process; returns its id."""
     resume = (output / "training.json").exists()
     process = os.fork()
     if process == 0:
@@ -389,7 +389,7 @@ def die_after_one_file(path: Path) -> None:
 
 
 def kill(process: int, *, wait: bool = False) -> bool:
-    """Whether a process was there to be killed, or killed itself."""
+    """Whether a process was there to be killed, or ended itself."""
     if not wait:
         os.kill(process, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])

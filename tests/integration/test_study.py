@@ -61,7 +61,7 @@ class Process:
 
 
 class AtOnce:
-    """Does what is submitted in this thread: training listens to signals."""
+    """Runs what is submitted in this thread, since training listens to signals."""
 
     def __init__(self, count: int) -> None:
         assert count == 1

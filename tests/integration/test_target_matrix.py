@@ -56,7 +56,7 @@ def small_model(case: str, **settings: Any) -> DetectorForObjectDetection:
 
 @cache
 def start_of(case: str) -> tuple[DetectorForObjectDetection, dict[str, torch.Tensor]]:
-    """A model and a copy of the weights it begins with."""
+    """A model and a copy of its initial weights."""
     model = small_model(case)
     return model, {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -118,7 +118,7 @@ def test_every_cell_of_the_matrix_trains_two_steps(case: str) -> None:
 
 
 HIDDEN = {"hybrid_queries": 4, "query_groups": 3, "recollect_queries": True}
-# every pass that goes with others on each head; settings of the model, groups by assigner
+# all compatible passes on each head: settings of the model, groups by assigner
 PASSES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "stageinteractor": (
         "stageinteractor",
@@ -199,7 +199,7 @@ def test_the_page_is_up_to_date() -> None:
 def test_the_page_counts_only_what_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(cell: Cell) -> Recipe:
         recipe = recipe_of(cell)
-        loss = {**recipe.loss, "class_divisor": "targets"}  # which the softmax loss refuses
+        loss = {**recipe.loss, "class_divisor": "targets"}  # which the softmax loss rejects
         return replace(recipe, loss=loss)
 
     monkeypatch.setattr("target_matrix.recipe_of", refused)

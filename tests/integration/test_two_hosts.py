@@ -1,4 +1,4 @@
-"""Two machines without a shared disk, played by two network namespaces (Linux, root)."""
+"""Two machines without a shared disk, simulated by two network namespaces (Linux, root)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
-    """Names of two namespaces joined by a cable; 10.77.0.1 and 10.77.0.2 on `link0`, `link1`."""
+    """Names of two connected namespaces; 10.77.0.1 and 10.77.0.2 on `link0`, `link1`."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("needs root and iproute2 to make network namespaces")
     names = [f"detrelay-{os.getpid()}-{rank}" for rank in range(2)]
@@ -86,7 +86,7 @@ def finish(*processes: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.slow
 def test_two_hosts_are_one_host_with_two_processes(hosts: list[str], tmp_path: Path) -> None:
-    """Trained in two goes, each machine with checkpoints of its own, against one go on one host."""
+    """Trained in two runs, each machine with its own checkpoints, against one run on one host."""
     finish(launch(None, 0, tmp_path / "one"))
     outputs = [tmp_path / f"host{rank}" for rank in range(2)]
     for epochs in (1, 2):
@@ -100,5 +100,5 @@ def test_two_hosts_are_one_host_with_two_processes(hosts: list[str], tmp_path: P
         assert second[key] == pytest.approx(first[key], rel=1e-6)
     weights, expected = final_weights(outputs[0]), final_weights(tmp_path / "one")
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
-    # the second host has whole checkpoints and nothing that is the first one's business
+    # the second host has complete checkpoints and nothing that belongs to the first
     assert {path.name for path in outputs[1].iterdir()} == {"training.json", "checkpoints"}

@@ -1,4 +1,4 @@
-"""The wheel alone: built, installed into a clean environment, and used outside of the clone."""
+"""The wheel alone: built, installed into a clean environment, and used outside the clone."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detrelay(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program of an environment that holds the wheel, beside the libraries of this one."""
+    """The program of an environment with the wheel, next to the libraries of this one."""
     place = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(place, with_pip=False)
     python = place / "bin" / "python"
     command = ["uv", "pip", "install", "--quiet", "--no-deps", "--python", str(python), str(wheel)]
     subprocess.run(command, check=True, timeout=300)
     (packages,) = place.glob("lib/python*/site-packages")
-    # a line with a path reads no .pth file there, so the clone stays out of reach
+    # a path line does not process .pth files there, so the clone stays out of reach
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return place / "bin" / "detrelay"
 

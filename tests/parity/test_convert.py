@@ -1,4 +1,4 @@
-"""Released checkpoints become models of ours: names, shapes, numbers, and the way back."""
+"""Converting released checkpoints: names, shapes, numbers, and the inverse."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ QUICK = ("base", "dx101_300", "swin_s_300")
 
 
 def parts_never_read(config: Any) -> int:
-    """Numbers of the released program that no result depends on, and ours has not."""
+    """Number of released parameters that affect no output and that ours lacks."""
     if config.model_type.endswith("stageinteractor"):
         return 328_960  # scores that are the softmax of one number
-    return 256 if config.model_type.endswith("dino") else 0  # a label more than there are
+    return 256 if config.model_type.endswith("dino") else 0  # one label more than there are classes
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_names_and_shapes_of_every_variant(listed: tuple[str, str, str, str | No
     head, variant, name, base = listed
     shapes = all_shapes(head, name, base)
     facts = manifest(head)[name]
-    # the lists without a number of their own name each entry, but not twice
+    # lists without a count name each entry, but only once
     assert len(shapes) == facts.get("n_state_dict", len(listed_shapes(head, name, base)))
 
     conversion = convert_state_dict(hollow(shapes))
@@ -186,7 +186,7 @@ def test_deformable_files_to_folders_and_back(
     official = deformable_file(head, variant, path)
     assert convert(Arguments(checkpoint=path, output=output, variant=variant)) == 0
     model = AutoModelForObjectDetection.from_pretrained(output).double().eval()
-    if variant == "two_stage":  # the released file does not tell
+    if variant == "two_stage":  # the released file does not record it
         assert model.config.num_queries == 300
         model.head.num_queries = 24
     with torch.no_grad():
@@ -203,6 +203,6 @@ def test_deformable_files_to_folders_and_back(
     back = to_official(conversion.state, conversion.config)
     assert back.keys() == official.keys()
     for key, value in back.items():
-        if key == "label_enc.weight":  # its last row is read by nobody
+        if key == "label_enc.weight":  # its last row is unused
             value, official[key] = value[:-1], official[key][:-1]
         assert torch.equal(value, official[key]), key

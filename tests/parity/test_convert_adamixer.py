@@ -1,4 +1,4 @@
-"""AdaMixer's released checkpoints become StageInteractors with other values: numbers, and back."""
+"""Converting AdaMixer's released checkpoints to StageInteractor: numbers, and the inverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deformable DETR against numbers of the released program, in float64."""
+"""Deformable DETR against numbers of the released code, in float64."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_training_equals_released_program(variant: str) -> None:
         )
         groups = model.head(pyramid, targets)
     tokens, grid = encoded[0]
-    # padding is read by nobody; the released run coded its position in float32
+    # padding is never read; the released run encoded its position in float32
     real = grid.valid[:, ::8]
     memory = expected["probe.memory"].double()
     torch.testing.assert_close(tokens[:, ::8, ::16][real], memory[real], atol=1e-5, rtol=0)
@@ -166,7 +166,7 @@ def test_codes_equal_released_program() -> None:
         code = grid_position_code(valid, dim, 10000, -0.5, torch.float64)
         code = code.transpose(1, 2).unflatten(-1, valid.shape[1:])
         expected = tensors[f"posenc.T10000_off_d{dim}"].double()
-        # where nothing is real, any finite number will do
+        # on padding any finite number is fine
         real = valid[:, None].expand_as(code)
         torch.testing.assert_close(code[real], expected[real], atol=4e-6, rtol=0)
         assert code.isfinite().all()

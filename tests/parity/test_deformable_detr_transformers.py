@@ -98,7 +98,7 @@ def their_model(variant: str, maps: tuple[Tensor, ...]) -> TheirModel:
 
 
 def untie(model: TheirModel, config: TheirConfig) -> None:
-    """Prediction heads as in the released program: one for all layers, or one a layer."""
+    """Prediction heads as in the released code: one for all layers, or one per layer."""
     count = LAYERS + config.two_stage if config.with_box_refine else 1
     for name in ("class_embed", "bbox_embed"):
         own = [copy.deepcopy(head) for head in getattr(model, name)[:count]]
@@ -147,7 +147,7 @@ def make_labels() -> list[dict[str, Tensor]]:
 
 
 def their_losses(output: Any, model: TheirModel, labels: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Their terms under our keys; the ones of the encoder, which they leave out, too."""
+    """Their terms under our keys, including the encoder's, which they omit."""
     result = {}
     terms = {"loss_ce": "class", "loss_bbox": "l1", "loss_giou": "giou"}
     for key, value in output.loss_dict.items():

@@ -1,4 +1,4 @@
-"""DINO against numbers of the released program, in float64."""
+"""DINO against numbers of the released code, in float64."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def targets_from(tensors: dict[str, Tensor], prefix: str) -> Targets:
         ("over_100", {}),
         ("box04", {"box_noise_scale": 0.4}),
         ("dn50", {"denoising_queries": 50}),
-        # the released program takes small numbers of queries as half a number of groups
+        # the released code interprets small numbers of queries as half a number of groups
         ("small_dn_number_3", {"denoising_groups": 6}),
         ("no_noise", {"label_flip_chance": 0.0, "box_noise_scale": 0.0}),
     ],

@@ -1,4 +1,4 @@
-"""StageInteractor against numbers of the released program, in float64."""
+"""StageInteractor against numbers of the released code, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-to-one and one-to-many matching against numbers of the released programs, in float64."""
+"""One-to-one and one-to-many matching against numbers of the released code, in float64."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def test_rtdetr(name: str) -> None:
 
 
 def check_weighted(losses: dict[str, Tensor], one: Scene, terms: Any, class_name: str) -> None:
-    """Compare losses that the released program returns with their weights inside."""
+    """Compare losses that the released code returns with their weights inside."""
     names = {"class": class_name, **BOXES}
     weights = {term.name: term.weight for term in terms}
     last = max(int(key.split("/")[1]) for key in losses if key.startswith("decoder"))

@@ -1,4 +1,4 @@
-"""Class losses, costs and weights against numbers of the released programs, in float64."""
+"""Class losses, costs and weights against numbers of the released code, in float64."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def scenes(method: str) -> Any:
 
 
 def noise_factor(one: Scene) -> float:
-    """Without objects the released programs still divide by the number of denoising groups."""
+    """Without objects the released code still divide by the number of denoising groups."""
     if len(one.targets) or "dn.groups" not in one.expected:
         return 1.0
     return 1 / one.number("dn.groups")
@@ -293,7 +293,7 @@ def test_lwdetr(name: str, variant: str) -> None:
     elif variant == "position_mean":
         released = ZeroPositionIsNegative(1, power=1, divisor=Divisor.parse(divisor))
         terms = (released, *terms[1:])
-    # the released program scales positions by the best pair of all groups of an image
+    # the released code scales positions by the best pair of all groups of an image
     assigner = GroupByGroup(HungarianAssigner(default_costs(loss)), count)
     output = run(
         Criterion(terms, {"decoder": assigner}), [group("decoder", one.stages("group"))], one

@@ -31,7 +31,7 @@ def rows(pairs: Pairs) -> list[tuple[int, int, int]]:
 @every_assigner
 @settings(max_examples=10, deadline=None)
 @given(counts=counts, seed=seeds)
-def test_pairs_stay_in_their_image_and_stand_once(
+def test_pairs_stay_in_their_image_and_appear_once(
     name: str, counts: tuple[int, ...], seed: int
 ) -> None:
     targets = make_targets(counts, seed=seed)
@@ -85,7 +85,7 @@ def test_order_of_targets_does_not_matter(name: str, counts: tuple[int, ...], se
 @every_assigner
 @settings(max_examples=15, deadline=None)
 @given(seed=seeds)
-def test_an_image_is_assigned_alone_as_in_a_batch(name: str, seed: int) -> None:
+def test_an_image_is_assigned_independently_of_its_batch(name: str, seed: int) -> None:
     targets = make_targets((3, 4), seed=seed)
     stages = make_stages(seed=seed)
     alone = replace(

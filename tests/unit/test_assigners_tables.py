@@ -1,4 +1,4 @@
-"""What assigners share that decide from tables, image by image."""
+"""The base of assigners that decide from tables, image by image."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_no_target_makes_no_pair() -> None:
     assert len(assignment.boxes) == 0
 
 
-def test_a_cost_that_is_no_number_is_named() -> None:
+def test_a_nan_cost_is_named() -> None:
     with pytest.raises(FloatingPointError, match=r"cost in stage 0; images of the batch: \[0\]"):
         Diagonal(cost=float("nan"))([STAGE], TARGETS)
 

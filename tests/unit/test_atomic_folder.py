@@ -1,4 +1,4 @@
-"""Files and folders: old or new, whenever the process is killed."""
+"""Files and folders: old or new, even if the process is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there; folders: old or new."""
+"""Checkpoints: complete or absent; folders: old or new."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(accelerator: Accelerator) -> nn.Module:
 
 
 def save(accelerator: Accelerator, model: nn.Module, folder: Path, *steps: int) -> None:
-    """One checkpoint a step, with weights that tell the step."""
+    """One checkpoint per step, with weights that encode the step."""
     for step in steps:
         with torch.no_grad():
             model.weight.fill_(step)
@@ -157,7 +157,7 @@ def test_every_file_is_listed(accelerator: Accelerator, model: nn.Module, tmp_pa
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Let no file grow beyond so many bytes: the kernel refuses as it does on a full disk."""
+    """Limit the size of files: the kernel fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -165,7 +165,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]
 
 # model.safetensors has 136 bytes, optimizer.bin 2 KiB, the random states 14 KiB, the list 1 KiB
 @pytest.mark.parametrize("size", [0, 100, 1000, 10_000])
-def test_a_full_disk_is_told_in_one_line_and_harms_nothing(
+def test_a_full_disk_is_reported_in_one_line_and_harms_nothing(
     size: int,
     full_disk: Callable[[int], None],
     accelerator: Accelerator,
@@ -214,7 +214,7 @@ def test_damaged_checkpoints_do_not_count_and_move_aside(
     assert load_newest_checkpoint(accelerator, tmp_path, pytest.fail) == position
 
 
-def test_the_one_just_saved_stays_beside_newer_ones(
+def test_the_one_just_saved_is_kept_next_to_newer_ones(
     accelerator: Accelerator, model: nn.Module, tmp_path: Path
 ) -> None:
     save(accelerator, model, tmp_path, 4, 6)
@@ -223,7 +223,7 @@ def test_the_one_just_saved_stays_beside_newer_ones(
 
 
 class Harmful:
-    """Unpickled, it would make a folder."""
+    """Unpickled, it would create a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -17,7 +17,7 @@ def test_pixels_and_masks_that_fit_pass() -> None:
     check_targets(make_targets((2, 0)), batch_size=2, num_classes=4)
 
 
-def test_what_does_not_fit_is_told_with_its_shape() -> None:
+def test_mismatches_are_reported_with_their_shape() -> None:
     with pytest.raises(ValueError, match=r"must be \[B, 3, H, W\] .* found \[2, 1, 4, 6\]"):
         check_input(torch.zeros(2, 1, 4, 6), None)
     with pytest.raises(TypeError, match=r"floating point and normalised, found torch\.uint8"):

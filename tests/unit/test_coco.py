@@ -211,7 +211,7 @@ def test_json_of_any_depth_is_refused_in_one_line(tmp_path: Path, whole: str, ne
     assert len(one_line(error)) < 1000
 
 
-def test_a_list_of_detections_is_told_apart(tmp_path: Path) -> None:
+def test_a_list_of_detections_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     row = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
     path.write_text(json.dumps([row]))
@@ -219,7 +219,7 @@ def test_a_list_of_detections_is_told_apart(tmp_path: Path) -> None:
         CocoDataset(path)
 
 
-def test_numbers_that_nobody_reads_may_be_odd(tmp_path: Path) -> None:
+def test_unused_numbers_may_be_odd(tmp_path: Path) -> None:
     content = coco_content()
     content["annotations"][1]["score"] = float("nan")
     content["info"] = {"year": 10**400}

@@ -1,4 +1,4 @@
-"""Intervals and differences of runs: by hand, and whether they hold what they promise."""
+"""Intervals and differences of runs: by hand, and whether they keep their promise."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_no_mean_where_runs_are_missing() -> None:
     assert without_base[1].ap is not None
 
 
-def test_other_seeds_are_no_pairs() -> None:
+def test_other_seeds_cannot_be_paired() -> None:
     settings = {"base": SETTINGS["base"], "labels": SETTINGS["labels"][:2]}
     with pytest.raises(ValueError, match=r"labels has the seeds 0, 1, the baseline base has 0, 1"):
         compare(settings, "base")

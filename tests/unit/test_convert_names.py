@@ -1,4 +1,4 @@
-"""Names of the released programs beside ours."""
+"""Names of the released code and ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detrelay.heads.stageinteractor.config import ADAMIXER
 from factories import small_head_config
 
 
-def test_one_head_of_all_layers_stands_under_several_names() -> None:
+def test_one_head_for_all_layers_has_several_names() -> None:
     layout = layout_of(small_head_config("deformable_detr"))
     names = [f"class_embed.{layer}.bias" for layer in range(3)]
     assert layout.all_names("class_embed.0.bias") == names
@@ -18,7 +18,7 @@ def test_one_head_of_all_layers_stands_under_several_names() -> None:
     assert layout.all_names("query_embed.weight") == ["query_embed.weight"]
 
 
-def test_heads_of_two_stages_stand_twice_and_the_last_is_the_encoders() -> None:
+def test_heads_of_two_stages_appear_twice_and_the_last_is_the_encoders() -> None:
     layout = layout_of(small_head_config("deformable_detr_two_stage"))
     name = "bbox_embed.1.layers.0.bias"
     assert layout.all_names(name) == [name, f"transformer.decoder.{name}"]
@@ -37,7 +37,7 @@ def test_the_decoder_of_dino_shares_its_heads() -> None:
     assert layout.table.ours(theirs) == "head.layers.2.cross_attention_norm.weight"
 
 
-def test_an_adamixer_is_told_by_its_settings() -> None:
+def test_an_adamixer_is_recognised_by_its_settings() -> None:
     layout = layout_of(small_head_config("stageinteractor", **ADAMIXER))
     (start,) = layout.constants.values()
     assert torch.equal(start, torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(8, 4))

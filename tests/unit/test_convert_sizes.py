@@ -40,7 +40,7 @@ def test_a_part_that_tells_a_size_is_missing() -> None:
         convert_state_dict(state)
 
 
-def test_the_head_is_told_by_an_entry_of_its_own() -> None:
+def test_the_head_is_recognised_by_its_own_entry() -> None:
     assert guess_head(small_state()) == "deformable_detr"
     dino = hollow(
         {"transformer.level_embed": [4, 256], "transformer.enc_out_class_embed.weight": [1]}
@@ -50,7 +50,7 @@ def test_the_head_is_told_by_an_entry_of_its_own() -> None:
         guess_head(hollow({"b": [1], "a": [1]}))
 
 
-def test_variants_are_told_by_their_sizes() -> None:
+def test_variants_are_recognised_by_their_sizes() -> None:
     sizes = {"backbone_name": "resnet50", "num_levels": 5, "d_model": 256}
     assert match_variant(sizes, "dino", None) == "r50_5scale"
     assert match_variant({**sizes, "num_levels": 3}, "dino", None) is None

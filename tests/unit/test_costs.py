@@ -21,7 +21,7 @@ def side_by_side() -> tuple[StagePrediction, Targets]:
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.01])
-def test_epsilon_stands_in_both_denominators_of_the_giou(epsilon: float) -> None:
+def test_epsilon_is_in_both_denominators_of_the_giou(epsilon: float) -> None:
     shared, union, hull = 0.02, 0.06, 0.06
     expected = shared / (union + epsilon) - (hull - union) / (hull + epsilon)
     found = GIoUBoxCost(weight=2.0, epsilon=epsilon)(*side_by_side())

@@ -208,7 +208,7 @@ def test_losses_are_taken_in_float32(dtype: torch.dtype) -> None:
     assert all(stage.boxes.grad is not None and stage.boxes.grad.dtype == dtype for stage in half)
 
 
-def test_each_term_is_divided_as_it_says() -> None:
+def test_each_term_is_divided_by_its_divisor() -> None:
     stages, targets = make_stages(stages=1), make_targets((3, 2))
     pairs = fixed((0, 0, 0), (0, 1, 0), (0, 2, 1), (1, 0, 3))
     assigner = Fixed(pairs, pairs.select(torch.tensor([0, 2])))
@@ -232,7 +232,7 @@ def test_known_pairs_count_as_objects() -> None:
     assert plan.counts.tolist() == [[7, 7, 7, 0]]
 
 
-def test_weights_scale_box_losses_and_wanted_scores() -> None:
+def test_weights_scale_box_losses_and_target_scores() -> None:
     stages, targets = make_stages(stages=1), make_targets((3, 2))
     pairs = fixed((0, 0, 0), (1, 2, 3))
     weighed = replace(pairs, weight=torch.tensor([0.5, 1.0]))

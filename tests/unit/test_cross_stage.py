@@ -55,7 +55,7 @@ def overlap_case(overlap_width: float) -> tuple[list[StagePrediction], Targets]:
     return [stage, stage], targets
 
 
-def test_threshold_is_inclusive_unless_told() -> None:
+def test_threshold_is_inclusive_by_default() -> None:
     stages, targets = overlap_case(0.5)  # IoU exactly one half
     assert len(CrossStageAssigner()(stages, targets)[0].classes) == 1
     assert len(CrossStageAssigner(inclusive=False)(stages, targets)[0].classes) == 0
@@ -115,7 +115,7 @@ class Calls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("leak", [False, True])
-def test_labels_are_handed_on_without_waiting_for_the_device(leak: bool) -> None:
+def test_labels_are_passed_on_without_waiting_for_the_device(leak: bool) -> None:
     stages, targets = make_stages(stages=5), make_targets((4, 3))
     own = HungarianAssigner()(stages, targets)
     with Calls() as calls:

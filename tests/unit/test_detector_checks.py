@@ -1,4 +1,4 @@
-"""What every detector refuses with one clear error, and what loading must not change."""
+"""What every detector rejects with one clear error, and what loading must not change."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_losses_of_targets_that_no_image_has(targets: Targets, message: str) -> 
         criterion(output.groups, targets)
 
 
-def test_a_value_that_is_no_number_is_named_by_stage_and_image() -> None:
+def test_a_nan_value_is_named_by_stage_and_image() -> None:
     model = make_model("stageinteractor", backbone_norm="eval").train()
     losses = LossConfig()
     criterion = Criterion(losses.terms(), build_assigners("hungarian", losses))
@@ -126,7 +126,7 @@ def test_pixels_are_taken_in_the_dtype_of_the_weights(
     exact = AutoModelForObjectDetection.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         expected = exact(pixels(), corner(60, 90))
-    if SMALL_HEADS[case][0] != "dino":  # which tokens are proposed hangs on the last digits
+    if SMALL_HEADS[case][0] != "dino":  # which tokens are proposed depends on the last digits
         torch.testing.assert_close(output.pred_boxes, expected.pred_boxes, atol=0.02, rtol=0)
 
 

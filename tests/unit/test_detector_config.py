@@ -1,4 +1,4 @@
-"""What every detector's configuration shares."""
+"""The configuration shared by all detectors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_no_model_can_be_built_from_is_refused(values: dict[str, Any], mess
         DetectorConfig(**values)
 
 
-def test_sizes_are_at_least_one_and_not_beyond_all_memory() -> None:
+def test_sizes_are_at_least_one_and_not_absurd() -> None:
     config = DetectorConfig()
     require_positive(config, "num_labels")
     config.backbone_frozen_stages = 0

@@ -46,7 +46,7 @@ def test_boxes_are_coded_with_y_before_x_in_units_of_the_padded_level() -> None:
     boxes = torch.tensor([[[0.2, 0.6, 0.4, 0.8]]])
     state = DecoderState(torch.zeros(1, 1, 32), boxes)
     code = head.place(state, (torch.zeros(1, 16, 32), grid))
-    seen = torch.tensor([[[0.6, 0.1, 0.2, 0.8]]])  # half of the width shows the image
+    seen = torch.tensor([[[0.6, 0.1, 0.2, 0.8]]])  # the image covers half of the width
     torch.testing.assert_close(code, head.reference_code(box_code(seen, 32)))
 
 

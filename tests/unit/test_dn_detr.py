@@ -38,7 +38,7 @@ def test_the_last_channel_is_one_for_denoising_queries_only() -> None:
     assert own.stages[0].logits.shape[1] == queries.shape[1] - count
 
 
-def test_unused_denoising_queries_say_nothing() -> None:
+def test_unused_denoising_queries_predict_background() -> None:
     stage = StagePrediction(torch.ones(1, 2, 3), torch.rand(1, 2, 4))
     silenced = _silence(stage, torch.tensor([[True, False]]))
     assert silenced.logits.tolist() == [[[1.0] * 3, [-1e4] * 3]]

@@ -16,7 +16,7 @@ from detrelay.core.errors import nearest, one_line, unknown_name
         ("", ""),
     ],
 )
-def test_texts_stand_on_one_line(text: BaseException | str, line: str) -> None:
+def test_texts_are_put_on_one_line(text: BaseException | str, line: str) -> None:
     assert one_line(text) == line
 
 

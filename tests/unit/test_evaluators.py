@@ -19,7 +19,7 @@ from tiny_run import shrink_backbone, tiny_run
 
 
 class Halving:
-    """COCO's figures behind one that gets worse from evaluation to evaluation."""
+    """COCO's figures after one that gets worse with each evaluation."""
 
     def __init__(self, start: float) -> None:
         self.value = start

@@ -1,4 +1,4 @@
-"""What tells the data of a run from others."""
+"""Fingerprints that distinguish the data of a run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_each_change_has_a_name(
     assert differences(before, write(tmp_path, content), moved=False) == expected
 
 
-def test_other_pixels_are_seen_by_size_and_time(tmp_path: Path) -> None:
+def test_other_pixels_are_noticed_by_size_and_time(tmp_path: Path) -> None:
     before = write(tmp_path, coco_content())
     os.utime(tmp_path / "a.png", (2, 2))
     touched = write(tmp_path, coco_content())

@@ -1,4 +1,4 @@
-"""Time to first boxes: what is measured, and what is made of it."""
+"""Time to first boxes: what is measured, and how it is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_medians_are_printed_and_written(
         measure(Arguments("model", repeats=0))
 
 
-def test_what_went_wrong_in_the_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_process_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_boxes, "_PROCESS", "import sys; sys.exit('no config in nowhere')")
     with pytest.raises(ValueError, match=r"^nowhere: no config in nowhere$"):
         measure(Arguments("nowhere", repeats=1))

@@ -32,7 +32,7 @@ def fresh(case: str) -> DetectorForObjectDetection:
 
 
 def build(case: str) -> DetectorForObjectDetection:
-    """A model whose weights have moved from where they start."""
+    """A model whose weights differ from their initialisation."""
     model = copy.deepcopy(fresh(case))
     torch.manual_seed(0)
     for parameter in (*model.neck.parameters(), *model.head.parameters()):
@@ -108,13 +108,13 @@ def test_training_gives_groups_of_stages(case: str) -> None:
         assert torch.equal(targets.image[known.target], known.image)
         count = groups["denoising"].stages[0].logits.shape[1]
         assert 0 <= int(known.query.min()) <= int(known.query.max()) < count
-        # a query answers one target
+        # a query has one target
         rows = torch.stack([known.image, known.query], dim=1)
         assert len(rows.unique(dim=0)) == len(rows)
 
 
 def check_facts(model: DetectorForObjectDetection, groups: tuple[StageGroup, ...]) -> None:
-    """What a config says about groups of stages is what the head gives."""
+    """The stage groups that a config declares are those that the head returns."""
     facts = model.config.stage_groups()
     assert facts is not None
     assert {fact.name for fact in facts} == {group.name for group in groups}
@@ -244,7 +244,7 @@ def test_compile(case: str) -> None:
     model = build(case).train()
     pixels, mask = images()
     targets = make_targets((3, 2))
-    # traces forward and backward; what the compiler makes of them is its own business
+    # traces forward and backward, without testing the compiler
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
     for network in (model, compiled):
         torch.manual_seed(1)

@@ -33,7 +33,7 @@ SPLINTERS = [
     b"&a;",
     b"/..",
 ]
-# a load by `datasets` takes a second, so it gets less of the time
+# a load by `datasets` takes a second, so it gets fewer tries
 SLOW_READERS = ("imagefolder",)
 
 

@@ -16,7 +16,7 @@ from factories_data import coco_content, noise_image, write_coco
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """An annotation file's name, beside `images/a.png` and `images/sub/b.png`; `../secret.png`."""
+    """An annotation file, next to `images/a.png` and `images/sub/b.png`; `../secret.png`."""
     images = tmp_path / "data" / "set" / "images"
     (images / "sub").mkdir(parents=True)
     for path in (images / "a.png", images / "sub" / "b.png", tmp_path / "data" / "secret.png"):

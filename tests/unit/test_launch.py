@@ -42,7 +42,7 @@ def fresh_state() -> Iterator[None]:
         ({DYNAMO: "INDUCTOR", "ACCELERATE_DYNAMO_MODE": "default"}, "train.compile=true"),
     ],
 )
-def test_what_the_recipe_leaves_open_is_taken_and_told(
+def test_what_the_recipe_leaves_open_is_taken_and_reported(
     variables: dict[str, str], setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -114,7 +114,7 @@ def test_launched_accumulation_is_that_of_the_recipe(
     assert norms[0] == norms[1]
 
 
-def test_the_accelerator_holds_the_recipe_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_accelerator_follows_only_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {PRECISION: "bf16", ACCUMULATION: "4", DYNAMO: "INDUCTOR"}.items():
         monkeypatch.setenv(name, value)
     accelerator = make_accelerator(Recipe())
@@ -139,7 +139,7 @@ CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
     ("accelerator", "threads", "variables", "expected"),
     [
         (CPU, None, {}, 5),
-        (CPU, None, {"OMP_NUM_THREADS": "2"}, 3),  # torch has heard already
+        (CPU, None, {"OMP_NUM_THREADS": "2"}, 3),  # torch already knows
         (CPU, 4, {"OMP_NUM_THREADS": "2"}, 4),
         (SimpleNamespace(device=torch.device("cpu"), num_processes=2), None, {}, 3),
         (SimpleNamespace(device=torch.device("cpu"), num_processes=2), 2, {}, 2),

@@ -51,7 +51,7 @@ def test_code_of_a_box_goes_number_by_number() -> None:
     torch.testing.assert_close(half[:2], torch.tensor([0.0, -1.0]), atol=1e-6, rtol=0)
 
 
-def test_relu_stands_between_the_layers_only() -> None:
+def test_relu_is_only_between_the_layers() -> None:
     mlp = Mlp(1, 1, 1)
     for layer in mlp.layers:
         torch.nn.init.ones_(layer.weight)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Box losses by hand, and the numbers that terms are made from."""
+"""Box losses by hand, and the config that terms are built from."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_terms_carry_their_weights() -> None:
         ("alpha", 1.5, "loss.alpha must be a share, 0 to 1, found 1.5"),
     ],
 )
-def test_numbers_that_cannot_be_meant_are_refused(name: str, value: float, message: str) -> None:
+def test_nonsensical_numbers_are_refused(name: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(LossConfig(), **{name: value})
 

@@ -1,4 +1,4 @@
-"""The one-to-many rule by score and overlap together."""
+"""The one-to-many rule by score and overlap combined."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_score_mixes_overlap_and_probability() -> None:
     torch.testing.assert_close(score, torch.tensor([[0.7 + 0.15, 0.35 + 0.15]]))
 
 
-def test_references_are_judged_where_told() -> None:
+def test_references_are_used_if_requested() -> None:
     far = torch.tensor([[[0.1, 0.1, 0.1, 0.1]]])
     stage = StagePrediction(torch.zeros(1, 1, 1), far, BOX[None])
     targets = Targets(torch.tensor([0]), BOX, torch.tensor([0]), 1)

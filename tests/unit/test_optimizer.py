@@ -59,7 +59,7 @@ def test_frozen_parameters_are_left_out() -> None:
     model.backbone.requires_grad_(False)
     (group,) = parameter_groups(model, TrainConfig())
     assert names_of(model, group) == {"head.weight", "head.bias"}
-    # a rate of the backbone is then read by nothing, and stands in every published recipe
+    # a rate of the backbone is then unused, but every published recipe has one
     for settings in (TrainConfig(lr_multipliers={"backbone": 0.1}), TrainConfig(layer_decay=0.5)):
         (again,) = parameter_groups(model, settings)
         assert again == group
@@ -107,7 +107,7 @@ def test_first_update_of_a_tiny_gradient_is_a_full_one() -> None:
     assert (before - model.weight).item() == pytest.approx(0.1 / 1.01, rel=1e-3)
 
 
-def test_stars_in_keys_stand_for_any_characters() -> None:
+def test_stars_in_keys_match_any_characters() -> None:
     model = Model()
     settings = TrainConfig(
         learning_rate=1.0, weight_decay=0.5, no_decay=("backbone*norm", "head*s")

@@ -44,7 +44,7 @@ def test_a_target_without_votes_gets_no_query() -> None:
     assert chosen([[0.9, 0.6], [0.8, 0.1]])[1] == [[0, 0], [1, 0]]
 
 
-def test_a_query_of_two_targets_learns_the_class_of_the_better_one_alone_if_told() -> None:
+def test_one_class_makes_a_query_of_two_targets_learn_only_the_better_one() -> None:
     score = [[0.9, 0.0, 0.0], [0.8, 0.7, 0.0]]
     both = [[0, 0], [0, 1]]
     assert chosen(score) == (both, both)

@@ -47,7 +47,7 @@ CASES = [
     *((case, kind) for case in DEFORMABLE_CASES for kind in PASSES),
     *(("stageinteractor", kind) for kind in ("hybrid", "groups", "recollected")),
 ]
-# queries that skip a stage have no filters of it
+# queries that skip a stage have no filters from it
 WITHOUT_REUSE = {"max_reused_filters": 0, "reuse_spatial_filters": False}
 SHARED_SLOTS = {"no_self_attention", "recollected", "one_to_many"}
 
@@ -90,7 +90,7 @@ def train_groups(model: DetectorForObjectDetection) -> dict[str, StageGroup]:
 def test_a_pass_adds_its_groups_and_leaves_the_others_as_they_are(case: str, kind: str) -> None:
     settings, added = PASSES[kind]
     model, plain = build(case, **settings), build(case)
-    if kind == "one_to_many":  # other layers: the decoder itself is another one
+    if kind == "one_to_many":  # other layers: the decoder itself differs
         plain = model
     groups, before = train_groups(model), train_groups(plain)
     assert set(groups) == set(before) | set(added)
@@ -172,7 +172,7 @@ def test_the_run_without_self_attention_parts_ways_after_the_first_stage() -> No
 
 
 @pytest.mark.parametrize("case", ["deformable_detr", "dino"])
-def test_the_run_without_self_attention_is_judged_by_the_decoders_boxes(case: str) -> None:
+def test_the_run_without_self_attention_is_assigned_by_the_decoders_boxes(case: str) -> None:
     model = build(case, without_self_attention=True)
     groups = train_groups(model)
     facts = {fact.name: fact for fact in model.config.stage_groups()}
@@ -183,7 +183,7 @@ def test_the_run_without_self_attention_is_judged_by_the_decoders_boxes(case: st
         assert not alone.references.requires_grad
 
 
-def test_the_branch_reads_before_queries_talk_to_each_other() -> None:
+def test_the_branch_reads_before_self_attention() -> None:
     """Another query's content moves the decoder's first stage, but not that of the branch."""
     groups = []
     for change in (0.0, 3.0):
@@ -209,7 +209,7 @@ def test_the_branch_reads_before_queries_talk_to_each_other() -> None:
         ),
     ],
 )
-def test_passes_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_incompatible_passes_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(StrictDataclassError, match=message):
         small_head_config("dino", **settings)
 

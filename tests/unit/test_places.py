@@ -1,4 +1,4 @@
-"""Which place is read how: splits, shares held out, places without annotations."""
+"""How places are read: splits, held-out shares, places without annotations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from factories_formats import write_format
 
 
 def voc_files(folder: Path, **names: str) -> Path:
-    """A picture and an XML file by each stem; the categories of its boxes as words."""
+    """A picture and an XML file for each stem; the words are the categories of its boxes."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (stem, labels) in enumerate(names.items()):
         Image.new("RGB", (64, 48), (90, 120, 60)).save(folder / f"{stem}.jpg")
@@ -70,7 +70,7 @@ def test_pipes_in_the_place_of_files_are_refused(name: str, tmp_path: Path) -> N
         whole = file.read_bytes()
         file.unlink()
         os.mkfifo(file)
-        with contextlib.suppress(DataError):  # what counts is that it comes back
+        with contextlib.suppress(DataError):  # what matters is that it returns
             open_place(place)
         file.unlink()
         file.write_bytes(whole)

@@ -1,4 +1,4 @@
-"""Pipes and devices where a file is expected: refused, not waited for."""
+"""Pipes and devices where a file is expected: rejected, not waited for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling of feature maps against `grid_sample`, and what it shares with its sibling."""
+"""Sampling of feature maps against `grid_sample`, and agreement with its counterpart."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_channels_last_levels_are_not_copied() -> None:
 
 
 def as_sums(values: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
-    """`sample_maps` of the case, through the sibling for flattened levels."""
+    """`sample_maps` of the case, through the counterpart for flattened levels."""
     flat, shapes = flatten_levels(values)
     at = locations.permute(2, 3, 4, 5, 1, 0)[..., None, :]
     by_sum = weights.movedim(0, -1)[..., None]
@@ -100,7 +100,7 @@ SAMPLINGS = pytest.mark.parametrize("sample", [as_maps, as_sums])
 
 
 @SAMPLINGS
-def test_a_location_that_is_no_number_spoils_its_own_sum_only(sample: Sampling) -> None:
+def test_a_nan_location_spoils_only_its_own_sum(sample: Sampling) -> None:
     levels, locations, weights = case()
     whole = sample(levels, locations, weights)
     locations[1, 0, 1, 2, 1, 3] = torch.nan

@@ -1,4 +1,4 @@
-"""Codes of positions by hand, with and without padding."""
+"""Position encodings by hand, with and without padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the encoder's tokens offer as first boxes."""
+"""Initial boxes from the encoder's tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every number that was published with a method and is a default here, written down once more.
+"""Every published number that is a default here, stated a second time.
 
 A changed default changes what everybody trains; this table makes that visible.
 """

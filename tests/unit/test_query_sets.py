@@ -1,4 +1,4 @@
-"""Query sets that a decoder trains beside its own."""
+"""Additional query sets of a decoder in training."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def test_recollected_queries_are_the_decoders() -> None:
         ({"query_groups": 0}, "query_groups must be at least 1; found 0"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(values: dict[str, int], message: str) -> None:
+def test_impossible_numbers_of_queries_are_refused(values: dict[str, int], message: str) -> None:
     with pytest.raises(StrictDataclassError, match=message):
         config(**values)

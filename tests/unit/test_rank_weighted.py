@@ -28,7 +28,7 @@ def test_the_best_aligned_pair_of_a_target_counts_most() -> None:
     assert found.boxes.weight is not None
     torch.testing.assert_close(found.boxes.weight, expected)
     assert found.classes is found.boxes
-    # class pairs of their own are ranked among themselves
+    # separate class pairs are ranked separately
     base = [Assignment(classes=pairs.select(torch.tensor([0, 2])), boxes=pairs)]
     (found,) = RankWeightedAssigner(lambda *_: base)([stage], targets)
     assert found.classes.weight is not None

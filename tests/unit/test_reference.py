@@ -33,7 +33,7 @@ def test_groups_levels_and_points_add_up() -> None:
     at = torch.full((1, 1, 2, 1, 2, 2, 2), 0.5)
     weights = torch.ones(1, 1, 2, 1, 2, 2)
     found = sample_by_definition(values, ((1, 2), (1, 1)), at, weights)
-    # two points a level: the mean of both cells, and the only cell
+    # two points per level: the mean of both cells, and the only cell
     assert found.flatten().tolist() == [2 * (2 + 5), 2 * (3 + 6)]
 
 

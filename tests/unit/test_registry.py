@@ -1,4 +1,4 @@
-"""Parts by name, from a table or from a module of one's own."""
+"""Parts by name, from a table or from a custom module."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_name_stands_for_its_entry_or_for_a_class_elsewhere() -> None:
         find_part("part", "math:Pi", TABLE)
 
 
-def test_a_module_may_stand_in_the_working_directory(
+def test_a_module_may_be_in_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

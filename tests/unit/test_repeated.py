@@ -28,7 +28,7 @@ def test_too_few_queries_all_get_a_target() -> None:
     assert [query for query, _ in chosen(times=3)] == [0, 1, 2, 3]
 
 
-def test_a_share_of_the_queries_limits_k_to_one_at_least() -> None:
+def test_a_share_of_the_queries_limits_k_but_not_below_one() -> None:
     assert chosen(times=2, max_share=0.5) == [[0, 0], [2, 1]]
     assert chosen(times=2, max_share=0.1) == [[0, 0], [2, 1]]
 

@@ -10,7 +10,7 @@ from detrelay.assigners.restricted import RestrictedAssigner
 
 def test_the_cheapest_candidate_learns_the_class_and_all_candidates_the_box() -> None:
     overlap = [[0.6, 0.7, 0.2, 0.9], [0.1, 0.8, 0.3, 0.0], [0.4, 0.0, 0.4, 0.0]]
-    # the first target's least cost is that of a query which overlaps another one more
+    # the first target's minimum cost is that of a query that overlaps another one more
     cost = [[5.0, 1.0, 0.0, 2.0], [1.0, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     classes, boxes = RestrictedAssigner().choose(np.array([overlap, cost]), 0, 0)
     assert sorted(boxes.tolist()) == [[0, 0], [1, 1], [3, 0]]

@@ -20,7 +20,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def hold(output: Path, told: Connection, loader: bool) -> None:
-    """Lock the folder, and stay; with a child as a loader process is one."""
+    """Lock the folder and keep running, with a child process like a loader process."""
     with locked(output):
         child = os.fork() if loader else 0
         if loader and child == 0:
@@ -32,7 +32,7 @@ def hold(output: Path, told: Connection, loader: bool) -> None:
 
 @pytest.fixture
 def holder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """Numbers of a process that has the lock, and of its child (0 for none)."""
+    """Ids of a process that has the lock, and of its child (0 for none)."""
     here, there = FORK.Pipe()
     process = FORK.Process(target=hold, args=(tmp_path, there, request.param))
     process.start()
@@ -67,7 +67,7 @@ def test_the_lock_of_a_killed_process_is_free_though_its_loaders_live(
             time.sleep(0.01)
     else:
         pytest.fail("the lock of a dead process was not taken over")
-    os.kill(loader, 0)  # it lives
+    os.kill(loader, 0)  # it is alive
 
 
 def test_the_lock_is_given_back(tmp_path: Path) -> None:

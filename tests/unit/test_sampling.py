@@ -13,7 +13,7 @@ from detrelay.heads.stageinteractor.sampling import PointGenerator, uniform_offs
 BOX = torch.tensor([[[100.0, 50.0, math.log2(20), -2.0]]])
 
 
-def test_a_pattern_stands_around_its_base_point_as_large_as_its_scale() -> None:
+def test_a_pattern_surrounds_its_base_point_and_scales_with_it() -> None:
     make = PointGenerator(dim=8, groups=1, base_points=1, pattern=2, two_step=True)
     assert make.inner is not None
     make.base.bias.data = torch.tensor([0.1, -0.2, 1.0])

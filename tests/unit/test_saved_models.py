@@ -1,4 +1,4 @@
-"""A model folder is what it claims to be, or it is refused."""
+"""A model folder is what it claims to be, or it is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drawn data set: pixels and boxes agree, and seeds decide everything."""
+"""The drawn dataset: pixels and boxes agree, and seeds determine everything."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_shapes_show_in_the_image() -> None:
         full = shapes._draw(scene, generator)
         if not scene.objects:
             continue
-        for shape in scene.objects[-1:]:  # nothing hides the last one
+        for shape in scene.objects[-1:]:  # nothing covers the last one
             left, top, right, bottom = (round(edge) for edge in shape.box_xyxy)
             window = np.s_[top:bottom, left:right]
             change = np.abs(full[window].astype(int) - bare[window]).max(-1)

@@ -35,7 +35,7 @@ def test_a_contested_query_stays_with_the_cheapest_target() -> None:
     assert chosen(cost, overlap) == [[0, 0], [1, 1]]
 
 
-def test_every_target_is_served_while_queries_last() -> None:
+def test_every_target_gets_a_query_while_queries_last() -> None:
     assert chosen([[1.0, 9.0], [2.0, 50.0]]) == [[0, 0], [1, 1]]
     assert chosen([[1.0], [2.0]]) == [[0, 0]]
 

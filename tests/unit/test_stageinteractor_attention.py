@@ -1,4 +1,4 @@
-"""Self-attention that knows how boxes overlap, against the formula written out."""
+"""Overlap-biased self-attention against the explicit formula."""
 
 from __future__ import annotations
 

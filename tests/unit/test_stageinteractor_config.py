@@ -1,4 +1,4 @@
-"""StageInteractor's configuration: what is refused, and the published model."""
+"""StageInteractor's configuration: what is rejected, and the published model."""
 
 from __future__ import annotations
 

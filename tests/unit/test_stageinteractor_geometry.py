@@ -1,4 +1,4 @@
-"""Boxes as StageInteractor's decoder holds them."""
+"""The box representation of StageInteractor's decoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_code_of_a_position_by_hand() -> None:
     torch.testing.assert_close(code, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_coverage_is_the_share_of_ones_own_box() -> None:
+def test_coverage_is_the_covered_share_of_the_own_box() -> None:
     # 100 x 100 at (50, 50), and 50 x 100 (scale sqrt(5000), ratio 2) in its left half
     boxes = torch.tensor(
         [[50, 50, math.log2(100), 0], [25, 50, math.log2(5000) / 2, 1], [500, 50, 1, 0]],

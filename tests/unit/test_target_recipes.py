@@ -1,4 +1,4 @@
-"""Recipes of other methods' training targets: what each assigns, learns and divides by."""
+"""Recipes of other methods' training targets: their assigners, losses and divisors."""
 
 from __future__ import annotations
 

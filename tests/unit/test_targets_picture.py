@@ -1,4 +1,4 @@
-"""The picture of who learns what: what it shows is what the assigners give."""
+"""The picture of who learns what shows what the assigners return."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_sampling_without_gradient_is_the_same() -> None:
     assert torch.equal(sample_points(values.requires_grad_(), SHAPES, locations, weights), plain)
 
 
-def test_location_that_is_no_number_gives_none() -> None:
+def test_nan_location_gives_nan() -> None:
     values, weights = torch.ones(1, CELLS, 1, 1), torch.ones(1, 2, 1, 1, 3, 1)
     locations = torch.full((1, 2, 1, 1, 3, 1, 2), 0.5)
     locations[0, 1] = torch.nan

@@ -1,4 +1,4 @@
-"""From a checkpoint to other classes: what is new is known, all else is kept."""
+"""From a checkpoint to other classes: what is new is listed, everything else is kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save_small(case: str, folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = HEADS[SMALL_HEADS[case][0]].model(config)
-    for parameter in model.parameters():  # off the values that initialisation gives
+    for parameter in model.parameters():  # away from the initial values
         parameter.data += 0.01
     model.save_pretrained(folder)
     return folder
@@ -74,14 +74,14 @@ def test_every_renewed_weight_is_listed_and_all_others_are_kept(
     assert {new[key].shape[0] for key in renewed} == {count}
     for key in renewed:
         assert new[key].isfinite().all()
-        if key.endswith("bias"):  # one object in a hundred answers, as in a fresh model
+        if key.endswith("bias"):  # probability 0.01 for each class, as in a fresh model
             prior = torch.full_like(new[key], 0.01)
             torch.testing.assert_close(new[key].sigmoid(), prior, rtol=1e-5, atol=0)
     assert model.config.num_labels == count
     assert model.config.category_ids is None
 
 
-def test_ids_of_categories_go_with_their_classes(saved: Path) -> None:
+def test_ids_of_categories_follow_their_classes(saved: Path) -> None:
     assert AutoConfig.from_pretrained(saved).category_ids == [7, 3, 90, 11]
     assert AutoConfig.from_pretrained(saved, num_labels=4).category_ids == [7, 3, 90, 11]
     renamed = AutoConfig.from_pretrained(saved, id2label=dict(enumerate("abcx")))
@@ -90,9 +90,9 @@ def test_ids_of_categories_go_with_their_classes(saved: Path) -> None:
     assert (own.category_ids, own.num_labels) == ([5], 1)
 
 
-def test_code_of_a_model_is_not_saved_beside_it(saved: Path, tmp_path: Path) -> None:
+def test_code_of_a_model_is_not_saved_with_it(saved: Path, tmp_path: Path) -> None:
     model = AutoModelForObjectDetection.from_pretrained(saved)
-    type(model.config).register_for_auto_class()  # as transformers does to what a shim hands over
+    type(model.config).register_for_auto_class()  # as transformers does with the classes of a shim
     model.save_pretrained(tmp_path / "again")
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [
         "config.json", "model.safetensors",
@@ -111,7 +111,7 @@ def fresh(case: str, **changes: Any) -> DetectorForObjectDetection:
 @pytest.mark.parametrize(
     ("case", "queries"), [*zip(sorted(SMALL_HEADS), cycle([11, 5, 8]), strict=False)]
 )
-def test_weights_go_to_other_classes_and_numbers_of_queries(
+def test_weights_transfer_to_other_classes_and_numbers_of_queries(
     case: str, queries: int, tmp_path: Path
 ) -> None:
     old = AutoModelForObjectDetection.from_pretrained(save_small(case, tmp_path / "saved"))

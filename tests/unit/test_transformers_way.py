@@ -68,7 +68,7 @@ def test_labels_give_the_loss_of_the_published_criterion(name: str) -> None:
     assert model.backbone.conv1.weight.grad is not None
 
 
-def test_evaluation_has_a_loss_too_and_no_list_that_nobody_asked_for() -> None:
+def test_evaluation_has_a_loss_too_and_no_unrequested_list() -> None:
     model, batch = make_model("dino").eval(), make_batch()
     output = model(**batch)
     assert set(output) == {"loss", "loss_dict", "logits", "pred_boxes"}
@@ -97,7 +97,7 @@ def test_auxiliary_outputs_are_the_stages_before_the_last(name: str) -> None:
         assert torch.equal(found["pred_boxes"], stage.boxes)
 
 
-def test_another_criterion_takes_the_place_of_the_published_one() -> None:
+def test_another_criterion_replaces_the_published_one() -> None:
     model, batch = make_model("deformable_detr"), make_batch()
     assigners = model.loss_function.assigners  # type: ignore[attr-defined]
     model.loss_function = Criterion([GIoUBoxLoss()], assigners)
@@ -179,7 +179,7 @@ def test_the_trainer_of_transformers_trains_a_head(name: str, tmp_path: Path) ->
     assert any(key.startswith("head.") for key in moved)
 
 
-def test_lora_wraps_a_head_and_learns_beside_fixed_weights(tmp_path: Path) -> None:
+def test_lora_wraps_a_head_and_trains_next_to_frozen_weights(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     base = make_model("dino", backbone_norm="eval")
     config = peft.LoraConfig(
@@ -277,7 +277,7 @@ def test_dtype_is_that_of_weights_and_scores(name: str, tmp_path: Path) -> None:
     assert output.loss.dtype == torch.float32
 
 
-def test_post_processing_takes_what_that_of_transformers_takes() -> None:
+def test_post_processing_has_the_signature_of_transformers() -> None:
     ours = inspect.signature(DetrelayImageProcessor.post_process_object_detection).parameters
     theirs = inspect.signature(
         DeformableDetrImageProcessor.post_process_object_detection

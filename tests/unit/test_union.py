@@ -20,7 +20,7 @@ def rows(found: Pairs) -> list[tuple[int, ...]]:
     )
 
 
-def test_a_query_keeps_the_target_of_most_stages_and_of_equals_the_first() -> None:
+def test_a_query_keeps_the_target_of_most_stages_and_the_first_of_ties() -> None:
     parts = [
         pairs((0, 0, 1), (0, 1, 0), (1, 0, 2)),
         pairs((0, 0, 1), (0, 1, 1)),

@@ -1,4 +1,4 @@
-"""Which of the state dicts in a file is taken, and under which names."""
+"""Which state dict of a file is taken, and under which names."""
 
 from __future__ import annotations
 
