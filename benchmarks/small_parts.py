@@ -143,8 +143,8 @@ def share_labels_before(
         kept = []
         for pairs in (assignment.classes for assignment in own[max(0, index - 1) :]):
             predicted = cxcywh_to_xyxy(stage.boxes[pairs.image, pairs.query])
-            wanted = cxcywh_to_xyxy(targets.boxes[pairs.target])
-            kept.append(pairs.select(iou(predicted, wanted) >= 0.5))
+            target = cxcywh_to_xyxy(targets.boxes[pairs.target])
+            kept.append(pairs.select(iou(predicted, target) >= 0.5))
         found = Pairs.cat(kept)
         columns = torch.stack([found.target, found.query, found.image], dim=1).unique(dim=0)
         result.append(Pairs(image=columns[:, 2], query=columns[:, 1], target=columns[:, 0]))

@@ -118,7 +118,7 @@ def test_stabledino(name: str) -> None:
     term = PositionSupervisedClassLoss(epsilon=EPSILON)
 
     def aims(stage: StagePrediction, pairs: Pairs) -> Tensor:
-        return term.aims(stage, one.targets, pairs)
+        return term.pair_scores(stage, one.targets, pairs)
 
     check_values(output, one, "decoder", one.stages(), aims)
     check_losses(output.losses, one, NAMES, rel=5e-7)

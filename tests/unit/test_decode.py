@@ -176,7 +176,7 @@ def test_thin_arrays_are_read_by_the_custom_of_their_library() -> None:
 def test_a_dark_image_of_16_bits_is_said_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode._dark_was_said.cache_clear()
+    decode._dark_images_reported.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             read_image(folder / "12_in_16.png")

@@ -18,9 +18,9 @@ from detrelay.core.evaluation.analysis import Analysis, Calibration, Confusion
 from detrelay.core.evaluation.backends import RECALL_THRESHOLDS
 from detrelay.core.evaluation.tide import ErrorBreakdown
 
-_MOST_NAMED_CURVES = 12
-_MOST_NUMBERED_CLASSES = 20
-_MOST_NAMED_CLASSES = 90
+_MAX_NAMED_CURVES = 12
+_MAX_NUMBERED_CLASSES = 20
+_MAX_NAMED_CLASSES = 90
 _GREY, _BLUE, _RED = "0.7", "#2b6cb0", "#c05621"
 
 
@@ -49,7 +49,7 @@ def precision_recall(analysis: Analysis) -> Figure:
     figure, (means, each) = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for name, curve in analysis.curves.items():
         means.plot(RECALL_THRESHOLDS, curve, label=f"{name}: AP {100 * np.mean(curve):.1f}")
-    named = len(analysis.category_curves) <= _MOST_NAMED_CURVES
+    named = len(analysis.category_curves) <= _MAX_NAMED_CURVES
     for name, curve in analysis.category_curves.items():
         if named:
             each.plot(RECALL_THRESHOLDS, curve, lw=1.2, label=f"{name}: {100 * np.mean(curve):.1f}")
@@ -76,15 +76,15 @@ def confusion(matrix: Confusion, names: Sequence[str]) -> Figure:
     figure, axis = plt.subplots(figsize=(size + 1, size))
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axis, fraction=0.046, pad=0.03, label="share of row")
-    if len(counts) <= _MOST_NUMBERED_CLASSES:
+    if len(counts) <= _MAX_NUMBERED_CLASSES:
         for row, column in np.ndindex(*counts.shape):
             if counts[row, column]:
                 color = "white" if share[row, column] > 0.6 else "black"
                 text = str(counts[row, column])
                 axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    if len(counts) <= _MOST_NAMED_CLASSES:
+    if len(counts) <= _MAX_NAMED_CLASSES:
         places = range(len(counts))
-        small = 8 if len(counts) <= _MOST_NUMBERED_CLASSES else 5
+        small = 8 if len(counts) <= _MAX_NUMBERED_CLASSES else 5
         axis.set_xticks(places, [*names, "missed"], rotation=90, fontsize=small)
         axis.set_yticks(places, [*names, "nothing there"], fontsize=small)
     axis.set(xlabel="taken for", ylabel="object")

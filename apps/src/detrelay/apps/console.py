@@ -107,10 +107,10 @@ def _describe(error: BaseException) -> tuple[int, str]:
     ours = place is not None or type(error).__module__.startswith("detrelay.")
     if isinstance(error, OSError) or (isinstance(error, ValueError) and ours):
         return USER_ERROR, f"error: {text}"
-    said = f"error: {kind}" if text == kind else f"error: {kind}: {text}"
+    line = f"error: {kind}" if text == kind else f"error: {kind}: {text}"
     if place:
-        return FAULT, f"{said}; raised in {place}; {_DEBUG} shows the traceback"
-    return FAULT, f"{said}; this may be a fault of detrelay; run again with {_DEBUG}"
+        return FAULT, f"{line}; raised in {place}; {_DEBUG} shows the traceback"
+    return FAULT, f"{line}; this may be a fault of detrelay; run again with {_DEBUG}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,14 +18,14 @@ from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.decode import read_image
 from detrelay.core.errors import DataError
 
-_MOST_ROWS, _COLUMNS = 3, 4
+_MAX_ROWS, _COLUMNS = 3, 4
 _SIDE = 480
 # More captions would hide the objects; colours tell the categories apart.
-_MOST_CAPTIONS = 30
+_MAX_CAPTIONS = 30
 # Minimum longer side of a drawn box, pixels: on smaller ones the caption would cover it.
-_LEAST_CAPTIONED = 60
-_MOST_BARS = 60
-_MOST_CATEGORIES = 20
+_MIN_CAPTIONED = 60
+_MAX_BARS = 60
+_MAX_CATEGORIES = 20
 
 
 def draw_contact_sheet(part: Annotations, title: str, target: Path) -> None:
@@ -36,7 +36,7 @@ def draw_contact_sheet(part: Annotations, title: str, target: Path) -> None:
         title: its name.
         target: PNG file to write.
     """
-    spread = np.linspace(0, len(part) - 1, _MOST_ROWS * _COLUMNS)
+    spread = np.linspace(0, len(part) - 1, _MAX_ROWS * _COLUMNS)
     chosen = np.unique(spread.round().astype(int))
     rows = -(-len(chosen) // _COLUMNS)
     figure, axes = plt.subplots(
@@ -79,8 +79,8 @@ def _picture(part: Annotations, row: int) -> torch.Tensor:
         part.categories[label].name + (" (crowd)" if part.crowd[box] else "")
         for label, box in zip(labels, rows, strict=True)
     ]
-    large = (boxes[:, 2:] - boxes[:, :2]).max(1).values >= _LEAST_CAPTIONED
-    if len(captions) > _MOST_CAPTIONS:
+    large = (boxes[:, 2:] - boxes[:, :2]).max(1).values >= _MIN_CAPTIONED
+    if len(captions) > _MAX_CAPTIONS:
         captions = [""] * len(captions)
     captions = [text if shown else "" for text, shown in zip(captions, large, strict=True)]
     return draw_boxes(image, boxes, labels, captions)
@@ -89,15 +89,15 @@ def _picture(part: Annotations, row: int) -> torch.Tensor:
 def _histograms(axes: np.ndarray, part: Annotations) -> None:
     names = [category.name for category in part.categories]
     counts = np.bincount(part.box_class, minlength=len(names))
-    order = np.argsort(-counts, kind="stable")[:_MOST_CATEGORIES]
+    order = np.argsort(-counts, kind="stable")[:_MAX_CATEGORIES]
     colors = [np.divide(class_color(int(row)), 255) for row in order[::-1]]
     places = np.arange(len(order))
     axes[0].barh(places, counts[order[::-1]], color=colors)
     axes[0].set_yticks(places, [_short(names[row], 20) for row in order[::-1]])
-    more = f" (the {_MOST_CATEGORIES} largest)" if len(names) > _MOST_CATEGORIES else ""
+    more = f" (the {_MAX_CATEGORIES} largest)" if len(names) > _MAX_CATEGORIES else ""
     axes[0].set_title(f"boxes by category{more}", fontsize=9)
     per_image = np.bincount(part.box_image, minlength=len(part))
-    step = max(1, int(per_image.max()) // _MOST_BARS)
+    step = max(1, int(per_image.max()) // _MAX_BARS)
     axes[1].hist(per_image, bins=np.arange(0, per_image.max() + step + 1, step) - 0.5)
     axes[1].set_title("boxes per image", fontsize=9)
     size = part.boxes_xywh[:, 2:]

@@ -32,9 +32,9 @@ from detrelay.core.engine.trainer import Evaluation
 _PICTURE_IMAGES = 4
 _PICTURE_THRESHOLD = 0.3
 # On smaller images labels would hide the objects.
-_LEAST_SHORT_SIDE = 320
+_MIN_SHORT_SIDE = 320
 # Thin images would become huge ones.
-_LONGEST_ENLARGED_SIDE = 2000
+_MAX_ENLARGED_SIDE = 2000
 _FONT = "DejaVu Sans"
 _GOLDEN_RATIO = 0.618034
 
@@ -62,9 +62,7 @@ def draw_boxes(
         are replaced by `class N`, with one warning.
     """
     height, width = image.shape[-2:]
-    factor = min(
-        _LEAST_SHORT_SIDE / min(height, width), _LONGEST_ENLARGED_SIDE / max(height, width)
-    )
+    factor = min(_MIN_SHORT_SIDE / min(height, width), _MAX_ENLARGED_SIDE / max(height, width))
     scale = max(1.0, factor)
     if scale > 1:
         image = tv_functional.resize(image, [round(height * scale), round(width * scale)])

@@ -37,9 +37,9 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     probability = logits.sigmoid()
-    wrongness = targets + probability - 2 * targets * probability  # 1 - p of the true side
+    error = targets + probability - 2 * targets * probability  # 1 - p of the correct side
     balance = targets * alpha + (1 - targets) * (1 - alpha)
-    return balance * wrongness**gamma * cross_entropy
+    return balance * error**gamma * cross_entropy
 
 
 def score_gap_loss(
@@ -201,8 +201,8 @@ class VarifocalClassLoss:
     ) -> tuple[Tensor, Tensor]:
         """Target scores and weights, both [B, Q, K]."""
         overlap = paired_overlap(prediction, targets, pairs, self.epsilon)
-        aim = overlap * pairs.weights(overlap)
-        target_scores, positive = score_targets(prediction, targets, pairs, aim)
+        pair_scores = overlap * pairs.weights(overlap)
+        target_scores, positive = score_targets(prediction, targets, pairs, pair_scores)
         logits = prediction.logits.detach() if self.detach else prediction.logits
         return target_scores, torch.where(
             positive, target_scores, self.alpha * logits.sigmoid() ** self.gamma
@@ -247,8 +247,8 @@ class MatchabilityClassLoss:
     ) -> tuple[Tensor, Tensor]:
         """Target scores and weights, both [B, Q, K]."""
         quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.gamma
-        aim = quality * pairs.weights(quality)
-        target_scores, positive = score_targets(prediction, targets, pairs, aim)
+        pair_scores = quality * pairs.weights(quality)
+        target_scores, positive = score_targets(prediction, targets, pairs, pair_scores)
         return target_scores, torch.where(
             positive, 1.0, prediction.logits.detach().sigmoid() ** self.gamma
         )
@@ -284,8 +284,8 @@ class IaBceClassLoss:
         """Sum over [B, Q, K] / divisor."""
         pairs, logits = assignment.classes, prediction.logits
         quality = task_alignment(prediction, targets, pairs, self.epsilon)
-        aim = quality * pairs.weights(quality)
-        target_scores, positive = score_targets(prediction, targets, pairs, aim)
+        pair_scores = quality * pairs.weights(quality)
+        target_scores, positive = score_targets(prediction, targets, pairs, pair_scores)
         weights = torch.where(positive, 1.0, logits.sigmoid() ** self.gamma)
         return weighted_entropy(logits, target_scores, weights) / normalizers.of(self.divisor)
 
@@ -324,12 +324,12 @@ class PositionSupervisedClassLoss:
     ) -> Tensor:
         """Sum over [B, Q, K] / divisor."""
         pairs, logits = assignment.classes, prediction.logits
-        aims = self.aims(prediction, targets, pairs)
-        scores = score_targets(prediction, targets, pairs, aims)
+        pair_scores = self.pair_scores(prediction, targets, pairs)
+        scores = score_targets(prediction, targets, pairs, pair_scores)
         loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
         return loss.sum() / normalizers.of(self.divisor)
 
-    def aims(self, prediction: StagePrediction, targets: Targets, pairs: Pairs) -> Tensor:
+    def pair_scores(self, prediction: StagePrediction, targets: Targets, pairs: Pairs) -> Tensor:
         """The target score [M] of each pair."""
         quality = paired_overlap(prediction, targets, pairs, self.epsilon) ** self.power
         best = quality.new_zeros(targets.batch_size).scatter_reduce(0, pairs.image, quality, "amax")
@@ -370,8 +370,8 @@ class RankGiouClassLoss:
         """Sum over [B, Q, K] / divisor."""
         pairs, logits = assignment.classes, prediction.logits
         overlap = paired_overlap(prediction, targets, pairs, self.epsilon, generalized=True)
-        aim = (overlap + 1) / 2 * pairs.weights(overlap)
-        scores = score_targets(prediction, targets, pairs, aim)
+        pair_scores = (overlap + 1) / 2 * pairs.weights(overlap)
+        scores = score_targets(prediction, targets, pairs, pair_scores)
         loss = score_gap_loss(logits, *scores, self.alpha, self.gamma)
         return loss.sum() / normalizers.of(self.divisor)
 

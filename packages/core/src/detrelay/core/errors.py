@@ -30,7 +30,7 @@ def one_line(text: BaseException | str) -> str:
     """
     line = " ".join(str(text).split())
     if _PICKLE_ADVICE in line:
-        return f"not a checkpoint of plain tensors{_what_is_in_it(line)}; only those are opened"
+        return f"not a checkpoint of plain tensors{_stored_object(line)}; only those are opened"
     line = _CODE_ADVICE.sub("", line).strip()
     return type(text).__name__ if not line and isinstance(text, BaseException) else line
 
@@ -49,7 +49,7 @@ def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -
     return f"known are {', '.join(map(show, names)) or 'none'}"
 
 
-def _what_is_in_it(advice: str) -> str:
+def _stored_object(advice: str) -> str:
     """What torch found in a pickle."""
     stored = re.search(r"GLOBAL ([\w.]+)", advice)
     return f": it stores {stored[1]}, which could run code" if stored else ""

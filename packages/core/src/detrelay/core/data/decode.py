@@ -234,14 +234,14 @@ def _guarded(name: str, read: Callable[[], _Result]) -> _Result:
             f"{name} is no image in a known format ({', '.join(FORMATS)}), or it is damaged"
         ) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"image {name} is too large: {one_line(error)} {_MEND}") from None
+        raise ImageError(f"image {name} is too large: {one_line(error)} {_ADVICE}") from None
     except MemoryError:
         raise ImageError(f"image {name} does not fit into memory") from None
     except Exception as error:  # errors of Pillow's readers have no common base
         raise ImageError(f"cannot decode image {name}: {_reason(error)}") from error
 
 
-_MEND = "A small file can claim any size; if this one is to be trusted, set max_pixels higher"
+_ADVICE = "A small file can claim any size; if this one is to be trusted, set max_pixels higher"
 
 
 @cache
@@ -268,7 +268,7 @@ def _upright_pixels(
     if width * height > max_pixels:
         raise ImageError(
             f"image {name} is too large: {width} x {height} pixels, more than the limit of "
-            f"{max_pixels} (max_pixels). {_MEND}"
+            f"{max_pixels} (max_pixels). {_ADVICE}"
         )
     bits = _bits_per_sample(image)
     transparency = image.info.get("transparency")
@@ -298,7 +298,7 @@ def _deep_grey(name: str, image: Image.Image, bits: int, transparency: Any) -> I
     """Convert a 16-bit image to 8 bits; Pillow would clip values at 255."""
     values = np.asarray(image)
     if bits == 16 and 255 < values.max(initial=0) < _DARK:
-        _say_once_that_it_is_dark(name)
+        _warn_once_of_dark_image(name)
     grey = Image.fromarray(_upper_byte(values, bits - 8))
     if isinstance(transparency, int):
         clear = np.where(values == transparency, 0, 255).astype(np.uint8)
@@ -307,16 +307,16 @@ def _deep_grey(name: str, image: Image.Image, bits: int, transparency: Any) -> I
 
 
 @cache
-def _dark_was_said() -> list[str]:
+def _dark_images_reported() -> list[str]:
     return []
 
 
-def _say_once_that_it_is_dark(name: str) -> None:
-    if not _dark_was_said():
-        _dark_was_said().append(name)
+def _warn_once_of_dark_image(name: str) -> None:
+    if not _dark_images_reported():
+        _dark_images_reported().append(name)
         _log.warning(
             "%s: no value of this 16-bit image is above 4095 of 65535, so it comes out nearly "
-            "black; if such images hold 12 bits, multiply them by 16 (not said again)",
+            "black; if such images hold 12 bits, multiply them by 16 (shown once)",
             name,
         )
 

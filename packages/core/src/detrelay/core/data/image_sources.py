@@ -27,7 +27,7 @@ from detrelay.core.errors import one_line
 _DOWNLOAD_SECONDS = 60
 _LARGEST_DOWNLOAD = 2**30
 # of a base64 image: a path could be valid base64 too
-_SHORTEST_TEXT = 64
+_MIN_BASE64 = 64
 
 
 def pixels_of_any(
@@ -95,7 +95,7 @@ def _file_or_content(source: str | os.PathLike[str]) -> str | os.PathLike[str] |
     if source.startswith(("http://", "https://")):
         return _download(source)
     text = source.partition(",")[2] if source.startswith("data:image/") else source
-    if len(text) < _SHORTEST_TEXT:
+    if len(text) < _MIN_BASE64:
         return source
     try:
         return base64.b64decode("".join(text.split()), validate=True) or source

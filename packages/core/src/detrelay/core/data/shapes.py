@@ -23,10 +23,10 @@ from detrelay.core.data.coco import Category, DataReport, Sample
 SHAPES = ("circle", "triangle", "ring", "cross")
 
 _EMPTY_IMAGES = 0.08  # share of images without objects
-_MOST_OBJECTS = 4
+_MAX_OBJECTS = 4
 _SIDES = (0.75, 1.0)  # image height and width, in units of image_size
 _DIAMETERS = (0.2, 0.6)  # of a shape's bounding circle, in units of the shorter image side
-_MOST_HIDDEN = 0.5  # share of a box that later boxes may cover
+_MAX_COVERED = 0.5  # share of a box that later boxes may cover
 _TRIES = 20
 _HUE_SPREAD = 0.06  # of a class's colours, in turns of the colour circle
 _SUPERSAMPLING = 2  # drawn larger and downsampled, for smooth edges
@@ -178,7 +178,7 @@ class ShapesDataset(Dataset[Sample]):
 def _plan(generator: np.random.Generator, image_size: int) -> _Scene:
     """Choose size and objects of one image."""
     height, width = (round(image_size * share) for share in generator.uniform(*_SIDES, 2))
-    count = int(generator.integers(1, _MOST_OBJECTS + 1))
+    count = int(generator.integers(1, _MAX_OBJECTS + 1))
     if generator.random() < _EMPTY_IMAGES:
         count = 0
     objects: list[ShapeObject] = []
@@ -190,7 +190,7 @@ def _plan(generator: np.random.Generator, image_size: int) -> _Scene:
                 before + _covered_share(earlier.box_xyxy, shape.box_xyxy)
                 for before, earlier in zip(hidden, objects, strict=True)
             ]
-            if all(share <= _MOST_HIDDEN for share in covered):
+            if all(share <= _MAX_COVERED for share in covered):
                 objects.append(shape)
                 hidden = [*covered, 0.0]
                 break

@@ -32,7 +32,7 @@ from detrelay.core.engine.atomic_folder import (
 from detrelay.core.engine.run_folder import MARKER, checkpoints, read_marker, write_record
 from detrelay.core.errors import one_line
 
-_LONGEST_REASON = 300  # characters of another library's message
+_MAX_REASON = 300  # characters of another library's message
 # torch.save has no specific exception for a full disk
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
 
@@ -271,7 +271,7 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the errors of malformed files have no common base
-        return one_line(error)[:_LONGEST_REASON]
+        return one_line(error)[:_MAX_REASON]
     finally:
         hook.remove()
     return None

@@ -16,7 +16,7 @@ _WORKER_DIED = re.compile(
     r"DataLoader worker \(pid\(?s?\)?.* (is killed by signal|exited unexpect)"
 )
 _LOST = re.compile(r"gloo|Connection (closed|reset)|Broken pipe|NCCL|TCPStore", re.IGNORECASE)
-_LONGEST_REASON = 200  # characters of a library's message
+_MAX_REASON = 200  # characters of a library's message
 
 
 class RunFault(ValueError):
@@ -40,7 +40,7 @@ def told_in_one_line(accelerator: Accelerator, resume: str) -> Iterator[None]:
         reason = one_line(error)
         if _WORKER_DIED.search(reason):
             raise RunFault(
-                f"a process that loads images was killed ({reason[:_LONGEST_REASON]}), perhaps by "
+                f"a process that loads images was killed ({reason[:_MAX_REASON]}), perhaps by "
                 f"the system for lack of memory; data.num_workers=0 needs less; resume with: "
                 f"{resume}"
             ) from error
@@ -49,7 +49,7 @@ def told_in_one_line(accelerator: Accelerator, resume: str) -> Iterator[None]:
             raise RunFault(
                 f"another process of this run has ended (its own message says why, unless it was "
                 f"killed); process {accelerator.process_index} cannot continue without it "
-                f"({reason[:_LONGEST_REASON]}); resume with: {resume}"
+                f"({reason[:_MAX_REASON]}); resume with: {resume}"
             ) from error
         raise
 

@@ -9,7 +9,7 @@ from detrelay.core.evaluation.matching import Matches
 from detrelay.core.evaluation.tables import Bools, Floats
 
 _TINY = np.spacing(1)
-_MOST_CELLS = 4_000_000  # in an intermediate table: 32 MB
+_MAX_CELLS = 4_000_000  # in an intermediate table: 32 MB
 
 
 def image_weights(images: int, replicates: int, seed: int = 0) -> Floats:
@@ -39,7 +39,7 @@ def resampled_ap(matches: Matches, weights: Floats) -> Floats:
         if not present.any():
             continue
         ap = np.zeros(len(weights))
-        step = max(1, _MOST_CELLS // max(1, len(rows)))
+        step = max(1, _MAX_CELLS // max(1, len(rows)))
         for start in range(0, len(weights), step):
             part = slice(start, start + step)
             weight = weights[part][:, matches.found.image[rows]]  # [r, n]

@@ -96,7 +96,7 @@ def error_breakdown(
     counts["missed"] = int(missed.sum())
     curves = _Curves(truth, ranked, verdicts, missed)
     ap = curves.ap()
-    gains = {kind: max(0.0, curves.ap(mend=kind) - ap) for kind in KINDS}
+    gains = {kind: max(0.0, curves.ap(fix=kind) - ap) for kind in KINDS}
     return ErrorBreakdown(
         ap=ap,
         counts=counts,
@@ -181,19 +181,19 @@ class _Curves:
         self.truth, self.ranked, self.verdicts, self.missed = truth, ranked, verdicts, missed
 
     def ap(
-        self, mend: str | None = None, *, separate: bool = False, found_only: bool = False
+        self, fix: str | None = None, *, separate: bool = False, found_only: bool = False
     ) -> float:
         """Mean AP over categories that have an object or a detection."""
         truth, ranked, verdicts = self.truth, self.ranked, self.verdicts
         asked = ~truth.crowd
-        if mend == "missed":
+        if fix == "missed":
             asked = asked & ~self.missed
         if found_only:
             asked = asked & verdicts.used
         right, category = verdicts.kind == _RIGHT, ranked.category
         counts = verdicts.counts
-        if mend is not None and mend != "missed":
-            repaired = verdicts.kind == KINDS.index(mend)
+        if fix is not None and fix != "missed":
+            repaired = verdicts.kind == KINDS.index(fix)
             helped = repaired & (verdicts.fixed >= 0)
             right = right | helped
             category = category.copy()
@@ -201,7 +201,7 @@ class _Curves:
             counts = (counts & ~repaired) | helped
         scores = right.astype(np.float64) if separate else ranked.scores
         # tidecv puts correct ones last among equal scores once anything is fixed
-        late = (verdicts.kind == _RIGHT) & (mend is not None or separate or found_only)
+        late = (verdicts.kind == _RIGHT) & (fix is not None or separate or found_only)
         num_objects = np.bincount(truth.category[asked], minlength=len(truth.names))
         results = []
         for number in range(len(truth.names)):

@@ -22,7 +22,7 @@ _Answer = TypeVar("_Answer")
 
 TRIES = 5
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-_LONGEST_WAIT = 300  # seconds; if the Hub asks for more, give up
+_MAX_WAIT = 300  # seconds; if the Hub asks for more, give up
 # The client itself waits forever. Seconds without a single byte, enough even for a large commit.
 _TIMEOUT = httpx.Timeout(120, connect=20)
 
@@ -103,7 +103,7 @@ def wait(error: BaseException, attempt: int) -> None:
     error = root_cause(error)
     asked = error.response.headers.get("Retry-After") if isinstance(error, HfHubHTTPError) else None
     seconds = int(asked) if asked is not None and asked.isdecimal() else 2**attempt
-    if seconds > _LONGEST_WAIT:
+    if seconds > _MAX_WAIT:
         raise HubError(f"the Hub asks to come back in {seconds} seconds; try again then") from error
     time.sleep(seconds)
 
@@ -114,8 +114,8 @@ def explain(error: BaseException, api: HfApi) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it"
     if isinstance(error, HfHubHTTPError):
-        said = error.server_message or error.response.reason_phrase
-        return f"{api.endpoint} answered {error.response.status_code} ({one_line(said)})"
+        reason = error.server_message or error.response.reason_phrase
+        return f"{api.endpoint} answered {error.response.status_code} ({one_line(reason)})"
     if isinstance(error, json.JSONDecodeError):
         return f"{api.endpoint} answered with something that is not JSON"
     if isinstance(error, httpx.TransportError):

@@ -218,10 +218,12 @@ class _SlotSampling(torch.autograd.Function):
         grad = grad.to(values.dtype).flatten(0, 1)  # [X * M, D]
         grad_values = _scatter_rows(grad, corners.row, share * weights[..., None], values)
         # product of every corner's row with the gradient of its sum, [X, M, L, P, 4]
-        said = _row_products(values.flatten(0, 1), corners.row, grad).view_as(share).to(share.dtype)
-        grad_weights = (share * said).sum(-1)
-        grad_x = (_outer(corners.row_share, corners.column_slope) * said).sum(-1)
-        grad_y = (_outer(corners.row_slope, corners.column_share) * said).sum(-1)
+        products = (
+            _row_products(values.flatten(0, 1), corners.row, grad).view_as(share).to(share.dtype)
+        )
+        grad_weights = (share * products).sum(-1)
+        grad_x = (_outer(corners.row_share, corners.column_slope) * products).sum(-1)
+        grad_y = (_outer(corners.row_slope, corners.column_share) * products).sum(-1)
         grad_locations = torch.stack([grad_x, grad_y], -1) * weights[..., None] * corners.size
         return grad_values, None, grad_locations, grad_weights
 

@@ -22,7 +22,7 @@ _Table = TypeVar("_Table")
 # Of the outermost dataclass: integers are accepted as floats, nothing else is coerced.
 STRICT: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 _DEEPEST = 20
-_LONGEST_SHOWN = 80
+_MAX_SHOWN = 80
 _LARGEST = 2**63  # TOML has integers of 64 bits
 _NAMES = {str: "string", bool: "boolean", int: "integer", float: "number"}
 
@@ -147,5 +147,5 @@ def _dotted(location: Sequence[Any]) -> str:
 
 def _show(value: Any) -> str:
     text = repr(value)
-    short = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    short = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
     return f"{type(value).__name__} {short}"

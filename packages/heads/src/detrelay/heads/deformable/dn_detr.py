@@ -49,7 +49,7 @@ _GRID_OFFSET = -0.5
 # keeps boxes away from 0 and 1 where their logit is taken
 _EPSILON = 1e-5
 # a class logit whose loss is zero where there is no target
-_CERTAINLY_NOT = -1e4
+_BACKGROUND_LOGIT = -1e4
 
 
 @strict
@@ -166,7 +166,7 @@ class DnDetrHead(DecoderHead):
 
 def _silence(stage: StagePrediction, used: Tensor) -> StagePrediction:
     """Make unused denoising queries predict background, at zero loss."""
-    return replace(stage, logits=stage.logits.masked_fill(~used[..., None], _CERTAINLY_NOT))
+    return replace(stage, logits=stage.logits.masked_fill(~used[..., None], _BACKGROUND_LOGIT))
 
 
 class DnDetrForObjectDetection(DeformableForObjectDetection):
