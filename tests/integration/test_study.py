@@ -132,7 +132,7 @@ def test_a_study_trains_its_grid_resumes_and_compares(
 
     # a finished run under another recipe
     changed = study.Arguments(study=str(file), output=output, set=(("train.weight_decay=0.5",),))
-    with pytest.raises(ValueError, match=r"trained by another recipe: .*train\.weight_decay"):
+    with pytest.raises(ValueError, match=r"trained with another recipe: .*train\.weight_decay"):
         study.study(changed)
     (folders[3] / run_folder.RESULTS).unlink()
     with pytest.raises(ValueError, match="the run is not finished"):

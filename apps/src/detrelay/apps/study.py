@@ -47,30 +47,30 @@ class Arguments:
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """TOML file, or name of a file in the package."""
     output: Path
-    """Folder of the study; runs that are finished there stay, others resume or start."""
+    """Folder of the study; finished runs are kept, others resume or start."""
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|TRAIN.json VAL.json")] = ()
-    """As in train: the data of every run."""
+    """The data of every run, as in train."""
     recipe: str | None = None
-    """TOML file or name of a recipe for every run, in place of those that the study names."""
+    """TOML file or name of a recipe for every run, instead of those of the study."""
     seeds: tuple[int, ...] = ()
-    """Seeds of every setting, in place of the study's own."""
+    """Seeds of every setting, instead of the study's."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
         tyro.conf.arg(metavar="KEY=VALUE ..."),
     ] = ()
-    """Recipe values of every run; settings of the study count more."""
+    """Recipe values of every run; the study's settings take precedence."""
     parallel: int = 1
-    """How many runs at once."""
+    """Number of concurrent runs."""
     launch: str | None = None
-    """How to start a run, such as "accelerate launch --num_processes 8"; else plain Python."""
+    """Launcher of a run, such as "accelerate launch --num_processes 8"; default: plain Python."""
     backend: Backend = "pycocotools"
-    """Who computes AP; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
+    """Back end for AP; hotcoco gives the same figures faster (pip install 'detrelay[fast]')."""
     debug: Debug = False
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of one row have in common; None is as the study says.
+    """The common settings of the runs in one row; None means the study's.
 
     Attributes:
         recipe: TOML file or name of a recipe.
@@ -90,9 +90,9 @@ class Study:
     """A grid of settings and seeds.
 
     Attributes:
-        about: what it asks, in a sentence.
+        about: its question, in a sentence.
         seeds: of every setting.
-        baseline: the setting that others are compared with.
+        baseline: the setting to compare others with.
         settings: by name.
     """
 
@@ -112,12 +112,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """As it is called in folders and on the screen."""
+        """Its name in folders and on the screen."""
         return f"{self.setting}/seed-{self.seed}"
 
 
 def study(arguments: Arguments) -> int:
-    """Train what is not finished, compare; the exit code."""
+    """Train what is not finished, compare; returns the exit code."""
     if arguments.parallel < 1:
         raise ValueError(f"--parallel must be at least 1, found {arguments.parallel}")
     plan = plan_of(arguments)
@@ -144,7 +144,7 @@ def study(arguments: Arguments) -> int:
 
 
 def plan_of(arguments: Arguments) -> Study:
-    """The study with the seeds and the recipe of the command line in place of its own."""
+    """The study with the seeds and the recipe of the command line."""
     plan = read_study(study_file(arguments.study))
     if arguments.seeds:
         if len(set(arguments.seeds)) < len(arguments.seeds):
@@ -159,7 +159,7 @@ def plan_of(arguments: Arguments) -> Study:
 
 
 def study_file(name: str) -> Path:
-    """The file of a study that is named by path or by name."""
+    """The file of a study, by path or name."""
     if name.endswith(".toml"):
         return Path(name)
     known = sorted(path.stem for path in STUDIES.glob("*.toml"))
@@ -169,10 +169,10 @@ def study_file(name: str) -> Path:
 
 
 def read_study(path: Path) -> Study:
-    """A study as its file says it.
+    """Read a study from its file.
 
     Raises:
-        StudyError: the file cannot be read, or a key is unknown, missing or of another kind.
+        StudyError: the file cannot be read, or a key is unknown, missing or of the wrong type.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -249,16 +249,16 @@ def make_jobs(plan: Study, arguments: Arguments) -> list[Job]:
                 set=(*arguments.set, setting.set) if setting.set else arguments.set,
             ),
         )
-        for seed in plan.seeds  # a seed of every setting comes before the next seed of any
+        for seed in plan.seeds  # one seed for every setting before the next seed
         for name, setting in plan.settings.items()
     ]
 
 
 def check(jobs: Sequence[Job]) -> None:
-    """Refuse recipes that do not resolve, and runs that were made by others, before any training.
+    """Reject invalid recipes, and runs trained with other recipes, before any training.
 
     Raises:
-        ValueError: which setting, and what is wrong.
+        ValueError: names the setting and the problem.
     """
     from detrelay.apps.resume import stored_recipe
     from detrelay.apps.train import resolve
@@ -276,7 +276,7 @@ def check(jobs: Sequence[Job]) -> None:
         if is_finished(job) and (changed := differences(stored_recipe(folder), resolved)):
             listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
             raise StudyError(
-                f"{folder}: was trained by another recipe: {listed}; name another --output"
+                f"{folder}: was trained with another recipe: {listed}; name another --output"
             )
 
 
@@ -292,7 +292,7 @@ def is_finished(job: Job) -> bool:
 
 
 def command(job: Job, launch: str | None) -> list[str]:
-    """The command line of a run; it resumes where there is something to resume."""
+    """The command line of a run; it resumes if there is something to resume."""
     resolved, folder = job.arguments, output_of(job)
     program = shlex.split(launch) if launch else [sys.executable]
     words = [*program, "-m", "detrelay.apps.train", "--output", str(folder)]
@@ -313,10 +313,10 @@ def start(words: Sequence[str], log: IO[str]) -> subprocess.Popen[bytes]:
 
 
 class Runner:
-    """Starts runs, some at once, and keeps count of their minutes.
+    """Starts runs, several at once, and records their minutes.
 
-    What a run prints goes into a log beside its folder. If the study is stopped, its runs are
-    asked to stop too, and resume the next time.
+    The output of a run goes into a log next to its folder. If the study is stopped, its runs are
+    stopped too, and resume the next time.
     """
 
     def __init__(self, arguments: Arguments) -> None:
@@ -325,7 +325,7 @@ class Runner:
         self._lock = threading.Lock()
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Train all of them; a run that fails is said and left."""
+        """Train all of them; a failed run is reported and skipped."""
         with ThreadPoolExecutor(self.arguments.parallel) as pool:
             tasks = [pool.submit(self._train, job) for job in jobs]
             try:
@@ -364,7 +364,7 @@ class Runner:
 
 
 def read_minutes(output: Path) -> dict[str, float]:
-    """Minutes of each run so far, all its starts together."""
+    """Minutes of each run so far, summed over all its starts."""
     file = output / _MINUTES
     if not file.is_file():
         return {}

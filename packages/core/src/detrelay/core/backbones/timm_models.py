@@ -35,7 +35,7 @@ class TimmBackbone(LibraryBackbone):
 
     @property
     def timm_name(self) -> str:
-        """What timm calls the network."""
+        """The network's name in timm."""
         return self.model
 
     def _network(self, options: Mapping[str, Any], indices: Sequence[int] | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of each image, computed once and kept in memory."""
+"""Feature maps of a frozen backbone, computed once per image and kept in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detrelay.core.data.transforms import DetectionDataset, VisitSampler
 from detrelay.core.detector.model import DetectorForObjectDetection
 
 _GIBIBYTE = 2**30
-# what modules that drop something at random call the chance of it
+# the attributes in which modules store the probability of dropping something
 _CHANCES = ("p", "drop_prob", "drop_path_prob")
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Variant = tuple[int, bool]
 
 
 class FeatureBatch(TypedDict):
-    """Images of which only the backbone's maps are left.
+    """A batch of the backbone's feature maps instead of pixels.
 
     Attributes:
         feature_maps: the maps [B, C, h, w], finest first.
@@ -40,7 +40,7 @@ class FeatureBatch(TypedDict):
 
 
 class FeatureMemory:
-    """Room for maps, shared by the data of a run.
+    """Memory for maps, shared by the datasets of a run.
 
     Args:
         limit: bytes.
@@ -52,11 +52,11 @@ class FeatureMemory:
         self.is_full = False
 
     def take(self, size: int, images: int) -> bool:
-        """Take room for the maps of one image, if there is any.
+        """Reserve memory for the maps of one image, if there is any left.
 
         Args:
             size: bytes.
-            images: how many there may be in all, for the message where there is none.
+            images: the maximum number in total, for the message if there is none left.
         """
         if self.used + size <= self.limit:
             self.used += size
@@ -64,8 +64,8 @@ class FeatureMemory:
         if not self.is_full:
             self.is_full = True
             _log.warning(
-                "the feature cache is full: %.2f GiB hold what is there, the other images pass the "
-                "backbone each time; train.feature_cache_gib=%.1f would hold all",
+                "the feature cache is full (%.2f GiB); the other images pass the "
+                "backbone each time; train.feature_cache_gib=%.1f would be enough for all",
                 self.limit / _GIBIBYTE,
                 1.1 * size * images / _GIBIBYTE,
             )
@@ -73,20 +73,19 @@ class FeatureMemory:
 
 
 class CachedFeatures(Dataset[Variant]):
-    """A data set whose images come as the maps that a frozen backbone makes of them.
+    """A dataset that yields a frozen backbone's feature maps of its images.
 
-    An image may come in two variants: as it is and mirrored. Every map is computed from one image
-    alone, padded as its batch is, so it does not depend on what came before, nor on how much of it
-    was kept.
+    An image has two variants: as it is and mirrored. Every map is computed from one image alone,
+    padded like its batch, so it depends neither on earlier images nor on what is cached.
 
     Args:
-        data: images by visit, whose augmentation is a flip at most.
-        model: its backbone computes the maps, in the state that it has at the time.
+        data: images by visit, with no augmentation other than a flip.
+        model: its backbone computes the maps, in its current state.
         accelerator: device and precision.
-        memory: where the maps are kept.
+        memory: memory for the maps.
 
     Raises:
-        ValueError: the backbone learns or drops at random, or the augmentation gives other images.
+        ValueError: the backbone is trained or random, or the augmentation changes the images.
     """
 
     def __init__(
@@ -115,14 +114,14 @@ class CachedFeatures(Dataset[Variant]):
         return len(self.data)
 
     def __getitem__(self, visit: int) -> Variant:
-        """Which image a visit is to, and whether it is mirrored."""
+        """The image of a visit, and whether it is mirrored."""
         if self._flip is None:
             return visit % len(self), False
         with self.data.random_numbers(visit):
             return visit % len(self), self._flip.is_due()
 
     def sampler(self) -> VisitSampler:
-        """The visits to train on, as of the data."""
+        """The visits to train on, as in `data`."""
         return self.data.sampler()
 
     @torch.no_grad()
@@ -130,8 +129,8 @@ class CachedFeatures(Dataset[Variant]):
         """The batch of these images.
 
         Args:
-            variants: what the data set gives.
-            divisor: of the padded sides, pixels.
+            variants: items of this dataset.
+            divisor: padded sides are multiples of it, pixels.
         """
         encoded = {v: self._encode(v) for v in variants if v not in self._labels}
         self._labels |= {variant: sample["labels"] for variant, sample in encoded.items()}
@@ -171,10 +170,10 @@ class CachedFeatures(Dataset[Variant]):
 
 
 def refuse_learning(backbone: nn.Module) -> None:
-    """Refuse a backbone whose maps change during training.
+    """Reject a backbone whose maps change during training.
 
     Raises:
-        ValueError: a parameter learns, or something in it is random or learns its statistics.
+        ValueError: a parameter is trained, or something is random or updates its statistics.
     """
     learning = [name for name, value in backbone.named_parameters() if value.requires_grad]
     if learning:
