@@ -393,7 +393,7 @@ def test_images_without_annotations_are_left_out_of_training_only(
         (["--predictions", "list.json", "--data", "half.json"], "annotations[0] has no 'image_id'"),
         (["--predictions", "stranger.json"], "image_id 99"),
         (["--predictions", "list.json", "--max-detections", "0"], "at least 1, found 0"),
-        (["--predictions", "list.json", "--detections", "x.json"], "it goes with --model"),
+        (["--predictions", "list.json", "--detections", "x.json"], "it needs --model"),
         (["--model", "nowhere"], "nowhere: no saved model"),
     ],
 )

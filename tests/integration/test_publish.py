@@ -347,7 +347,7 @@ def test_a_damaged_upload_is_found(hub: HubServer, best: Path) -> None:
 
 def test_a_damaged_download_is_found_and_named(hub: HubServer, best: Path) -> None:
     hub.faults = [Fault(DOWNLOAD, "flip")]
-    with pytest.raises(HubError, match=r"model.safetensors was damaged on its way \(sha256 \w{12}"):
+    with pytest.raises(HubError, match=r"model.safetensors was damaged in transit \(sha256 \w{12}"):
         publish(best, REPOSITORY)
     # what is on the Hub is right, and the same command confirms it
     assert_published(hub, best, publish(best, REPOSITORY))

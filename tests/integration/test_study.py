@@ -147,7 +147,7 @@ def test_a_study_trains_its_grid_resumes_and_compares(
     [
         (("seeds = [0, 1]", "seeds = [0, 0]"), "seeds must be different whole numbers"),
         (("seeds = [0, 1]", ""), "seeds must be a list of whole numbers, found None"),
-        (('"plain"', '"plane"'), "baseline 'plane' is no setting; did you mean plain?"),
+        (('"plain"', '"plane"'), "baseline 'plane' is not a setting; did you mean plain?"),
         (("assigner =", "asigner ="), "unknown key settings.plain.asigner; did you mean assigner?"),
         (('= "hungarian"', "= 3"), "settings.plain.assigner must be text, found 3"),
         (('["model.max', '[0, "model.max'), "settings.plain.set must be a list"),

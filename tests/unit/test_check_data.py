@@ -94,7 +94,7 @@ def test_ids_of_files_that_were_changed_are_numbered_anew(tmp_path: Path) -> Non
     (tmp_path / "to" / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
     train = open_place(str(tmp_path / "to")).splits["train"]
     assert train.image_ids.tolist() == [1, 2, 3]
-    assert "ids are numbered anew" in train.notes[-1]
+    assert "ids are renumbered" in train.notes[-1]
     (tmp_path / "to" / "detrelay_ids.json").write_text("[")
     with pytest.raises(DataError, match=r"cannot read the ids in .*detrelay_ids\.json"):
         open_place(str(tmp_path / "to"))

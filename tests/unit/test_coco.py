@@ -235,7 +235,7 @@ def test_sizes_that_the_json_does_not_give_come_from_the_files(tmp_path: Path) -
     assert data.sizes.tolist() == [[30, 40], [32, 24], [20, 20]]
     assert "the size of 2 images is taken from their files" in data.report.summary()
     (tmp_path / "images" / "b.png").write_text("no image")
-    with pytest.raises(DataError, match=r"b\.png is no image in a known format"):
+    with pytest.raises(DataError, match=r"b\.png is not an image in a known format"):
         CocoDataset(path)
 
 
@@ -328,7 +328,7 @@ def test_truncated_images_are_refused_by_name(tmp_path: Path, suffix: str, keep:
 def test_files_that_are_no_image_are_refused_by_name(tmp_path: Path) -> None:
     path = write_coco(tmp_path)
     (tmp_path / "images" / "a.png").write_text("not an image")
-    with pytest.raises(DataError, match=r"a\.png is no image"):
+    with pytest.raises(DataError, match=r"a\.png is not an image"):
         CocoDataset(path)[0]
 
 

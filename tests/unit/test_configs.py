@@ -172,7 +172,10 @@ DEEP = 10**5
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[model]\na = " + "[" * DEEP + "]" * DEEP, "larger than 65536 bytes, as no recipe is"),
+        (
+            "[model]\na = " + "[" * DEEP + "]" * DEEP,
+            "larger than 65536 bytes, the limit of a recipe",
+        ),
         ("[model]\na = " + "[" * 5000 + "]" * 5000, "not a TOML file (maximum recursion depth"),
         ("[model" + ".a" * 5000 + "]", "model.a.a is nested more than 20 deep"),
         ("[model]\na = 2026-01-01", "model.a must be a string, a number, a boolean, a list or a"),

@@ -340,7 +340,7 @@ def broken_visits(folder: Path, names: list[str], *, skip: bool) -> DetectionDat
 
 def test_a_broken_image_stops_unless_it_is_to_be_skipped(tmp_path: Path) -> None:
     data = broken_visits(tmp_path, ["b.png"], skip=False)
-    with pytest.raises(DataError, match=r"b\.png is no image"):
+    with pytest.raises(DataError, match=r"b\.png is not an image"):
         data[1]
 
 
@@ -370,7 +370,7 @@ def test_workers_survive_a_broken_image_and_report_it_once(
     )
     for _ in range(2):
         assert [int(item["labels"]["image_id"]) for item in loader] == [11, 8, 8] * 3
-    assert (tmp_path / "log").read_text().count("b.png is no image") == 1
+    assert (tmp_path / "log").read_text().count("b.png is not an image") == 1
 
 
 def test_nothing_but_broken_images_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def evaluate(arguments: Arguments) -> int:
         raise ValueError(f"--batch-size must be at least 1, found {arguments.batch_size}")
     if arguments.predictions is not None:
         if arguments.detections is not None:
-            raise ValueError("--detections writes what a model finds; it goes with --model")
+            raise ValueError("--detections writes what a model finds; it needs --model")
         if _is_idle_process():
             return 0
         content, detections = read_lists(arguments.data, arguments.predictions)

@@ -207,7 +207,7 @@ def read_study(path: Path) -> Study:
         settings[name] = replace(shared, **named, set=shared.set + own.set)
     if content["baseline"] not in settings:
         raise StudyError(
-            f"{path}: baseline {content['baseline']!r} is no setting; "
+            f"{path}: baseline {content['baseline']!r} is not a setting; "
             f"{nearest(content['baseline'], settings)}"
         )
     return Study(content["about"], tuple(seeds), content["baseline"], settings)

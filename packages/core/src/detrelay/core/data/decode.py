@@ -231,7 +231,7 @@ def _guarded(name: str, read: Callable[[], _Result]) -> _Result:
         raise
     except UnidentifiedImageError:
         raise ImageError(
-            f"{name} is no image in a known format ({', '.join(FORMATS)}), or it is damaged"
+            f"{name} is not an image in a known format ({', '.join(FORMATS)}), or it is damaged"
         ) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {name} is too large: {one_line(error)} {_ADVICE}") from None

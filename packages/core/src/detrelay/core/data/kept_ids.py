@@ -80,7 +80,7 @@ def _applied(part: Annotations, kept: _Ids, split: str) -> Annotations:
         for name, count in zip(names, counts, strict=True)
     )
     if not fits:
-        note = f"{FILE} does not fit these files, which were changed: ids are numbered anew"
+        note = f"{FILE} does not fit these files, which were changed: ids are renumbered"
         return replace(part, notes=(*part.notes, note))
     categories = tuple(sorted((Category(*entry) for entry in kept.categories), key=lambda c: c.id))
     row_of = {category.name: row for row, category in enumerate(categories)}

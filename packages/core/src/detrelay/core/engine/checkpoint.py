@@ -142,7 +142,7 @@ def written_together(accelerator: Accelerator, target: Path) -> Iterator[None]:
             free = shutil.disk_usage(folder).free / 2**20
             raise CheckpointError(
                 f"{target} cannot be written (process {process}: {reason}; {free:.0f} MiB are "
-                f"free on this disk); the checkpoints before it are whole: make room and --resume"
+                f"free on this disk); earlier checkpoints are intact: free some space and --resume"
             ) from problem
 
 
@@ -174,13 +174,13 @@ def load_newest_checkpoint(
             where = "" if damaged == 0 else f" as process {damaged} sees it"
             report(
                 f"checkpoint {candidate} is damaged{where} ({problems[damaged]}); "
-                f"trying the one before"
+                f"trying the previous one"
             )
             continue
         problems = gather_object([_load_state(accelerator, candidate)])
         failed = next((problem for problem in problems if problem is not None), None)
         if failed is not None:
-            report(f"checkpoint {candidate} cannot be loaded ({failed}); trying the one before")
+            report(f"checkpoint {candidate} cannot be loaded ({failed}); trying the previous one")
             continue
         return _position(read_marker(candidate))
     if candidates:

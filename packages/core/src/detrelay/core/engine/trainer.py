@@ -212,7 +212,7 @@ class Trainer:
         if damaged := self.metrics.rewind(self.position.step):
             self.accelerator.print(
                 f"{self.metrics.path}: left out {damaged} damaged line(s); the log as it was is "
-                f"kept beside it"
+                f"kept next to it"
             )
 
     def _without_lost_best(self, restored: RunPosition) -> RunPosition:

@@ -187,7 +187,7 @@ class _Recorder:
     def finish(self) -> Recording:
         """All batches together."""
         if not self.boxes:
-            raise ValueError("there is no image to look at")
+            raise ValueError("there is no image to evaluate")
         image, category, target_boxes = (
             np.concatenate([part[column] for part in self.objects]) for column in range(3)
         )

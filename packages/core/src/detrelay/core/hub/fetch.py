@@ -80,7 +80,7 @@ def fetch_verified(
     for entry in found.mismatches:
         file = (folder / entry["path"]).resolve()
         raise HubError(
-            f"{repo_id}: {entry['path']} was damaged on its way ({entry['algorithm']} "
+            f"{repo_id}: {entry['path']} was damaged in transit ({entry['algorithm']} "
             f"{entry['actual'][:12]}... instead of {entry['expected'][:12]}...); delete {file} and "
             f"download it again"
         )

@@ -84,7 +84,9 @@ def _parse(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise RecipeError(f"{path}: larger than {_LARGEST} bytes, as no recipe is{needed_by}")
+            raise RecipeError(
+                f"{path}: larger than {_LARGEST} bytes, the limit of a recipe{needed_by}"
+            )
         return tomllib.loads(content.decode())
     except OSError as error:
         reason = error.strerror or error
