@@ -1,4 +1,4 @@
-"""Look at annotated images before training: counts, defects, a contact sheet; convert them.
+"""Check annotated images before training: counts, defects, a contact sheet; convert them.
 
 detrelay check-data --data cells --output cells_check
 detrelay check-data --data cells --write yolo --output cells_yolo
@@ -36,22 +36,22 @@ class Arguments:
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PLACE|train=PLACE val=PLACE")]
     """Folder or file of annotated images in any known format, or one each; hub:NAME on the Hub."""
     images: Path | None = None
-    """Folder of the images where they lie elsewhere."""
+    """Folder of the images if they are elsewhere."""
     output: Path | None = None
     """Folder for check.json and contact_sheet_SPLIT.png; for the converted data with --write."""
     write: str | None = None
     """Convert to coco, yolo, voc or parquet instead of checking."""
     skip_images: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Open no image: misses damaged ones, and pictures that stand in two splits."""
+    """Do not open images: misses damaged ones, and images that are in two splits."""
     max_pixels: int = MAX_PIXELS
-    """Largest number of pixels of an image."""
+    """Maximum number of pixels of an image."""
     allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also read images whose file_name leads out of the image folder."""
+    """Also read images whose file_name points outside the image folder."""
     debug: Debug = False
 
 
 def check_data(arguments: Arguments) -> int:
-    """Check or convert; the exit code."""
+    """Check or convert; returns the exit code."""
     if arguments.write is not None and arguments.output is None:
         raise ValueError("--write needs --output: the folder to write to")
     found = open_all(arguments)
@@ -84,7 +84,7 @@ def check_data(arguments: Arguments) -> int:
 
 
 def open_all(arguments: Arguments) -> list[Found]:
-    """What the places hold; the split of each where they are named apart."""
+    """The content of the places; one split of each if they are given separately."""
     from dataclasses import replace
 
     from detrelay.core.data.label_map import with_categories
@@ -113,7 +113,7 @@ def open_all(arguments: Arguments) -> list[Found]:
 
 
 def convert(splits: dict[str, Annotations], format_name: str, output: Path) -> int:
-    """Write the splits in a format and say what it cannot hold."""
+    """Write the splits in a format and print what it cannot represent."""
     from detrelay.core.data.writing import write_data
 
     for note in write_data(splits, format_name, output):
@@ -125,7 +125,7 @@ def convert(splits: dict[str, Annotations], format_name: str, output: Path) -> i
 def look_at_pixels(
     splits: dict[str, Annotations], checks: dict[str, SplitCheck], arguments: Arguments, place: Path
 ) -> list[Defect]:
-    """Open all images; what is wrong between the splits."""
+    """Open all images; returns the defects between the splits."""
     from detrelay.core.data.checking import Defect, unused_files
     from detrelay.core.data.pictures import (
         check_light,
@@ -226,7 +226,7 @@ def write_report(
 
 
 def verdict(checks: dict[str, SplitCheck], between: list[Defect]) -> int:
-    """Print one line that says what to do; the exit code."""
+    """Print a one-line verdict; returns the exit code."""
     defects = [defect for check in checks.values() for defect in check.defects] + between
     blocking = [defect for defect in defects if defect.blocks]
     empty = [

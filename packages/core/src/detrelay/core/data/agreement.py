@@ -1,4 +1,4 @@
-"""Do the annotation files of one place agree: other formats, and tables beside what is read."""
+"""Compare the annotation files of one place: other formats, and additional tables."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from detrelay.core.data.checking import Defect
 from detrelay.core.data.places import Found, open_place
 from detrelay.core.errors import DataError
 
-# Corners are the same within this, pixels: formats count from 0 or from 1, or round.
+# Corners are equal within this, pixels: formats count from 0 or from 1, or round.
 _SAME = 1.01
 
 
 def compare_others(found: Found, images: Path | None = None) -> tuple[list[Defect], list[str]]:
-    """Compare what was read of a place with its other annotation files, image by image.
+    """Compare what was read from a place with its other annotation files, image by image.
 
     Args:
         found: what was read.
@@ -70,7 +70,7 @@ def _by_file(splits: Mapping[str, Annotations]) -> dict[str, tuple[Annotations, 
 def _difference(
     own: tuple[Annotations, NDArray[np.int64]], theirs: tuple[Annotations, NDArray[np.int64]]
 ) -> str | None:
-    """What differs between two readings of an image, or None."""
+    """The differences between two readings of an image, or None."""
     corners = []
     for part, rows in (own, theirs):
         low, size = part.boxes_xywh[rows, :2], part.boxes_xywh[rows, 2:]
@@ -87,5 +87,9 @@ def _difference(
         f"{int((~near.any(0)).sum())} only there",
         f"{renamed} of another category",
     ]
-    told = [text for text in parts if not text.startswith("0 ")]
-    return f"{near.shape[0]} boxes here, {near.shape[1]} there; {', '.join(told)}" if told else None
+    counts = [text for text in parts if not text.startswith("0 ")]
+    return (
+        f"{near.shape[0]} boxes here, {near.shape[1]} there; {', '.join(counts)}"
+        if counted
+        else None
+    )

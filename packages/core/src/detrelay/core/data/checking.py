@@ -1,4 +1,4 @@
-"""What is wrong with the annotations of images: counts and examples by split."""
+"""Check annotations for defects: counts and examples by split."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from detrelay.core.data.annotations import Annotations
 # COCO's borders between small, medium and large objects: areas in pixels.
 _AREAS = (32**2, 96**2)
 _TINY_SIDE = 4.0
-# Pixels by which a box that touches a border may pass it: YOLO's fractions are rounded.
+# Pixels by which a box at a border may exceed it: YOLO's fractions are rounded.
 _ROUNDING = 0.1
-# COCO's evaluation looks at so many detections of an image and category.
-_MOST_BOXES = 100
+# COCO's evaluation counts at most this many detections per image and category.
+_MAX_BOXES = 100
 _DOUBLED_IOU = 0.9
 # One category with more of the boxes than this outweighs the others in training.
 _MOSTLY = 0.8
-# Where nearly all images show some category, they are of one kind of scene, and an image without a
-# category that most others show may have been forgotten; so may one with few boxes of a crowd.
+# If nearly all images show some category, they are of one kind of scene, and in an image without a
+# category that most others show its boxes may have been forgotten; likewise in one with few boxes
+# of a crowd.
 _NEARLY_ALL, _MOST = 0.9, 0.5
 _CROWD, _FEW = 8, 1 / 3
 _FEWEST_IMAGES = 10
@@ -38,8 +39,8 @@ class Defect:
     Attributes:
         what: what is wrong, in words that follow a number.
         count: how often.
-        examples: all of them, or where they are; texts for people show the first few.
-        blocks: training or evaluation would stop at it.
+        examples: all of them, or where they are; printed output shows the first few.
+        blocks: training or evaluation would fail on it.
     """
 
     what: str
@@ -50,20 +51,20 @@ class Defect:
 
 @dataclass(slots=True)
 class SplitCheck:
-    """What a split holds, and what is wrong with it.
+    """The content of a split, and its defects.
 
     Attributes:
         images: number of images.
-        boxes: number of boxes, crowds too.
+        boxes: number of boxes, including crowds.
         crowd_boxes: those around crowds.
-        images_without_boxes: images that have none.
+        images_without_boxes: images without boxes.
         boxes_per_category: by name.
         boxes_by_size: small, medium and large as COCO counts, by area.
         boxes_per_image: smallest, median, mean and largest number.
         image_sizes: the most frequent, `WIDTHxHEIGHT`, with their numbers.
         aspect: 1st, 50th and 99th percentile of width over height of boxes.
         defects: by kind.
-        notes: what the reader remarked.
+        notes: the reader's remarks.
     """
 
     images: int
@@ -80,7 +81,7 @@ class SplitCheck:
 
 
 def check_split(part: Annotations) -> SplitCheck:
-    """Look at the annotations of a split; images are not opened."""
+    """Check the annotations of a split; images are not opened."""
     counts = np.bincount(part.box_image, minlength=len(part))
     classes = np.bincount(part.box_class, minlength=len(part.categories)).tolist()
     small, medium = (int((part.areas < border).sum()) for border in _AREAS)
@@ -148,9 +149,9 @@ def _count_defects(
     part: Annotations, per_image: NDArray[np.int64], per_category: list[int]
 ) -> list[Defect]:
     defects = []
-    crowded = np.flatnonzero(per_image > _MOST_BOXES)
+    crowded = np.flatnonzero(per_image > _MAX_BOXES)
     if len(crowded):
-        what = f"images have more than {_MOST_BOXES} boxes: mind num_queries and max_detections"
+        what = f"images have more than {_MAX_BOXES} boxes: mind num_queries and max_detections"
         names = [part.images.name(int(row)) for row in crowded]
         defects.append(Defect(what, len(crowded), names))
     if zero := np.flatnonzero(part.box_ids == 0).tolist():
@@ -226,7 +227,7 @@ def _doubled(part: Annotations) -> NDArray[np.bool_]:
 
 
 def unused_files(splits: Mapping[str, Annotations], place: Path) -> Defect | None:
-    """Image files in a folder that no split names."""
+    """Image files in a folder that no split lists."""
     from detrelay.core.data.formats import SUFFIXES
 
     if not place.is_dir():
@@ -235,7 +236,7 @@ def unused_files(splits: Mapping[str, Annotations], place: Path) -> Defect | Non
     for part in splits.values():
         for row in range(len(part)):
             file: Any = part.images.open(row)
-            if not isinstance(file, Path):  # the images are part of the data set
+            if not isinstance(file, Path):  # the images are part of the dataset
                 return None
             used.add(str(file.resolve()))
     spare = [

@@ -1,4 +1,4 @@
-"""What the pictures of a data set are like: unreadable, dark, blurred, or seen before."""
+"""Check the images of a dataset: unreadable, dark, blurred, or recurring."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from detrelay.core.data.checking import Defect
 from detrelay.core.data.decode import MAX_PIXELS, read_image
 from detrelay.core.errors import DataError
 
-# Side of the grey thumbnails that are compared; two shots of one scene correlate above this.
+# Side of the grey thumbnails to compare; two shots of one scene correlate above this.
 _THUMBNAIL = 32
 _NEARLY_SAME = 0.9
 _BLOCK = 1024
-# Mean grey of 255 under which little is to be seen.
+# Mean grey of 255 below which little is visible.
 _DARK = 40.0
-# Edges are looked at with the long side at most this, pixels: noise and compression matter less.
+# Edges are measured with the long side at most this, pixels: noise and compression matter less.
 _EDGE_SIDE = 512
-# The few strongest edges tell; sharp ones have a large second derivative for their first.
+# Only the strongest edges count; sharp ones have a large second derivative relative to the first.
 _STRONGEST = 0.995
-# An image whose edges are as much softer than those of the median image is blurred.
+# An image whose edges are softer than the median image's by this factor is blurred.
 _SOFT = 0.65
-# An image size as frequent as this in training should occur among the images that are evaluated,
-# unless there are so few of these that its absence is no surprise (chance above the second number).
+# An image size as frequent as this in training should occur among the evaluated images, unless
+# these are so few that its absence is no surprise (chance above the second number).
 _FREQUENT, _CHANCE = 0.1, 0.01
 
 
 @dataclass(slots=True)
 class Pixels:
-    """What the images of a split look like.
+    """Image statistics of a split.
 
     Attributes:
         thumbnails: [n, 1024], grey, of mean 0 and length 1; rows of zeros where there is none.
@@ -76,7 +76,7 @@ def look_at_images(part: Annotations, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def _sharpness(grey: torch.Tensor) -> float:
-    """How steep the strongest edges of an image [1, H, W] are; it does not depend on contrast."""
+    """Steepness of the strongest edges of an image [1, H, W], independent of contrast."""
     factor = min(1.0, _EDGE_SIDE / max(grey.shape[-2:]))
     shape = [max(1, round(side * factor)) for side in grey.shape[-2:]]
     g = tv_functional.resize(grey, shape, antialias=True)[0].float()
@@ -92,7 +92,7 @@ def _sharpness(grey: torch.Tensor) -> float:
 
 
 def check_light(part: Annotations, pixels: Pixels) -> list[Defect]:
-    """Images that are dark, or blurred beside the others of their split."""
+    """Images that are dark, or blurred compared with the others of their split."""
     names = [part.images.name(row) for row in range(len(part))]
     known = pixels.sharpness[np.isfinite(pixels.sharpness)]
     limit = _SOFT * float(np.median(known)) if len(known) else 0.0
@@ -129,7 +129,7 @@ def recurring(first: Pixels, second: Pixels) -> Iterator[tuple[int, int, float]]
 
 
 def check_recurring(part: Annotations, pixels: Pixels) -> Defect | None:
-    """Pictures that look like an earlier one of their split."""
+    """Images that look like an earlier one of their split."""
     found: list[tuple[float, int, int]] = []
     for start in range(0, len(part), _BLOCK):
         block = pixels.thumbnails[start : start + _BLOCK]
@@ -149,7 +149,7 @@ def check_recurring(part: Annotations, pixels: Pixels) -> Defect | None:
 def check_pair(
     train: tuple[str, Annotations, Pixels], other: tuple[str, Annotations, Pixels]
 ) -> list[Defect]:
-    """What is wrong between two splits: pictures in both, categories that only one has."""
+    """Defects between two splits: images in both, categories that only one has."""
     defects = []
     pairs = list(recurring(other[2], train[2]))
     if pairs:

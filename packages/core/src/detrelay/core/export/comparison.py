@@ -1,4 +1,4 @@
-"""How far an exported file is from its model, and how fast both are."""
+"""Compare an exported file with its model: differences and speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.export.runtimes import Arrays, Run
 
 BATCHES = (1, 2, 3)
-# (height, width) as parts of the longer side of a square; the last two are no multiple of anything
+# (height, width) as fractions of a square's side; the last two are multiples of no stride
 _SHAPES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.5), (0.51, 0.83), (0.77, 0.35))
 _LARGEST, _SMALLEST = 640, 64
 _ROUNDS = 5
@@ -44,16 +44,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Times:
-    """Medians of one image on one thread, both in one process and in turn.
+    """Medians for one image on one thread, alternating in one process.
 
     Attributes:
         height: pixels.
         width: pixels.
         model_seconds: of the model in PyTorch.
         file_seconds: of the exported file.
-        rounds: how often each was timed, after one unmeasured round.
-        load: of the machine as it was at the end, processes that wait over one minute; None where
-            the system does not say.
+        rounds: how often each was timed, after a warm-up round.
+        load: load average over the last minute; None if the system does not report it.
     """
 
     height: int
@@ -65,7 +64,7 @@ class Times:
 
 
 def shapes_of(shortest_edge: int | None) -> list[tuple[int, int]]:
-    """Five (height, width) up to the size that a model is used at, pixels.
+    """Five (height, width) up to the size at which a model is used, pixels.
 
     Args:
         shortest_edge: of its image processor; None for a fixed size.
@@ -98,13 +97,13 @@ def compare(
 def measure(
     model: DetectorForObjectDetection, run: Run, shape: tuple[int, int], rounds: int = _ROUNDS
 ) -> Times:
-    """Time both with one image on one thread, in turn.
+    """Time both with one image on one thread, alternating.
 
     Args:
         model: the original, on the CPU.
         run: the exported file, opened with one thread.
         shape: (height, width), pixels.
-        rounds: how often each.
+        rounds: how often to time each.
     """
     pixels, mask = _noise(np.random.default_rng(0), 1, *shape)
     threads = torch.get_num_threads()
@@ -147,7 +146,7 @@ def _noise(
 
 
 def _largest(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """The largest difference; infinite where the shapes differ or a number is none."""
+    """The largest difference; infinite if the shapes differ or a number is NaN."""
     if ours.shape != theirs.shape:
         return float("inf")
     difference = float(np.abs(ours - theirs).max())

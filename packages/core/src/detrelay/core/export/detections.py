@@ -1,4 +1,4 @@
-"""Class scores and boxes to detections, in numpy, as the image processor's post-processing does."""
+"""Class scores and boxes to detections in numpy, as in the image processor's post-processing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from detrelay.core.errors import NonFiniteOutput
 
-NMS_CANDIDATES = 10_000  # best pairs of an image that can suppress each other, as in DETA
+NMS_CANDIDATES = 10_000  # best pairs per image that take part in NMS, as in DETA
 Floats = NDArray[np.float32]
 Detection = dict[str, NDArray[np.float32] | NDArray[np.int64]]
 
@@ -31,12 +31,12 @@ def detections_of(
         pred_boxes: [B, Q, 4] cxcywh in [0, 1].
         sizes: (height, width) of each image, pixels.
         threshold: detections score above this.
-        top_k: most detections of an image.
-        clip: cut boxes to the image.
+        top_k: maximum detections per image.
+        clip: clip boxes to the image.
         nms_iou_threshold: see `DetrelayImageProcessor`.
 
     Returns:
-        One mapping an image: `scores` float32 [n], `labels` int64 [n], `boxes` float32 [n, 4] xyxy
+        One mapping per image: `scores` float32 [n], `labels` int64 [n], `boxes` float32 [n, 4] xyxy
         in pixels.
 
     Raises:
@@ -72,7 +72,7 @@ def _sigmoid(logits: Floats) -> Floats:
 
 
 def _survivors(boxes: Floats, labels: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:
-    """Rows, best first, that overlap no better one of their class by more than the threshold."""
+    """Rows, best first, that overlap no better row of their class by more than the threshold."""
     left = np.ones(len(boxes), dtype=np.bool_)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for row in range(len(boxes)):
@@ -81,7 +81,7 @@ def _survivors(boxes: Floats, labels: NDArray[np.int64], threshold: float) -> ND
         low = np.maximum(boxes[row, :2], boxes[row + 1 :, :2])
         high = np.minimum(boxes[row, 2:], boxes[row + 1 :, 2:])
         shared = (high - low).clip(0).prod(axis=1)
-        with np.errstate(invalid="ignore"):  # two boxes without area overlap by nothing
+        with np.errstate(invalid="ignore"):  # two boxes without area do not overlap
             overlap = shared / (area[row] + area[row + 1 :] - shared)
         left[row + 1 :] &= ~((overlap > threshold) & (labels[row + 1 :] == labels[row]))
     return np.flatnonzero(left)

@@ -1,4 +1,4 @@
-"""Detecting with an exported file, with numpy and Pillow around it."""
+"""Detect with an exported file, using only numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FACTS = "detector.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What an exported folder says of its file.
+    """The facts that an exported folder records about its file.
 
     Attributes:
         format: a key of `FORMATS`.
         class_names: name of each class index.
-        category_ids: the data set's own id of each class index; None where not known.
-        pixels: what images go through.
+        category_ids: the dataset's own id of each class index; None if unknown.
+        pixels: preprocessing of images.
     """
 
     format: str
@@ -64,23 +64,24 @@ class Facts:
 
 
 class ExportedDetector:
-    """A detector in a folder that `detrelay export` wrote.
+    """A detector in a folder written by `detrelay export`.
 
-    Needs numpy, Pillow and the runtime of the folder's format; neither torch (but for the format
+    Needs numpy, Pillow and the runtime of the folder's format; neither torch (except for the format
     torch-export) nor transformers.
 
     Args:
         folder: where it is.
-        threads: CPU threads to run on; None leaves it to the runtime.
+        threads: CPU threads to run on; None for the runtime's default.
 
     Attributes:
         format: of its file.
         class_names: name of each class index.
-        category_ids: the data set's own id of each class index; None where not known.
-        pixels: what images go through.
+        category_ids: the dataset's own id of each class index; None if unknown.
+        pixels: preprocessing of images.
 
     Raises:
-        ValueError: the folder holds none, its file is damaged or its runtime is not installed.
+        ValueError: the folder contains no detector, its file is damaged or its runtime is not
+            installed.
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
@@ -104,13 +105,13 @@ class ExportedDetector:
 
         Args:
             images: one or several: paths, Pillow images, or arrays uint8 [H, W, 3] (other kinds as
-                in `detrelay.core.data.decode`). They are joined to one batch.
-            threshold: minimum score, not included.
-            top_k: most detections of an image.
-            clip: cut boxes to the image.
+                in `detrelay.core.data.decode`). They form one batch.
+            threshold: detections score above this.
+            top_k: maximum detections per image.
+            clip: clip boxes to the image.
 
         Returns:
-            One mapping an image, best detections first: `scores` float32 [n], `labels` int64 [n]
+            One mapping per image, best detections first: `scores` float32 [n], `labels` int64 [n]
             (class indices), `boxes` float32 [n, 4], xyxy in pixels of the image as given.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Pixels for exported detectors: what the image processor makes of images, in numpy and Pillow."""
+"""Preprocessing for exported detectors: the image processor's steps in numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from PIL import Image
 from detrelay.core.data.decode import Pixels, array_to_pixels, image_to_pixels, read_pixels
 from detrelay.core.data.sizes import padded_size, resized_shape
 
-# an image in any of the forms that need no torch
+# an image in any form that does not need torch
 AnyImage = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """What an image goes through, as an image processor says.
+    """The preprocessing of an image, as set in an image processor.
 
     Attributes:
         shortest_edge: the short side after resizing, pixels; None with `height` and `width`.
-        longest_edge: what the long side may not exceed, pixels.
-        height: a fixed height instead of the two, pixels; None with `shortest_edge`.
-        width: a fixed width, the same.
-        resample: Pillow's number of the filter; None resizes nothing.
-        scale: what values 0..255 are multiplied by.
+        longest_edge: limit of the long side, pixels.
+        height: a fixed height instead of these two, pixels; None with `shortest_edge`.
+        width: a fixed width, likewise.
+        resample: Pillow's number of the filter; None does not resize.
+        scale: factor for values 0..255.
         mean: subtracted from each channel after that.
         std: divides each channel.
-        pad_size_divisor: what height and width of a batch are a multiple of, pixels.
-        max_pixels: largest number of pixels of an image.
+        pad_size_divisor: height and width of a batch are multiples of it, pixels.
+        max_pixels: maximum number of pixels of an image.
         nms_iou_threshold: see `DetrelayImageProcessor`.
     """
 
@@ -54,7 +54,7 @@ class PixelSettings:
         """The settings of a `DetrelayImageProcessor`.
 
         Raises:
-            ValueError: it does what an exported detector cannot repeat.
+            ValueError: it does something that an exported detector cannot do.
         """
         if not processor.do_pad or processor.pad_size:
             raise ValueError("do_pad=False and pad_size of an image processor cannot be exported")
@@ -81,7 +81,7 @@ class PixelSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PixelSettings:
-        """What `to_dict` gave."""
+        """The settings from `to_dict`."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def read_any(image: AnyImage, max_pixels: int) -> Pixels:
 
     Raises:
         ImageError: it cannot be read.
-        TypeError: it is no image.
+        TypeError: it is not an image.
     """
     if isinstance(image, str | os.PathLike):
         return read_pixels(Path(image), max_pixels=max_pixels)
@@ -123,7 +123,7 @@ def prepare(
     height, width = padded_size([image.shape[:2] for image in resized], settings.pad_size_divisor)
     pixel_values = np.zeros((len(images), 3, height, width), dtype=np.float32)
     pixel_mask = np.zeros((len(images), height, width), dtype=np.int64)
-    # one subtraction and one division, as the image processor joins the two steps
+    # one subtraction and one division, as the image processor fuses the two steps
     mean = (np.array(settings.mean) / settings.scale).astype(np.float32)
     std = (np.array(settings.std) / settings.scale).astype(np.float32)
     for row, image in enumerate(resized):

@@ -1,8 +1,8 @@
 """COCO detection json.
 
 msgspec reads a file into typed rows, in a third of the time and memory of json's dictionaries. What
-msgspec refuses is read again by json and looked at entry by entry: for a message that names the
-entry, or because only numbers that nobody needs are odd (json takes NaN, msgspec does not).
+msgspec rejects is read again by json and checked entry by entry: for a message that names the
+entry, or because only unneeded numbers are odd (json accepts NaN, msgspec does not).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Class(msgspec.Struct):
 class _File(msgspec.Struct):
     images: list[_Image]
     categories: list[_Class]
-    # typed some at a time: all at once they take three times the file
+    # typed in chunks: all at once they take three times the size of the file
     annotations: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -73,7 +73,7 @@ class _CheckedFile(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """The annotations of a file, not yet checked; NaN where the area is not given."""
+    """The annotations of a file, not yet checked; NaN where the area is missing."""
 
     ids: Ints
     image_ids: Ints
@@ -95,14 +95,14 @@ def read(
 
     Args:
         path: the json file.
-        images: folder that `file_name` starts from; None means the json's own surroundings.
+        images: folder that `file_name` is relative to; None looks near the json file.
         with_files: images must have a `file_name` and a size too, as loading them needs.
-        allow_outside: also take a `file_name` that leads out of the image folder.
-        annotated: False takes a file without the key `annotations` too, as of images to submit
-            results for.
+        allow_outside: also accept a `file_name` that points outside the image folder.
+        annotated: False also accepts a file without the key `annotations`, such as a list of test
+            images.
 
     Raises:
-        DataError: the file cannot be read, or its lists and ids do not hold together.
+        DataError: the file cannot be read, or its lists and ids are inconsistent.
     """
     listed, classes, columns = _parse(path, with_files, annotated)
     if not listed or not classes:
@@ -190,7 +190,7 @@ def _columns(chunks: Iterable[list[_Object]]) -> _Columns:
 def _parse_carefully(
     path: Path, data: bytes, with_files: bool, annotated: bool
 ) -> tuple[list[_Image], list[_Class], _Columns]:
-    """Refuse anything but well-formed lists, by a message that names the entry."""
+    """Reject anything but well-formed lists, with a message that names the entry."""
     try:
         content = json.loads(data)
     except RecursionError:
@@ -278,12 +278,12 @@ def _bad_crowd(path: Path, box_id: object, crowd: object) -> DataError:
 
 
 def _is_integer(value: object) -> bool:
-    """Whether json gave a whole number that fits int64."""
+    """Whether a json value is an integer that fits int64."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: object, largest: float = _LARGEST_COORDINATE) -> bool:
-    """Whether json gave a number that is finite and of a sane size (NaN compares false)."""
+    """Whether a json value is a finite number of sane size (NaN compares false)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
 
 
@@ -292,8 +292,8 @@ def _checked_classes(
 ) -> list[_Class]:
     """The categories by id, ids and names unique, without one that is a mere group.
 
-    Roboflow writes the name of the whole as a category that no box has and all others name as
-    their supercategory; a model must not have a class for it.
+    Roboflow writes the name of the whole dataset as a category that no box has and all others name
+    as their supercategory; a model must not have a class for it.
     """
     classes = sorted(classes, key=lambda entry: entry.id)
     for group in classes:
@@ -342,13 +342,13 @@ def _check_numbers(path: Path, columns: _Columns) -> None:
 
 
 def _areas(columns: _Columns) -> Floats:
-    """The areas; width x height where the file gives none."""
+    """The areas; width x height if the file has none."""
     boxes = columns.boxes
     return np.where(np.isnan(columns.areas), boxes[:, 2] * boxes[:, 3], columns.areas)
 
 
 def _positions(path: Path, key: str, columns: _Columns, named: Ints, ids: Ints) -> Ints:
-    """The position in `ids` of what each object names under `key`."""
+    """The position in `ids` of each object's value of `key`."""
     order = np.argsort(ids)
     place = order[np.searchsorted(ids, named, sorter=order).clip(max=len(ids) - 1)]
     unknown = np.flatnonzero(ids[place] != named)

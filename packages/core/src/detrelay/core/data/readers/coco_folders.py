@@ -15,7 +15,7 @@ _START = 1 << 16
 
 
 def recognises(place: Path) -> bool:
-    """Whether a place is a COCO json, or a folder with some in a known layout."""
+    """Whether a place is a COCO json, or a folder with such files in a known layout."""
     if place.is_file():
         return place.suffix.lower() == ".json" and _is_coco(place)
     return bool(_files(place))
@@ -28,8 +28,8 @@ def read(
 
     Args:
         place: a json file, or a folder.
-        images: folder that `file_name` starts from; None for that of the layout.
-        allow_outside: let a `file_name` lead out of it.
+        images: folder that `file_name` is relative to; None for that of the layout.
+        allow_outside: let a `file_name` point outside it.
 
     Raises:
         DataError: see `detrelay.core.data.readers.coco.read`.
@@ -45,7 +45,7 @@ def read(
 def _is_coco(file: Path) -> bool:
     with file.open("rb") as stream:
         start = stream.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"["):  # a list of detections is refused with a better reason
+    if start.startswith(b"["):  # a list of detections is rejected with a better message later
         return b'"data"' not in start
     return b'"shapes"' not in start or b'"categories"' in start
 

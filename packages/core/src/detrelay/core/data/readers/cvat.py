@@ -35,11 +35,11 @@ def recognises(place: Path) -> bool:
 
 
 def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
-    """The splits of a CVAT export, as its images name their subsets.
+    """The splits of a CVAT export, from the subsets of its images.
 
     Args:
         place: the XML file, or the folder with `annotations.xml`.
-        images: folder that names start from; None looks beside the file and in `images`.
+        images: folder that names are relative to; None looks next to the file and in `images`.
 
     Raises:
         DataError: the file cannot be read or used.

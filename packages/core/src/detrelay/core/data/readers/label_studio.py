@@ -16,7 +16,7 @@ from detrelay.core.data.readers.table import ALL, Table, finish, image_files, re
 from detrelay.core.data.sample import shown, some
 from detrelay.core.errors import DataError
 
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # put before the name of an uploaded file
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # prefix of the name of an uploaded file
 
 
 def recognises(place: Path) -> bool:
@@ -40,8 +40,8 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
     """The annotated tasks of an export.
 
     Args:
-        place: the json file, or a folder that holds it and no other.
-        images: folder of the images; None looks in `images` beside the file and beside it.
+        place: the json file, or a folder with no other json.
+        images: folder of the images; None looks in `images` next to the file and next to it.
 
     Raises:
         DataError: the file cannot be read or used.

@@ -1,4 +1,4 @@
-"""LabelMe: a json file beside each image, with shapes in pixels."""
+"""LabelMe: a json file next to each image, with shapes in pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OUTLINES = ("rectangle", "polygon", "oriented_rectangle", "mask")
 
 
 def recognises(place: Path) -> bool:
-    """Whether a folder holds LabelMe's files."""
+    """Whether a folder contains LabelMe's files."""
     return place.is_dir() and bool(_folders(place))
 
 
@@ -33,7 +33,7 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
 
     Args:
         place: the folder.
-        images: folder of the images; None looks beside the json files and in `images`.
+        images: folder of the images; None looks next to the json files and in `images`.
 
     Raises:
         DataError: a file cannot be read or used; the message names it.

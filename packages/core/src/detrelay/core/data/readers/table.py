@@ -1,4 +1,4 @@
-"""What the readers share: rows into columns, splits in folders, numbers and XML from files."""
+"""Shared by the readers: rows into columns, splits in folders, numbers and XML from files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LARGEST = 1e9
 
 
 def split_name(text: str) -> str | None:
-    """Which split a folder or list of that name holds; None for any other name."""
+    """The split of a folder or list of that name; None for any other name."""
     return _SPLITS.get(text.lower())
 
 
@@ -53,7 +53,7 @@ def split_folders(place: Path) -> dict[str, Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder in the order of their names; hidden ones are none."""
+    """Image files of a folder in the order of their names, without hidden ones."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
     """A text file, with or without a byte order mark.
 
     Raises:
-        DataError: it cannot be read, or is no UTF-8 text.
+        DataError: it cannot be read, or is not UTF-8 text.
     """
     try:
         refuse_endless(path)
@@ -112,10 +112,10 @@ def read_json(path: Path) -> Any:
 
 
 def to_number(value: object, where: str) -> float:
-    """A finite number of a sane size, from text or from json.
+    """A finite number of sane size, from text or from json.
 
     Raises:
-        DataError: it is none; the message begins with `where`.
+        DataError: it is not; the message begins with `where`.
     """
     try:
         number = float(value) if isinstance(value, str | int | float) else math.nan
@@ -154,7 +154,7 @@ class Table:
         return self._of_file.keys()
 
     def note(self, what: str, count: int = 1) -> None:
-        """Count something to be said, such as `rows given twice left out`."""
+        """Count something to be reported, such as `rows given twice left out`."""
         self.notes[what] += count
 
     def image(self, file: Path, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
@@ -176,7 +176,7 @@ class Table:
                     f"found {width} x {height}"
                 )
             known = self._of_file[file] = len(self._names)
-            # os.path: a path on another drive or outside the folder stays whole
+            # os.path: a path on another drive or outside the folder stays absolute
             name = os.path.relpath(file, self.folder)
             inside = not name.startswith("..")
             self._names.append(Path(name).as_posix() if inside else str(file.absolute()))
@@ -191,11 +191,11 @@ class Table:
         self._numbers.extend((low[0], low[1], width, height, width * height))
 
     def area(self, pixels: float) -> None:
-        """Give the box added last the area of its object's outline."""
+        """Set the outline area of the box added last."""
         self._numbers[-1] = pixels
 
     def crowd(self) -> None:
-        """Mark the box added last as one around a crowd."""
+        """Mark the box added last as a crowd."""
         self._whole[-1] = 1
 
     def finish(
