@@ -90,6 +90,6 @@ def _difference(
     counts = [text for text in parts if not text.startswith("0 ")]
     return (
         f"{near.shape[0]} boxes here, {near.shape[1]} there; {', '.join(counts)}"
-        if counted
+        if counts
         else None
     )
