@@ -197,9 +197,9 @@ def refused_files() -> dict[str, tuple[bytes, str]]:
         "float.tif": (writer(Image.fromarray(floats), "TIFF"), "mode 'F'"),
         "int32.tif": (writer(Image.fromarray(floats.astype(np.int32)), "TIFF"), "mode 'I'"),
         "rgb16_clear.png": (png(16, 2, deep, clear), "transparent colour"),
-        "postscript.png": (writer(rgb, "EPS"), "no image in a known format"),
-        "icon.png": (writer(rgb, "ICO"), "no image in a known format"),
+        "postscript.png": (writer(rgb, "EPS"), "not an image in a known format"),
+        "icon.png": (writer(rgb, "ICO"), "not an image in a known format"),
         "half.png": (whole[: len(whole) // 2], "cannot decode"),
-        "text.png": (b"no image", "no image in a known format"),
-        "empty.png": (b"", "no image in a known format"),
+        "text.png": (b"no image", "not an image in a known format"),
+        "empty.png": (b"", "not an image in a known format"),
     }
