@@ -56,3 +56,45 @@ def random_case() -> tuple[dict[str, Any], list[Row]]:
         noise = generator.uniform(1, 200, 4).tolist()
         detections.append(found(round(float(generator.random()), 2), noise, 4, 2))
     return truth(boxes, num_images=6), detections
+
+
+def random_lvis_case() -> tuple[dict[str, Any], list[Row]]:
+    """Eight images, six categories of three frequencies, some looked for and some not.
+
+    Two images have more than 20 detections; some detections and one object have no area.
+    """
+    generator = np.random.default_rng(1)
+    boxes: list[Row] = []
+    detections: list[Row] = []
+    images: list[Row] = []
+    for image in range(1, 9):
+        present = generator.choice(np.arange(1, 7), size=3, replace=False).tolist()
+        others = [category for category in range(1, 7) if category not in present]
+        images.append(
+            {
+                "id": image, "width": 640, "height": 480,
+                "neg_category_ids": others[:1],
+                "not_exhaustive_category_ids": [*present[:1], *others[:1]][: image % 3],
+            }
+        )  # fmt: skip
+        for category in present:
+            for _ in range(generator.integers(1, 4)):
+                side = float(np.exp(generator.uniform(2.5, 5.2)))
+                box = [*generator.uniform(0, 300, 2).tolist(), side, side]
+                boxes.append({"bbox": box, "image_id": image, "category_id": category})
+                for _ in range(generator.integers(0, 3)):
+                    moved = np.array(box) + generator.normal(0, 0.06, 4) * side
+                    score = float(generator.random())
+                    detections.append(found(score, moved.clip(1).tolist(), category, image))
+        for category in (1, 2, 3, 4, 5, 6) * (3 if image in (2, 5) else 1):
+            noise = generator.uniform(1, 200, 4).tolist()
+            noise[2] *= image != 3
+            detections.append(found(float(generator.random()), noise, category, image))
+    boxes.append({"bbox": [5.0, 5.0, 0.0, 9.0], "image_id": 8, "category_id": 6})
+    case = truth(boxes)
+    case["images"] = images
+    case["categories"] = [
+        {"id": number, "name": f"class {number}", "frequency": "rcf"[number % 3]}
+        for number in range(1, 7)
+    ]
+    return case, detections

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from detrelay.core.data.coco import AnnotatedImages
     from detrelay.core.data.image_processing import DetrelayImageProcessor
     from detrelay.core.detector.model import DetectorForObjectDetection
+    from detrelay.core.evaluation.federated import Federation
     from detrelay.core.evaluation.tables import Detections
 
 BackendName = Literal["pycocotools", "hotcoco"]
 BATCH_SIZE = 4
+_MAX_DETECTIONS = 100
 _DIGITS = 6
 
 
@@ -54,8 +56,8 @@ class Arguments:
     """File to write the detections to, as a COCO results list with the dataset's ids."""
     batch_size: int = BATCH_SIZE
     """Images per batch; affects only the speed."""
-    max_detections: int = 100
-    """Maximum boxes per image."""
+    max_detections: int | None = None
+    """Maximum boxes per image; 100, or 300 for data annotated as in LVIS."""
     class_agnostic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Ignore classes: only score whether objects are found."""
     backend: BackendName = "pycocotools"
@@ -71,7 +73,7 @@ def evaluate(arguments: Arguments) -> int:
     """Print the figures, write the requested files; returns the exit code."""
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("name either --model or --predictions")
-    if arguments.max_detections < 1:
+    if arguments.max_detections is not None and arguments.max_detections < 1:
         raise ValueError(f"--max-detections must be at least 1, found {arguments.max_detections}")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, found {arguments.batch_size}")
@@ -92,23 +94,61 @@ def evaluate(arguments: Arguments) -> int:
         if not content["annotations"]:
             print(f"{arguments.data} has no annotations: nothing is scored")
             return 0
-    score(arguments, content, detections)
+    score(arguments, content, detections, asked_federation(arguments))
     return 0
 
 
-def score(arguments: Arguments, content: Mapping[str, Any], detections: Detections) -> None:
+def asked_federation(arguments: Arguments) -> Federation | None:
+    """Which categories were checked in which images, if the data are annotated as in LVIS."""
+    from detrelay.core.evaluation.federated import read_federation
+
+    if not (arguments.data.is_file() and arguments.data.suffix == ".json"):
+        return None
+    federation = read_federation(arguments.data)
+    if federation is not None and arguments.class_agnostic:
+        raise ValueError(
+            f"{arguments.data}: annotated as in LVIS, by category, so figures without categories are "
+            f"not defined; leave out --class-agnostic"
+        )
+    return federation
+
+
+def most_detections(arguments: Arguments, federation: Federation | None) -> int:
+    """Boxes per image that count."""
+    from detrelay.core.evaluation import federated
+
+    if arguments.max_detections is not None:
+        return arguments.max_detections
+    return _MAX_DETECTIONS if federation is None else federated.MAX_DETECTIONS
+
+
+def score(
+    arguments: Arguments,
+    content: Mapping[str, Any],
+    detections: Detections,
+    federation: Federation | None,
+) -> None:
     """Print the figures of detections, and write the requested files."""
     from detrelay.core.evaluation.backends import accumulate
-    from detrelay.core.evaluation.coco_ap import limits_of, summarize
+    from detrelay.core.evaluation.coco_ap import CocoResult, limits_of, summarize
+    from detrelay.core.evaluation.federated import evaluate_federated, prepared
     from detrelay.core.evaluation.tables import GroundTruth
 
     truth = GroundTruth.from_coco(content)
     found = truth.place(detections)
     if arguments.class_agnostic:
         truth, found = truth.class_agnostic(), found.class_agnostic()
-    limits = limits_of(arguments.max_detections)
-    accumulated = accumulate(truth, found, limits, arguments.backend)
-    scores = summarize(accumulated, truth.names, arguments.max_detections)
+    limit = most_detections(arguments, federation)
+    scores: CocoResult
+    if federation is None:
+        accumulated = accumulate(truth, found, limits_of(limit), arguments.backend)
+        scores = summarize(accumulated, truth.names, limit)
+    else:
+        truth, found = prepared(truth, found, federation, limit)
+        scores, accumulated = evaluate_federated(
+            truth, found, federation, max_detections=limit, backend=arguments.backend
+        )
+        print("annotated as in LVIS: figures as LVIS defines them\n")
     if arguments.output is not None:
         write_json(arguments.output, scores.to_dict())
     print(scores.table())
@@ -168,7 +208,7 @@ def detect_all(arguments: Arguments) -> tuple[dict[str, Any], Detections | None]
         processor,
         samples,
         category_ids,
-        arguments.max_detections,
+        most_detections(arguments, asked_federation(arguments)),
         arguments.batch_size,
     )
     if not accelerator.is_main_process:

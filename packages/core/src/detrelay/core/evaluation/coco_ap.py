@@ -12,7 +12,7 @@ from detrelay.core.evaluation.backends import AREAS, Accumulated, BackendName, a
 from detrelay.core.evaluation.tables import Detections, Floats, GroundTruth
 
 _LIMITS = (1, 10, 100)
-_IOU_50, _IOU_75 = 0, 5
+IOU_50, IOU_75 = 0, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ def summarize(accumulated: Accumulated, names: Sequence[str], max_detections: in
     at_100 = limits.index(min(100, max_detections))
     stats = {
         "AP": mean_of_measured(precision[..., 0, at_100]),
-        "AP50": mean_of_measured(precision[_IOU_50, ..., 0, -1]),
-        "AP75": mean_of_measured(precision[_IOU_75, ..., 0, -1]),
+        "AP50": mean_of_measured(precision[IOU_50, ..., 0, -1]),
+        "AP75": mean_of_measured(precision[IOU_75, ..., 0, -1]),
     }
     for area, label in enumerate(AREAS[1:], start=1):
         stats[f"AP_{label}"] = mean_of_measured(precision[..., area, -1])
