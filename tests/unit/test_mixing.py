@@ -19,6 +19,7 @@ SHAPE = MixingShape(
     pattern=2,
     out_points=6,
     reused=1,
+    reuse_filters=True,
     reuse_spatial=False,
     adapter="full",
     has_bias=True,
@@ -95,3 +96,41 @@ def test_half_of_the_spatial_filters_are_blended_with_earlier_ones() -> None:
     own, blended = bank.spatial[:, :, :3], bank.spatial[:, :, 3:]
     # both gates are a half
     torch.testing.assert_close(blended, 0.75 * own + 0.25 * earlier[:, :, :3])
+
+
+def test_static_mixing_is_the_adapters_without_the_filters() -> None:
+    torch.manual_seed(0)
+    shape = replace(SHAPE, reused=2, reuse_filters=False)
+    mixing = DynamicMixing(shape).double()
+    kinds = ("channel_gates", "channel_biases")
+    assert not [name for name, _ in mixing.named_parameters() if name.split(".")[0] in kinds]
+    for parameter in mixing.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    rows, groups, points, width = 3, shape.groups, shape.points, shape.width
+    sampled = torch.randn(rows, groups, points, width, dtype=torch.float64)
+    queries = torch.randn(rows, shape.dim, dtype=torch.float64)
+    patterns: list[torch.Tensor] = []
+    mixing.out_proj.register_forward_pre_hook(lambda _, given: patterns.append(given[0]))
+    mixing(sampled, queries, FilterBank())
+
+    def normed(x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(2)
+        flat = (flat - flat.mean(-1, keepdim=True)) / (
+            flat.var(-1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+        return flat.view(x.shape).clamp(min=0)
+
+    generated = mixing.generator(queries).view(rows, groups, -1)
+    channel, spatial = generated.split([width**2, shape.out_points * points], dim=-1)
+    biases = mixing.bias_generator(queries).view(rows, groups, -1)
+    own = sampled @ channel.view(rows, groups, width, width) + biases[..., None, :width]
+    mixed, carried = normed(own), sampled
+    for adapter in mixing.adapters:
+        grid = mixed.view(rows, groups, shape.base_points, shape.pattern, width)
+        by_axis = adapter.axis(grid.transpose(2, 3).flatten(3)).unflatten(-1, (-1, width))
+        by_pattern = adapter.pattern(grid.flatten(3)).unflatten(-1, (-1, width))
+        carried = carried + (by_axis.transpose(2, 3) + by_pattern).flatten(2, 3)
+        mixed = normed(carried)
+    expected = spatial.view(rows, groups, shape.out_points, points) @ mixed
+    expected = normed(expected + biases[..., width:, None])
+    torch.testing.assert_close(patterns[0], expected.flatten(1))

@@ -37,6 +37,8 @@ class MixingShape:
         pattern: K.
         out_points: O.
         reused: J, number of channel filters of the bank that are reused.
+        reuse_filters: whether the reused channel filters are multiplied with the features; if not,
+            only the adapters of each are there.
         reuse_spatial: whether half of the spatial filters are blended with the newest of the bank.
         adapter: what passes own-mixed features on to a reused filter.
         has_bias: whether channel and spatial mixing add dynamic biases.
@@ -48,6 +50,7 @@ class MixingShape:
     pattern: int
     out_points: int
     reused: int
+    reuse_filters: bool
     reuse_spatial: bool
     adapter: Adapter
     has_bias: bool
@@ -87,6 +90,9 @@ class StageInteractorConfig(QuerySetsConfig):
         ffn_dim: hidden width of the feed-forward network.
         max_reused_filters: maximum number of channel filters of earlier stages that a stage reuses,
             newest kept; None for all, 0 for none.
+        apply_reused_filters: whether these are multiplied with the features. If not, each is
+            replaced by its static adapters alone, without gates and biases: static mixing, the
+            released code's `no_previous_filters`.
         reuse_spatial_filters: whether half of the spatial filters are blended with the ones of the
             stage before. With `max_reused_filters` 0 and this off the detector is the baseline of
             the paper's table 6, close to AdaMixer; `ADAMIXER` makes it exactly that.
@@ -117,6 +123,7 @@ class StageInteractorConfig(QuerySetsConfig):
     num_out_points: int = 128
     ffn_dim: int = 2048
     max_reused_filters: int | None = None
+    apply_reused_filters: bool = True
     reuse_spatial_filters: bool = True
     adapter: Literal["full", "channel", "none"] = "full"
     two_step_sampling: bool = True
@@ -168,6 +175,7 @@ class StageInteractorConfig(QuerySetsConfig):
             pattern=self.pattern_size,
             out_points=self.num_out_points,
             reused=available if limit is None else min(available, limit),
+            reuse_filters=self.apply_reused_filters,
             reuse_spatial=self.reuse_spatial_filters and available > 0,
             adapter=self.adapter,
             has_bias=limit != 0,

@@ -105,8 +105,9 @@ class DynamicMixing(nn.Module):
             nn.Linear(dim, groups * (width + shape.out_points)) if shape.has_bias else None
         )
         self.adapters = nn.ModuleList(StaticAdapter(shape) for _ in range(reused))
-        self.channel_gates = nn.Linear(dim, 2 * dim * reused) if reused else None
-        self.channel_biases = nn.Linear(dim, dim * reused) if reused else None
+        dynamic = reused if shape.reuse_filters else 0
+        self.channel_gates = nn.Linear(dim, 2 * dim * dynamic) if dynamic else None
+        self.channel_biases = nn.Linear(dim, dim * dynamic) if dynamic else None
         blend = shape.reuse_spatial
         self.pattern_gate = nn.Linear(dim, groups * shape.own_patterns) if blend else None
         self.point_gate = nn.Linear(dim, groups * shape.points) if blend else None
@@ -144,7 +145,9 @@ class DynamicMixing(nn.Module):
         channel, spatial = self._filters(queries)
         channel_bias, pattern_bias = self._biases(queries)
         mixed = _mix(sampled, channel, channel_bias)
-        if self.shape.reused:
+        if self.shape.reused and not self.shape.reuse_filters:
+            mixed = self._mix_statically(sampled, mixed)
+        elif self.shape.reused:
             mixed = self._reuse(sampled, mixed, channel, queries, bank)
         if self.shape.reuse_spatial:
             spatial = self._reuse_spatial(spatial, queries, bank)
@@ -176,8 +179,7 @@ class DynamicMixing(nn.Module):
         assert self.channel_biases is not None
         width, reused = self.shape.width, self.shape.reused
         # channels last: the products below run along them
-        gates = self._grouped(self.channel_gates(queries)).unflatten(-1, (width, 2, reused))
-        gates = gates.movedim(2, -1).contiguous().sigmoid()  # [R, G, 2, J, D]
+        gates = self.gate_factors(self.channel_gates(queries))
         biases = self._grouped(self.channel_biases(queries)).unflatten(-1, (reused, 1, width))
         carried = sampled
         for index, (adapter, earlier) in enumerate(
@@ -188,6 +190,27 @@ class DynamicMixing(nn.Module):
             gate = gates[:, :, 1, index, :, None] * gates[:, :, 0, index, None, :]
             mixed = _mix(carried, _blend(channel, earlier, gate), biases[:, :, index])
         return mixed
+
+    def _mix_statically(self, sampled: Tensor, mixed: Tensor) -> Tensor:
+        """The adapters of every reused filter in turn, without the filters."""
+        carried = sampled
+        for adapter in self.adapters:
+            carried = adapter(mixed, carried)
+            mixed = F.layer_norm(carried, carried.shape[-2:], eps=_NORM_EPSILON).relu_()
+        return mixed
+
+    def gate_factors(self, generated: Tensor) -> Tensor:
+        """Factors of the gates of reused channel filters.
+
+        Args:
+            generated: what `channel_gates` makes of the queries, [R, 2 * C * J].
+
+        Returns:
+            [R, G, 2, J, D]: first over output, then over input channels. A filter's gate for a pair
+            of channels is the product of the two.
+        """
+        shape = (self.shape.width, 2, self.shape.reused)
+        return self._grouped(generated).unflatten(-1, shape).movedim(2, -1).contiguous().sigmoid()
 
     def _reuse_spatial(self, own: Tensor, queries: Tensor, bank: FilterBank) -> Tensor:
         """Own spatial filters [R, G, O / 2, N], and the same blended with earlier ones: O."""
