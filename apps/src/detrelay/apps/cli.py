@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "COCO figures of a saved model, or of detections on disk",
     "report": "what happens between the stages of a saved model, as a page of charts",
     "study": "train a grid of settings and seeds, and compare them with intervals",
+    "cost": "parameters, arithmetic by part, time and memory of each setting of a study",
     "compare": "compare runs that exist: means, intervals and differences",
     "predict": "detect objects in images, draw them, write them to files",
     "convert": "convert a released checkpoint to a model folder",

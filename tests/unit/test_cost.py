@@ -1,0 +1,95 @@
+"""Parameters and arithmetic by part, against sums by hand; the command's tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import command
+from detrelay.apps import cost
+from detrelay.core.detector.cost import operations_by_part, parameters_by_part
+from detrelay.heads import HEADS
+from factories import small_config, small_head_config
+from tiny_run import TINY, shrink_backbone
+
+QUERIES, SIDE = 4, 64
+
+
+def test_parts_of_stageinteractor_are_those_by_hand() -> None:
+    config = small_config(num_stages=4, num_queries=QUERIES)
+    torch.manual_seed(0)
+    model = HEADS["stageinteractor"].model(config).eval()
+    found = operations_by_part(model, torch.rand(1, 3, SIDE, SIDE))
+    generated = applied = adapted = gated = 0
+    for stage in range(4):
+        shape = config.mixing_shape(stage)
+        dim, groups, width, points = shape.dim, shape.groups, shape.width, shape.points
+        own = groups * (width**2 + shape.own_patterns * points)
+        generated += dim * (own + groups * (width + shape.out_points))
+        channel = groups * points * width**2
+        applied += (1 + shape.reused) * channel + groups * shape.out_points * points * width
+        axis, pattern = shape.base_points * width, shape.pattern * width
+        adapters = groups * (shape.pattern * axis**2 + shape.base_points * pattern**2)
+        adapted += shape.reused * adapters
+        gated += 3 * shape.reused * dim**2
+        gated += shape.reuse_spatial * dim * groups * (shape.own_patterns + points)
+    per_query = {
+        "generating filters": generated,
+        "applying filters, own and reused": applied,
+        "static adapters of reused filters": adapted,
+        "gates of reused filters": gated,
+        "from mixed features to the query": 4 * dim * groups * shape.out_points * width,
+        "feed-forward networks": 4 * 2 * dim * config.ffn_dim,
+    }
+    for part, products in per_query.items():
+        assert found[part] == 2 * QUERIES * products, part
+    assert found["backbone"] > 0
+    assert "rest of the head" not in found
+
+
+@pytest.mark.parametrize("case", ["stageinteractor", "deformable_detr_two_stage", "dino"])
+def test_no_parameter_is_lost(case: str) -> None:
+    model = HEADS[case.removesuffix("_two_stage")].model(small_head_config(case))
+    parts = parameters_by_part(model)
+    assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
+    assert parts["backbone"] == sum(p.numel() for p in model.backbone.parameters())
+    head = {"deformable_detr_two_stage": "encoder", "dino": "encoder"}
+    assert head.get(case, "generating filters") in parts
+
+
+def test_all_settings_of_a_study_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shrink_backbone(monkeypatch)
+    monkeypatch.setattr(cost, "in_own_process", lambda work, *given: work(*given))
+    study = tmp_path / "reuse.toml"
+    study.write_text(
+        'about = "Reuse?"\nrecipe = "shapes"\nseeds = [0, 1]\nbaseline = "none"\n'
+        '[settings.none]\nset = ["model.max_reused_filters=0"]\n[settings.all]\n'
+    )
+    code, out, err = command(
+        cost.cost, cost.Arguments, capsys,
+        *(study, "shapes", "--output", tmp_path / "cost", "--height", 64, "--width", 96),
+        *("--repeats", 1, "--batch-size", 2, "--set", *TINY),
+    )  # fmt: skip
+    assert code == 0, err
+    rows = json.loads((tmp_path / "cost" / "cost.json").read_text())
+    assert [row["name"] for row in rows] == ["reuse: none", "reuse: all", "shapes"]
+    none, every, _ = rows
+    assert "static adapters of reused filters" not in none["gflop"]
+    assert every["gflop"]["static adapters of reused filters"] > 0
+    for row in rows:
+        assert row["inference"]["seconds"] > 0
+        assert row["training"]["seconds"] > row["inference"]["seconds"]
+        assert row["training"]["mebibytes"] > 0
+    text = (tmp_path / "cost" / "cost.md").read_text()
+    assert text.count("| reuse: all ") == 2
+    assert "64 x 96 pixels, 2 at a time, 80 categories" in out
+    code, _, err = command(
+        cost.cost, cost.Arguments, capsys, "no_such_recipe", "--output", tmp_path / "cost"
+    )
+    assert code == 2
+    assert "no_such_recipe" in err
