@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, ResNetConfig
 
 from commands import command
 from detrelay.apps import evaluate, report
-from factories_data import write_shapes
+from detrelay.core.data.coco import AnnotatedImages
+from detrelay.core.data.places import evaluation_split
+from factories_data import write_coco, write_shapes
 from tiny_run import shrink_backbone, skip_pictures, tiny_run
 
 
@@ -43,10 +46,11 @@ def test_report_is_one_page_and_its_figures(
     code, out, err = command(
         report.report, report.Arguments, capsys,
         *("--model", run / "last", "--data", coco_folder, "--output", output),  # its split val
-        *("--gallery", "1", "--backend", "hotcoco"),
+        *("--beside", run / "best", "--gallery", "1", "--backend", "hotcoco"),
     )  # fmt: skip
     assert code == 0, err
-    assert "AP by stage (maxDets 100): " in out
+    for letter in "AB":
+        assert f"{letter}: AP by stage (maxDets 100): " in out
     figures = json.loads((output / "figures.json").read_text())
     measured = json.loads((run / "results.json").read_text())["stats"]
     assert len(figures["stages"]) == 3
@@ -56,11 +60,46 @@ def test_report_is_one_page_and_its_figures(
     page = (output / "report.html").read_text()
     charts = sorted(path.stem for path in output.glob("*.png"))
     assert charts == [
-        "boxes", "duplicates", "errors", "hardest_1", "instability", "moved_labels", "precision",
-        "similarity",
+        "boxes", "duplicates", "errors", "feature_maps", "gates", "hardest_1", "instability",
+        "moved_labels", "precision", "query_maps", "separability", "similarity",
     ]  # fmt: skip
     assert page.count("data:image/png;base64,") == len(charts)
     assert "http" not in page  # it needs nothing from elsewhere
+    assert figures["beside"]["about"]["model"].endswith("best")
+    for row in ("A: 3", "B: 3"):
+        assert f"<td>{row}</td>" in page
+    assert "B: AP is" in page
+
+
+def test_figures_do_not_depend_on_the_size_of_batches(
+    run: Path, coco_folder: Path, tmp_path: Path
+) -> None:
+    content = json.loads((coco_folder / "val.json").read_text())
+    sizes = [(96, 40), (40, 96), (64, 64)]  # padded together they would all be of another shape
+    content["images"] = [
+        {"id": row, "file_name": f"{row}.png", "width": width, "height": height}
+        for row, (width, height) in enumerate(sizes)
+    ]
+    for row, annotation in enumerate(content["annotations"][:6]):
+        annotation |= {"image_id": row % 3, "bbox": [4, 5, 20, 24], "area": 480}
+    content["annotations"] = content["annotations"][:6]
+    data = write_coco(tmp_path, content)
+    samples = AnnotatedImages(evaluation_split(str(data)))
+    truth = report.shown_truth(samples, len(samples))
+    alone, together = (
+        report.figures_of(
+            run / "last", samples, truth,
+            report.Arguments(run / "last", data, Path("unused"), batch_size=size),
+        )[0]
+        for size in (1, 3)
+    )  # fmt: skip
+    for part in ("stages", "errors", "instability", "moved_labels", "hardest"):
+        assert evaluate.rounded(alone[part]) == evaluate.rounded(together[part]), part
+    assert alone["refinement"]["iou"] == pytest.approx(together["refinement"]["iou"], abs=1e-5)
+    np.testing.assert_allclose(alone["similarity"], together["similarity"], atol=1e-4)
+    for one, other in zip(alone["query_maps"], together["query_maps"], strict=True):
+        assert one["query"] == other["query"]
+        np.testing.assert_allclose(one["boxes"], other["boxes"], atol=1e-5)
 
 
 def test_report_on_a_detector_of_transformers(
@@ -86,11 +125,13 @@ def test_report_on_a_detector_of_transformers(
     )
     assert code == 0, err
     figures = json.loads((output / "figures.json").read_text())
+    assert figures["gates"] == []
     assert len(figures["stages"]) == 2
     assert figures["about"]["model_type"] == "detr"
     assert figures["about"]["images"] == 2
-    assert figures["similarity"] is None
-    assert "no similarity of stages" in (output / "report.html").read_text()
+    assert len(figures["similarity"]) == 2
+    page = (output / "report.html").read_text()
+    assert "no gates" in page
     config.id2label = dict(enumerate(["spare"] * len(names)))
     config.save_pretrained(folder)
     code, _, err = command(report.report, report.Arguments, capsys, *arguments)

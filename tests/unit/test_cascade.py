@@ -51,6 +51,7 @@ def cascade() -> Cascade:
         image=np.array([0, 0, 1]),
         category=np.array([0, 1, 0]),
         target_boxes=target_boxes,
+        image_sizes=np.full((2, 2), 400.0),
         boxes=boxes,
         own=(first, later, later),
         learned=(
@@ -71,7 +72,7 @@ def test_matching_changes_are_counted(cascade: Cascade) -> None:
 
 def test_a_swap_of_two_objects_changes_labels_of_other_classes_only(cascade: Cascade) -> None:
     swapped = Cascade(
-        cascade.image, cascade.category, cascade.target_boxes, cascade.boxes,
+        cascade.image, cascade.category, cascade.target_boxes, cascade.image_sizes, cascade.boxes,
         own=(labels((A, 0), (B, 1)), labels((A, 1), (B, 0))), learned=(),
     )  # fmt: skip
     (change,) = instability(swapped)
@@ -87,6 +88,7 @@ def test_moved_labels_and_their_origin_are_counted(cascade: Cascade) -> None:
     assert moved.moved == [1, 1, 1]
     assert moved.foreign == [0, 0, 1]
     assert moved.origin.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert moved.own_by_category.tolist() == [6, 3]
     assert moved.by_category.tolist() == [[1, 0], [1, 0], [1, 0]]
     assert moved.by_size.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0]]
     bins = np.zeros((3, 10), dtype=int)
@@ -104,7 +106,8 @@ def test_boxes_are_followed_back_from_the_last_stage(cascade: Cascade) -> None:
 def test_nothing_to_find_is_no_number(cascade: Cascade) -> None:
     none = labels()
     empty = Cascade(
-        cascade.image[:0], cascade.category[:0], cascade.target_boxes[:0], cascade.boxes,
+        cascade.image[:0], cascade.category[:0], cascade.target_boxes[:0], cascade.image_sizes,
+        cascade.boxes,
         own=(none,) * 3, learned=(none,) * 3,
     )  # fmt: skip
     assert instability(empty)[0].moved_share is None

@@ -85,8 +85,10 @@ def test_planted_facts_are_recorded_and_counted() -> None:
     batches = [batch_of(31, boxes=[OBJECT]), batch_of(4, boxes=[]), batch_of(8, boxes=[OBJECT])]
     found = record(PlantedModel(), batches)
     cascade = found.cascade
-    assert found.image_ids.tolist() == [31, 4, 8]
-    assert cascade.image.tolist() == [0, 2]
+    assert found.image_ids.tolist() == [4, 8, 31]
+    assert found.seen.tolist() == [1, 2, 0]
+    assert cascade.image.tolist() == [1, 2]
+    assert cascade.image_sizes.tolist() == [[200, 100]] * 3
     assert cascade.category.tolist() == [0, 0]  # of the data; the model's is 1
     np.testing.assert_allclose(cascade.target_boxes, [[30, 30, 40, 40]] * 2, atol=1e-4)
     np.testing.assert_allclose(cascade.boxes[0, 1, 0], [30, 30, 40, 40], atol=1e-4)
@@ -102,12 +104,60 @@ def test_planted_facts_are_recorded_and_counted() -> None:
     assert refinement(cascade).iou == pytest.approx([0.6, 1.0], abs=1e-5)
     assert found.similarity is not None
     assert found.similarity.matrix() == pytest.approx(np.ones((2, 2)))
+    # query 1, which the last stage matches, is the second row of the identity, twice in stage 2
+    assert found.features is not None
+    assert found.features.values.tolist() == [[[0, 1, 0, 0]] * 2, [[0, 2, 0, 0]] * 2]
+    assert found.features.image.tolist() == [1, 2]
+    assert found.features.category.tolist() == [0, 0]
 
     first = found.detections[0]
     best = first.select(first.scores > 0.9)
     assert best.category_ids.tolist() == [7, 5] * 3
-    assert best.image_ids.tolist() == [31, 31, 4, 4, 8, 8]
+    assert best.image_ids.tolist() == [4, 4, 8, 8, 31, 31]
     np.testing.assert_allclose(best.boxes_xywh[0], [30, 30, 40, 40], atol=1e-4)
+
+
+class SortingHead(PlantedHead):
+    """The same, but the second stage has its queries in another order: rows 0, 1, 2 are 2, 0, 1."""
+
+    def forward(self, pixels: Tensor) -> tuple[StageGroup, ...]:
+        (group,) = super().forward(pixels)
+        first, second = group.stages
+        rows = [2, 0, 1]
+        self.classify[0](torch.eye(3, 4)[None])
+        self.classify[1](2 * torch.eye(3, 4)[rows][None])
+        turned = StagePrediction(
+            second.logits[:, rows], second.boxes[:, rows], slot=torch.tensor([rows])
+        )
+        return (StageGroup("decoder", (first, turned)),)
+
+
+def test_queries_that_a_head_sorts_anew_are_followed_by_slot() -> None:
+    model = PlantedModel()
+    model.head = SortingHead()
+    found, plain = (record(m, [batch_of(1, boxes=[OBJECT])]) for m in (model, PlantedModel()))
+    np.testing.assert_array_equal(found.cascade.boxes, plain.cascade.boxes)
+    assert found.cascade.query_of().tolist() == [[0], [1]]
+    assert found.features is not None
+    assert found.features.values[1].tolist() == [[0, 2, 0, 0]]
+
+
+def test_images_come_by_id_whatever_the_order_of_the_batches() -> None:
+    torch.manual_seed(0)
+    model = HEADS["stageinteractor"].model(small_head_config("stageinteractor"))
+    batches = [batch_of(image, boxes=[OBJECT, AWAY][:count]) for image, count in ((7, 2), (3, 1))]
+    options = {"category_ids": [1, 2, 3, 4], "class_indices": [0, 1, 2, 3]}
+    first, second = (record(model, order, **options) for order in (batches, batches[::-1]))
+    for one, other in zip(first.detections, second.detections, strict=True):
+        np.testing.assert_array_equal(one.image_ids, other.image_ids)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+    assert first.cascade.image.tolist() == second.cascade.image.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(first.cascade.target_boxes, second.cascade.target_boxes)
+    np.testing.assert_allclose(first.cascade.boxes, second.cascade.boxes, atol=1e-4)
+    np.testing.assert_array_equal(first.cascade.query_of(), second.cascade.query_of())
+    assert first.features is not None
+    assert second.features is not None
+    np.testing.assert_allclose(first.features.values, second.features.values, atol=1e-5)
 
 
 def test_nothing_to_look_at_is_refused() -> None:
@@ -174,4 +224,23 @@ def test_models_of_transformers_show_their_stages(kind: str) -> None:
     np.testing.assert_allclose(
         found.cascade.boxes[-1, 0, :, :2], (centre * torch.tensor([200, 100])).numpy(), atol=1e-3
     )
-    assert found.similarity is None  # its query features are not looked for
+    assert found.similarity is not None
+    matrix = found.similarity.matrix()
+    assert matrix.diagonal() == pytest.approx(np.ones(3))
+    assert found.features is not None
+    weight = model.class_embed[-1] if kind == "deformable" else model.class_labels_classifier
+    query = found.cascade.own[-1].query
+    by_hand = weight(torch.from_numpy(found.features.values[-1]))
+    torch.testing.assert_close(by_hand, output.logits[0, query], rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_are_not_found_are_left_out() -> None:
+    model = tiny_transformers_model("softmax")
+    model.class_labels_classifier = nn.Sequential(model.class_labels_classifier, nn.Softsign())
+    found = record(
+        ForeignDetector(model), [batch_of(1, boxes=[OBJECT], size=128)], category_ids=[1, 2, -1, 4],
+        class_indices=[0],
+    )  # fmt: skip
+    assert len(found.detections) == 3
+    assert found.similarity is None
+    assert found.features is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,24 @@ _OWN_TYPES = "detrelay_"
 _SMALLEST = 1e-9  # a probability, before its logarithm
 
 
+class ShownStages(nn.Module):
+    """Where a recording looks: is called with all stages, and its part with their features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = nn.Identity()
+
+    def forward(self, groups: tuple[StageGroup, ...]) -> tuple[StageGroup, ...]:
+        """The stages as they are."""
+        return groups
+
+
 class ForeignDetector(nn.Module):
     """A transformers detector with the interface of one of this project.
 
-    Its `head` is called with all stages and returns them. Scores of a softmax over classes and "no
+    Its `head` is called with all stages and returns them; before that `head.classify` is called
+    with the query features of each stage, where they are found: what a linear layer was given that
+    gave the stage's scores. Scores of a softmax over classes and "no
     object" become those logits whose sigmoid is the same probability.
 
     Args:
@@ -41,7 +56,7 @@ class ForeignDetector(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.head = nn.Identity()
+        self.head = ShownStages()
         self.config = model.config
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> None:
@@ -75,23 +90,66 @@ class ForeignDetector(nn.Module):
             "class_labels": torch.zeros(0, dtype=torch.long, device=pixel_values.device),
             "boxes": torch.zeros(0, 4, device=pixel_values.device),
         }
-        self.model(
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            labels=[nothing for _ in range(len(pixel_values))],
-        )
+        with self._calls_of_classifiers() as calls:
+            self.model(
+                pixel_values=pixel_values,
+                pixel_mask=pixel_mask,
+                labels=[nothing for _ in range(len(pixel_values))],
+            )
         if not seen:
             raise ValueError(f"a {type(self.model).__name__} shows no stages")
         stages = tuple(
             StagePrediction(self._sigmoid_logits(logits.float()), boxes.float())
             for logits, boxes in seen
         )
+        for features in _features_of([logits for logits, _ in seen], calls):
+            self.head.classify(features)
         self.head((StageGroup("decoder", stages),))
+
+    @contextmanager
+    def _calls_of_classifiers(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """What linear layers with as many outputs as classes are given, and what they make of it.
+
+        A layer that serves all stages at once counts as called for each.
+        """
+        calls: list[tuple[Tensor, Tensor]] = []
+
+        def keep(_module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+            if made.ndim == 3:
+                calls.append((given[0], made))
+            elif made.ndim == 4:  # some models stack stages before the batch, some after it
+                for place in (0, 1):
+                    calls.extend(zip(given[0].unbind(place), made.unbind(place), strict=True))
+
+        classes = self.config.num_labels
+        handles = [
+            module.register_forward_hook(keep)
+            for module in self.model.modules()
+            if isinstance(module, nn.Linear) and module.out_features in (classes, classes + 1)
+        ]
+        try:
+            yield calls
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _sigmoid_logits(self, logits: Tensor) -> Tensor:
         if logits.shape[-1] == self.config.num_labels:
             return logits
         return logits.softmax(-1)[..., :-1].clamp(min=_SMALLEST).logit(eps=_SMALLEST)
+
+
+def _features_of(stages: Sequence[Tensor], calls: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The features that the scores [B, Q, K] of each stage were computed from; none unless all."""
+    found = []
+    for logits in stages:
+        fitting = [
+            given
+            for given, made in calls
+            if made.shape == logits.shape and torch.allclose(made, logits, rtol=1e-4, atol=1e-5)
+        ]
+        found += fitting[-1:]
+    return found if len(found) == len(stages) else []
 
 
 def _is_last(stage: Tensor, output: Tensor) -> bool:

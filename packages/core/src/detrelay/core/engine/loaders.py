@@ -50,6 +50,7 @@ def make_eval_loader(
     num_workers: int = 0,
     process: int = 0,
     num_processes: int = 1,
+    images: int | None = None,
 ) -> DataLoader[Any]:
     """A loader of every image once, padded no further than alone; see `ShapeBatches`.
 
@@ -63,10 +64,11 @@ def make_eval_loader(
         num_workers: loader processes; 0 loads in the calling process.
         process: number of this process, from 0.
         num_processes: how many there are.
+        images: only the first so many; all if None.
     """
     shapes = [padded_size([shape], divisor) for shape in data.shapes]
     batches = ShapeBatches(
-        shapes or [(index, 0) for index in range(len(data))],
+        (shapes or [(index, 0) for index in range(len(data))])[:images],
         batch_size,
         process=process,
         num_processes=num_processes,

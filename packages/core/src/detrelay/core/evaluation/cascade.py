@@ -47,6 +47,7 @@ class Cascade:
         image: int64 [T], image of each object that queries are matched to.
         category: int64 [T].
         target_boxes: float64 [T, 4], its box xywh, pixels.
+        image_sizes: float64 [I, 2], width and height of each image, pixels.
         boxes: float32 [S, I, Q, 4], boxes xywh, pixels.
         own: S labels of the stages' own one-to-one matching.
         learned: S labels that the assigner under study derives from them.
@@ -55,6 +56,7 @@ class Cascade:
     image: Ints
     category: Ints
     target_boxes: Floats
+    image_sizes: Floats
     boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     own: tuple[Labels, ...]
     learned: tuple[Labels, ...]
@@ -138,6 +140,7 @@ class MovedLabels:
             matching has the pair (column; the earlier in case of a tie); labels that no stage has
             are not included.
         foreign: [S], moved labels that no stage's own matching has.
+        own_by_category: int64 [K], labels of the own matching by category, all stages together.
         by_category: int64 [S, K], moved labels by category.
         by_size: int64 [S, 3], moved labels by area of the object's box: small, medium, large.
         by_iou: int64 [S, 10], moved labels by IoU of the learning query's box and the object.
@@ -148,6 +151,7 @@ class MovedLabels:
     moved: list[int]
     origin: Ints
     foreign: list[int]
+    own_by_category: Ints
     by_category: Ints
     by_size: Ints
     by_iou: Ints
@@ -185,7 +189,11 @@ def moved_labels(cascade: Cascade, categories: int) -> MovedLabels:
         by_size[stage] = np.bincount(size[fresh.object], minlength=len(SIZES))
         by_iou[stage] = np.histogram(cascade.overlap(stage, fresh), _IOU_BORDERS)[0]
     counts = [len(labels) for labels in cascade.own]
-    return MovedLabels(counts, kept, moved, origin, foreign, by_category, by_size, by_iou)
+    objects = np.concatenate([labels.object for labels in cascade.own])
+    own_by_category = np.bincount(cascade.category[objects], minlength=categories)
+    return MovedLabels(
+        counts, kept, moved, origin, foreign, own_by_category, by_category, by_size, by_iou
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,28 +312,27 @@ class StageSimilarity:
 
     def __init__(self) -> None:
         self.count = 0
-        self._sums: list[Floats] = []
-        self._products: dict[tuple[int, int], Floats] = {}
+        self._widths: list[int] = []
+        self._sum: Floats = np.zeros(0)
+        self._product: Floats = np.zeros((0, 0))
 
     def add(self, features: Sequence[Floats]) -> None:
         """Take features [n, C] of the same n queries in each of S stages."""
-        if not self._sums:
-            self._sums = [np.zeros(values.shape[1]) for values in features]
-        self.count += len(features[0])
-        for first, values in enumerate(features):
-            self._sums[first] += values.sum(axis=0)
-            for second in range(first + 1):
-                product = values.T.astype(np.float64) @ features[second].astype(np.float64)
-                key = (first, second)
-                self._products[key] = self._products.get(key, 0.0) + product
+        rows = np.concatenate(features, axis=1, dtype=np.float64)
+        if not self._widths:
+            self._widths = [values.shape[1] for values in features]
+            self._sum = np.zeros(rows.shape[1])
+            self._product = np.zeros((rows.shape[1], rows.shape[1]))
+        self.count += len(rows)
+        self._sum += rows.sum(axis=0)
+        self._product += rows.T @ rows  # of one array with itself: half the work of a product
 
     def matrix(self) -> Floats:
         """Similarity [S, S] from 0 to 1; 0 if a stage's features do not vary."""
-        stages = len(self._sums)
-        norms = np.zeros((stages, stages))
-        for (first, second), product in self._products.items():
-            centre = np.outer(self._sums[first], self._sums[second]) / self.count
-            norms[first, second] = norms[second, first] = ((product - centre) ** 2).sum()
+        centred = self._product - np.outer(self._sum, self._sum) / self.count
+        starts = np.cumsum([0, *self._widths[:-1]])
+        norms = np.add.reduceat(np.add.reduceat(centred**2, starts, axis=0), starts, axis=1)
+        norms = np.tril(norms) + np.tril(norms, -1).T  # the same in both halves to the last bit
         scale = np.sqrt(np.outer(norms.diagonal(), norms.diagonal()))
         return np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
 

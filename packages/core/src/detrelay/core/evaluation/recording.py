@@ -16,11 +16,14 @@ from detrelay.core.criterion import Assigner
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.model import DetectorOutput
 from detrelay.core.evaluation.cascade import Cascade, Labels, StageSimilarity
-from detrelay.core.evaluation.tables import Detections
+from detrelay.core.evaluation.query_features import QueryFeatures
+from detrelay.core.evaluation.tables import Detections, Ints
 from detrelay.core.structures import Assignment, StageGroup, StagePrediction, Targets
 
 # the layers that compute class scores from a query's features, in every head of this project
 _CLASSIFIER = re.compile(r"(^|\.)classify(\.\d+)?$")
+# of an image, evenly spaced: similarity of stages takes time in proportion
+_MOST_COMPARED_QUERIES = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,16 +31,21 @@ class Recording:
     """What S stages predicted for all images.
 
     Attributes:
-        image_ids: int64 [I], in the order of the cascade's images.
+        image_ids: int64 [I], ascending; the order of the cascade's images.
+        seen: int64 [I], how many images came before each one when they were recorded.
         detections: S post-processed outputs, as if the decoder ended there.
         cascade: boxes and labels of every stage.
         similarity: of query features between stages; None if the head does not expose them.
+        features: of the queries that the last stage matches, in the order of its own labels; None
+            if the head does not expose them.
     """
 
-    image_ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    image_ids: Ints
+    seen: Ints
     detections: tuple[Detections, ...]
     cascade: Cascade
     similarity: StageSimilarity | None
+    features: QueryFeatures | None
 
 
 @torch.no_grad()
@@ -110,6 +118,8 @@ def _captured(
 
 
 class _Recorder:
+    """Gathers batches; the images of `finish` do not depend on the order in which they came."""
+
     def __init__(
         self,
         processor: DetrelayImageProcessor,
@@ -122,12 +132,14 @@ class _Recorder:
         self.class_indices, self.assigners = class_indices, assigners
         self.max_detections = max_detections
         self.image_ids: list[int] = []
+        self.image_sizes: list[Any] = []
         self.detections: list[list[Detections]] = []
         self.boxes: list[Any] = []
         self.objects: list[tuple[Any, Any, Any]] = []
         self.labels: tuple[list[list[Labels]], ...] = ([], [])
         self.count = 0  # objects so far
         self.similarity: StageSimilarity | None = StageSimilarity()
+        self.features: list[Any] = []
 
     def add(
         self,
@@ -158,8 +170,11 @@ class _Recorder:
         )
         for kept, assigner in zip(self.labels, self.assigners, strict=True):
             kept.append([self._labels(part) for part in assigner(slots, known)])
-        self._compare(features, len(stages), tuple(stages[0].logits.shape[:2]))
+        own = _of_stages(features, stages)
+        last = self.labels[0][-1][-1]
+        self._look_at(own, image.numpy()[last.object - self.count], last.query)
         self.image_ids += ids
+        self.image_sizes.append(scale[:, :2].numpy())
         self.count += len(targets)
 
     def _detect(
@@ -176,46 +191,96 @@ class _Recorder:
         pairs = assignment.classes
         return Labels(pairs.target.cpu().numpy() + self.count, pairs.query.cpu().numpy())
 
-    def _compare(self, features: Sequence[Tensor], stages: int, shape: tuple[int, ...]) -> None:
-        """Accumulate the features of the decoder's queries, if every stage has some."""
-        own = [values for values in features if tuple(values.shape[:2]) == shape][-stages:]
-        if len(own) < stages:
+    def _look_at(self, features: list[Tensor] | None, image: Ints, query: Ints) -> None:
+        """Compare the queries of all stages, and keep the features of those that are named."""
+        if features is None:
             self.similarity = None
-        if self.similarity is not None:
-            self.similarity.add([values.flatten(0, 1).double().cpu().numpy() for values in own])
+        if self.similarity is None or features is None:
+            return
+        step = -(-features[0].shape[1] // _MOST_COMPARED_QUERIES)
+        self.similarity.add(
+            [values[:, ::step].flatten(0, 1).double().cpu().numpy() for values in features]
+        )
+        self.features.append(
+            np.stack([values[image, query].float().cpu().numpy() for values in features])
+        )
 
     def finish(self) -> Recording:
-        """All batches together."""
+        """All batches together, by image id."""
         if not self.boxes:
             raise ValueError("there is no image to evaluate")
+        seen = np.argsort(np.array(self.image_ids, dtype=np.int64), kind="stable")
+        image_ids = np.array(self.image_ids, dtype=np.int64)[seen]
         image, category, target_boxes = (
             np.concatenate([part[column] for part in self.objects]) for column in range(3)
         )
+        image = np.argsort(seen)[image]
+        objects = np.argsort(image, kind="stable")
+        place = np.argsort(objects)  # new row of each object
         own, learned = (
-            tuple(
-                Labels(
-                    np.concatenate([part.object for part in parts]),
-                    np.concatenate([part.query for part in parts]),
-                )
-                for parts in zip(*kept, strict=True)
-            )
+            tuple(_joined(parts, place)[0] for parts in zip(*kept, strict=True))
             for kept in self.labels
         )
-        return Recording(
-            image_ids=np.array(self.image_ids, dtype=np.int64),
-            detections=tuple(
-                Detections.concatenate(parts) for parts in zip(*self.detections, strict=True)
-            ),
-            cascade=Cascade(
-                image=image,
-                category=category,
-                target_boxes=target_boxes,
-                boxes=np.concatenate(self.boxes, axis=1),
-                own=own,
-                learned=learned,
-            ),
-            similarity=self.similarity,
+        order = _joined([stages[-1] for stages in self.labels[0]], place)[1]
+        cascade = Cascade(
+            image=image[objects],
+            category=category[objects],
+            target_boxes=target_boxes[objects],
+            image_sizes=np.concatenate(self.image_sizes)[seen],
+            boxes=np.concatenate(self.boxes, axis=1)[:, seen],
+            own=own,
+            learned=learned,
         )
+        features = None
+        if self.similarity is not None:
+            row = own[-1].object
+            features = QueryFeatures(
+                np.concatenate(self.features, axis=1)[:, order],
+                cascade.category[row],
+                cascade.image[row],
+            )
+        return Recording(
+            image_ids=image_ids,
+            seen=seen,
+            detections=tuple(_by_image(parts) for parts in zip(*self.detections, strict=True)),
+            cascade=cascade,
+            similarity=self.similarity,
+            features=features,
+        )
+
+
+def _of_stages(
+    features: Sequence[Tensor], stages: Sequence[StagePrediction]
+) -> list[Tensor] | None:
+    """The features [B, Q, C] of the decoder's queries by slot, if there are some for each stage."""
+    shape = stages[0].logits.shape[:2]
+    own = [values for values in features if values.shape[:2] == shape][-len(stages) :]
+    if len(own) < len(stages):
+        return None
+    return [
+        values
+        if stage.slot is None
+        else values.gather(1, stage.slot.argsort(dim=1)[..., None].expand_as(values))
+        for values, stage in zip(own, stages, strict=True)
+    ]
+
+
+def _joined(parts: Sequence[Labels], place: Ints) -> tuple[Labels, Ints]:
+    """Labels of all batches by object and query, and which of them came to stand where.
+
+    Args:
+        parts: labels whose objects are numbered as they came.
+        place: new number of each object.
+    """
+    rows = place[np.concatenate([part.object for part in parts])]
+    query = np.concatenate([part.query for part in parts])
+    order = np.lexsort((query, rows))
+    return Labels(rows[order], query[order]), order
+
+
+def _by_image(parts: Sequence[Detections]) -> Detections:
+    together = Detections.concatenate(parts)
+    return together.select(np.argsort(together.image_ids, kind="stable"))
 
 
 def _corner_boxes(boxes: Tensor) -> Tensor:

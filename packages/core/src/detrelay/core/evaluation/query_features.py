@@ -1,0 +1,145 @@
+"""What the features of queries know, stage by stage: a map of them, and how well classes separate.
+
+Both need scikit-learn, which is an extra. Letters in shapes: S stages, M queries, C channels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import numpy as np
+
+from detrelay.core.evaluation.tables import Bools, Floats, Ints
+
+MOST_PROBED = 4000
+MOST_MAPPED = 800
+_PERPLEXITY = 30.0
+_MOST_STEPS = 300  # of the optimiser, for the probe
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryFeatures:
+    """Features of queries that the last stage matches, followed through the stages.
+
+    Attributes:
+        values: float32 [S, M, C], what each stage's class scores are computed from.
+        category: int64 [M], of the object that the query is matched to.
+        image: int64 [M], by ascending number.
+    """
+
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    category: Ints
+    image: Ints
+
+    def spread(self, count: int) -> QueryFeatures:
+        """At most so many queries, evenly spaced over the images."""
+        total = len(self.category)
+        if total <= count:
+            return self
+        rows = np.linspace(0, total - 1, count).round().astype(np.int64)
+        return QueryFeatures(self.values[:, rows], self.category[rows], self.image[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Separability:
+    """How well a linear model tells classes apart by the features of each stage.
+
+    Attributes:
+        learned: queries that the models were fitted on.
+        held_out: queries of other images that they were asked about.
+        chance: share of the held-out queries that are of the class that is commonest among the
+            learned ones.
+        right: [S], share of the held-out queries whose class is named correctly.
+    """
+
+    learned: int
+    held_out: int
+    chance: float
+    right: list[float]
+
+
+def is_available() -> bool:
+    """Whether scikit-learn is installed."""
+    return importlib.util.find_spec("sklearn") is not None
+
+
+def separability(features: QueryFeatures) -> Separability | None:
+    """Fit a linear model on the queries of half of the images, ask it about those of the others.
+
+    The model is multinomial logistic regression with scikit-learn's default penalty, on features
+    of mean 0 and variance 1 over the learned queries. At most `MOST_PROBED` queries take part; all
+    stages get the same ones.
+
+    Args:
+        features: of the same queries in every stage.
+
+    Returns:
+        None where a half has no query, or the first half only one class.
+    """
+    features = features.spread(MOST_PROBED)
+    learned = _half_of_images(features.image)
+    classes, held_out = features.category[learned], features.category[~learned]
+    names, counts = np.unique(classes, return_counts=True)
+    if len(names) < 2 or not len(held_out):
+        return None
+    return Separability(
+        learned=len(classes),
+        held_out=len(held_out),
+        chance=float((held_out == names[counts.argmax()]).mean()),
+        right=[
+            _score(values[learned], classes, values[~learned], held_out)
+            for values in features.values.astype(np.float64)
+        ],
+    )
+
+
+def _half_of_images(image: Ints) -> Bools:
+    """Queries of a half of the images, drawn at random but always the same."""
+    images = np.unique(image)
+    drawn = np.random.default_rng(_SEED).permutation(images)[: (len(images) + 1) // 2]
+    return np.isin(image, drawn)
+
+
+def _score(values: Floats, classes: Ints, asked: Floats, truth: Ints) -> float:
+    from sklearn.linear_model import LogisticRegression
+
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    probe = LogisticRegression(max_iter=_MOST_STEPS, tol=1e-3)
+    probe.fit((values - mean) / scale, classes)
+    return float(probe.score((asked - mean) / scale, truth))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureMaps:
+    """Queries on a plane for each stage, near where their features are alike.
+
+    Attributes:
+        places: float64 [S, M, 2].
+        category: int64 [M].
+    """
+
+    places: Floats
+    category: Ints
+
+
+def feature_maps(features: QueryFeatures) -> FeatureMaps | None:
+    """T-SNE of at most `MOST_MAPPED` queries, the same ones in every stage; None for fewer than 5.
+
+    Reference:
+        van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008.
+    """
+    features = features.spread(MOST_MAPPED)
+    count = len(features.category)
+    if count < 5:
+        return None
+    from sklearn.manifold import TSNE
+
+    mapper = TSNE(perplexity=min(_PERPLEXITY, (count - 1) / 3), init="pca", random_state=_SEED)
+    places = np.zeros((len(features.values), count, 2))
+    for stage, values in enumerate(features.values):
+        if values.std(axis=0).any():  # features that do not vary have one place
+            places[stage] = mapper.fit_transform(values)
+    return FeatureMaps(places, features.category)
