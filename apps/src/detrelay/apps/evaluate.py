@@ -107,8 +107,8 @@ def asked_federation(arguments: Arguments) -> Federation | None:
     federation = read_federation(arguments.data)
     if federation is not None and arguments.class_agnostic:
         raise ValueError(
-            f"{arguments.data}: annotated as in LVIS, by category, so figures without categories are "
-            f"not defined; leave out --class-agnostic"
+            f"{arguments.data}: annotated as in LVIS, so figures without categories are not "
+            f"defined; leave out --class-agnostic"
         )
     return federation
 
