@@ -85,7 +85,7 @@ def test_every_command_is_known() -> None:
         == {name.replace("-", "_") for name in cli.COMMANDS}
         == {
             *("train", "evaluate", "report", "study", "compare", "predict", "publish", "convert"),
-            *("replay", "check_data", "export"),
+            *("cost", "replay", "check_data", "export"),
         }
     )
 

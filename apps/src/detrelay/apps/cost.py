@@ -33,7 +33,7 @@ _OBJECTS = 7  # as many as an image of COCO has
 class Arguments:
     """Measure every setting of studies, or recipes, with random weights and images of noise."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY|RECIPE")]
+    study: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """Studies or recipes: TOML files, or names of files in the package."""
     output: Path
     """Folder for cost.md and cost.json."""
@@ -124,7 +124,7 @@ def recipes_of(arguments: Arguments) -> dict[str, Recipe]:
     from detrelay.apps.train import resolve
 
     recipes: dict[str, Recipe] = {}
-    for name in arguments.names:
+    for name in arguments.study:
         if (STUDIES / f"{name}.toml").is_file() or _is_study(Path(name)):
             plan = read_study(study_file(name))
             jobs = make_jobs(plan, StudyArguments(name, Path("unused"), set=arguments.set))
