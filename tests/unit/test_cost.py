@@ -88,6 +88,9 @@ def test_all_settings_of_a_study_are_measured(
     text = (tmp_path / "cost" / "cost.md").read_text()
     assert text.count("| reuse: all ") == 2
     assert "64 x 96 pixels, 2 at a time, 80 categories" in out
+    code, _, err = command(cost.cost, cost.Arguments, capsys, "--output", tmp_path / "cost")
+    assert code == 2
+    assert "name a study or a recipe" in err
     code, _, err = command(
         cost.cost, cost.Arguments, capsys, "no_such_recipe", "--output", tmp_path / "cost"
     )

@@ -1,7 +1,7 @@
 """What detectors cost: parameters, arithmetic by part, time and memory of inference and training.
 
 detrelay cost table6_coco --output cost
-detrelay cost stageinteractor_r50_1x dino_r50_4scale_12e --no-training --output cost
+detrelay cost stageinteractor_r50_1x dino_r50_4scale_12e --inference-only --output cost
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Arguments:
     """Number of categories."""
     repeats: int = 3
     """Timed runs of each row after one that warms up; the median counts."""
-    training: tyro.conf.FlagCreatePairsOff[bool] = True
-    """Measure training steps too: losses, gradients and the optimiser's update."""
+    inference_only: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave out training steps: losses, gradients and the optimiser's update."""
     debug: Debug = False
 
 
@@ -98,6 +98,8 @@ def cost(arguments: Arguments) -> int:
             raise ValueError(
                 f"--{name.replace('_', '-')} must be at least 1, found {getattr(arguments, name)}"
             )
+    if not arguments.study:
+        raise ValueError("name a study or a recipe, such as table6_coco")
     recipes = recipes_of(arguments)
     rows = []
     for name, recipe in recipes.items():
@@ -147,7 +149,7 @@ def measure(name: str, recipe: Recipe, arguments: Arguments) -> Cost:
         parameters=parameters,
         gflop={part: value / 1e9 for part, value in operations.items()},
         inference=in_own_process(infer, recipe, arguments),
-        training=in_own_process(train, recipe, arguments) if arguments.training else None,
+        training=None if arguments.inference_only else in_own_process(train, recipe, arguments),
     )
 
 
