@@ -1,4 +1,4 @@
-"""What detectors cost: parameters, arithmetic by part, time and memory of inference and training.
+"""Cost of detectors: parameters, arithmetic by part, time and memory of inference and training.
 
 detrelay cost table6_coco --output cost
 detrelay cost stageinteractor_r50_1x dino_r50_4scale_12e --inference-only --output cost
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from detrelay.core.structures import Targets
 
 _COCO_CLASSES = 80
-_OBJECTS = 7  # as many as an image of COCO has
+_OBJECTS = 7  # the average of a COCO image
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,24 @@ class Arguments:
     width: int = 1344
     """Width of an image, pixels."""
     batch_size: int = 1
-    """Images at a time."""
+    """Images per batch."""
     classes: int = _COCO_CLASSES
     """Number of categories."""
     repeats: int = 3
-    """Timed runs of each row after one that warms up; the median counts."""
+    """Timed runs per row after a warm-up run; the median counts."""
     inference_only: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Leave out training steps: losses, gradients and the optimiser's update."""
+    """Skip training steps: losses, gradients and the optimiser's update."""
     debug: Debug = False
 
 
 @dataclass(frozen=True)
 class Use:
-    """What one image takes.
+    """Time and memory per image.
 
     Attributes:
-        seconds: median time, of one image.
-        mebibytes: most memory in use, of all images at a time: tensors on a GPU, on a CPU the
-            resident size of a process that does nothing else.
+        seconds: median time per image.
+        mebibytes: peak memory of a whole batch: tensors on a GPU, on a CPU the resident size of a
+            process that does nothing else.
     """
 
     seconds: float
@@ -81,7 +81,7 @@ class Cost:
         gflop: floating-point operations in matrix products and convolutions for one image, in
             units of 1e9, by part; a multiplication and an addition are two.
         inference: from pixels to boxes.
-        training: a whole step; None where it was not asked for.
+        training: a whole step; None if not requested.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Cost:
 
 
 def cost(arguments: Arguments) -> int:
-    """Measure, print and write; the exit code."""
+    """Measure, print and write; returns the exit code."""
     for name in ("height", "width", "batch_size", "classes", "repeats"):
         if getattr(arguments, name) < 1:
             raise ValueError(
@@ -118,7 +118,7 @@ def recipes_of(arguments: Arguments) -> dict[str, Recipe]:
     """The recipe of each row: all settings of studies, and recipes as they are.
 
     Raises:
-        ValueError: a name is of no study and of no recipe, or a file cannot be used.
+        ValueError: a name is neither a study nor a recipe, or a file cannot be used.
     """
     from detrelay.apps.study import STUDIES, make_jobs, read_study, study_file
     from detrelay.apps.study import Arguments as StudyArguments
@@ -142,7 +142,7 @@ def _is_study(path: Path) -> bool:
 
 
 def measure(name: str, recipe: Recipe, arguments: Arguments) -> Cost:
-    """All figures of a recipe; time and memory in processes of their own."""
+    """All figures of a recipe; time and memory in separate processes."""
     parameters, operations = in_own_process(count, recipe, arguments)
     return Cost(
         name=name,
@@ -154,7 +154,7 @@ def measure(name: str, recipe: Recipe, arguments: Arguments) -> Cost:
 
 
 def in_own_process(work: Callable[[Recipe, Arguments], Any], *given: Any) -> Any:
-    """What some work returns in a fresh process."""
+    """The result of a function run in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *given).result()
@@ -245,7 +245,7 @@ def make_targets(arguments: Arguments) -> Targets:
 
 
 def repeated(action: Callable[[], object], arguments: Arguments) -> Use:
-    """Time and memory of an action that was done once before."""
+    """Time and memory of an action after a warm-up."""
     import torch
 
     from detrelay.core.engine.memory import peak_memory_mib
@@ -263,7 +263,7 @@ def repeated(action: Callable[[], object], arguments: Arguments) -> Use:
 
 
 def conditions(arguments: Arguments) -> str:
-    """Under what conditions the rows were measured."""
+    """The conditions under which the rows were measured."""
     import torch
 
     name = "CPU"
@@ -279,7 +279,7 @@ def conditions(arguments: Arguments) -> str:
 
 
 def table(rows: Sequence[Cost]) -> str:
-    """Markdown: a row for each setting."""
+    """Markdown: one row per setting."""
     lines = [
         "| setting | parameters, millions | GFLOP | s per image | MiB | s per training image "
         "| MiB in training |",
@@ -300,7 +300,7 @@ def table(rows: Sequence[Cost]) -> str:
 
 
 def table_by_part(rows: Sequence[Cost]) -> str:
-    """Markdown: GFLOP and millions of parameters, a row for each part."""
+    """Markdown: GFLOP and millions of parameters, one row per part."""
     parts = list(dict.fromkeys(part for row in rows for part in (*row.gflop, *row.parameters)))
     lines = [
         f"| GFLOP (millions of parameters) | {' | '.join(row.name for row in rows)} |",

@@ -114,7 +114,7 @@ def asked_federation(arguments: Arguments) -> Federation | None:
 
 
 def most_detections(arguments: Arguments, federation: Federation | None) -> int:
-    """Boxes per image that count."""
+    """Maximum boxes per image."""
     from detrelay.core.evaluation import federated
 
     if arguments.max_detections is not None:

@@ -1,4 +1,4 @@
-"""What happens between the stages of a saved detector, as one page of charts.
+"""One page of charts about the stages of a saved detector.
 
 detrelay report --model runs/stageinteractor-cross_stage/best --data val.json --output report
 """
@@ -28,7 +28,7 @@ class Arguments:
     model: Path
     """Folder of a saved model, or its name on the Hub."""
     data: Path
-    """Folder or file of annotated images in any known format; its val split, if it has splits."""
+    """Folder or file of annotated images in any known format; of splits, val is used."""
     output: Path
     """Folder for the report."""
     beside: Path | None = None
@@ -42,7 +42,7 @@ class Arguments:
     num_images: int | None = None
     """Use only the first images."""
     gallery: int = 4
-    """How many of the hardest images to show."""
+    """Number of hardest images to show."""
     max_detections: int = 100
     """Maximum boxes per image."""
     batch_size: int = 4
@@ -53,7 +53,7 @@ class Arguments:
 
 
 def report(arguments: Arguments) -> int:
-    """Run the model, analyse its stages, write the page; the exit code."""
+    """Run the model, analyse its stages, write the page; returns the exit code."""
     for name in ("max_detections", "batch_size", "num_images"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -87,14 +87,14 @@ def write_report(
     found: Sequence[Found],
     folder: Path,
 ) -> Path:
-    """Write figures, charts and page; the page's file.
+    """Write figures, charts and page; returns the page's file.
 
     Args:
-        figures: of the model, and of the one beside it.
+        figures: of the model, and of the second one.
         samples: the images, for the gallery.
-        truth: what is there.
-        found: what each stage of the first model found.
-        folder: where to.
+        truth: the objects.
+        found: the detections of each stage of the first model.
+        folder: destination.
     """
     from detrelay.apps import report_gallery, report_queries, report_stages
     from detrelay.apps.evaluate import write_json
@@ -118,7 +118,7 @@ def write_report(
 
 
 def shown_truth(samples: AnnotatedImages, count: int) -> GroundTruth:
-    """What is there in the first images."""
+    """The objects in the first images."""
     from detrelay.core.evaluation.tables import GroundTruth
 
     content, shown = samples.ground_truth, set(samples.image_ids[:count])
@@ -134,7 +134,7 @@ def shown_truth(samples: AnnotatedImages, count: int) -> GroundTruth:
 def figures_of(
     source: Path, samples: AnnotatedImages, truth: GroundTruth, arguments: Arguments
 ) -> tuple[dict[str, Any], list[Found]]:
-    """The figures of one model, and what each of its stages found."""
+    """The figures of one model, and the detections of each stage."""
     from detrelay.apps.report_figures import NMS_IOU, SCORE_THRESHOLD, analyse, place
     from detrelay.apps.transformers_stages import is_foreign
 
@@ -202,7 +202,7 @@ def look_at_own(
 def look_at_foreign(
     source: Path, samples: AnnotatedImages, arguments: Arguments
 ) -> tuple[Recording, list[FilterGate], str]:
-    """Record all stages of a model of transformers over the images; also its type."""
+    """Record all stages of a transformers model over the images; also its type."""
     import torch
     from accelerate.utils import send_to_device
 
@@ -233,7 +233,7 @@ def look_at_foreign(
 
 
 def number_of_images(samples: AnnotatedImages, arguments: Arguments) -> int:
-    """How many images are looked at."""
+    """Number of images used."""
     return min(len(samples), arguments.num_images or len(samples))
 
 
@@ -246,7 +246,7 @@ def record(
     losses: LossConfig,
     arguments: Arguments,
 ) -> Recording:
-    """Record all stages over some batches, with a bar of progress."""
+    """Record all stages over some batches, with a progress bar."""
     from tqdm import tqdm
 
     from detrelay.assigners import build_assigners

@@ -1,4 +1,4 @@
-"""The figures of a report: all that is said of a recording, as plain numbers."""
+"""The figures of a report, from a recording, as plain numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOO_FEW = "Too few matched queries, or all of one class: no separability or no m
 
 
 def place(truth: GroundTruth, recording: Recording) -> list[Found]:
-    """What each stage found, of the categories that the data have."""
+    """The detections of each stage, in the categories of the data."""
     return [
         truth.place(part.select(np.isin(part.category_ids, truth.category_ids)))
         for part in recording.detections
@@ -55,12 +55,12 @@ def analyse(
 
     Args:
         truth: of the recorded images.
-        found: what each stage found.
+        found: the detections of each stage.
         recording: of the model.
         gates: recorded in the same passes.
-        max_detections: boxes per image that count.
-        backend: who computes AP.
-        gallery: how many of the hardest images to name.
+        max_detections: maximum boxes per image.
+        backend: the implementation of AP.
+        gallery: number of hardest images to list.
     """
     cascade = recording.cascade
     moved = analysis.moved_labels(cascade, len(truth.names))
@@ -97,7 +97,7 @@ def analyse(
 def stage_figures(
     truth: GroundTruth, found: Found, max_detections: int, backend: BackendName
 ) -> dict[str, Any]:
-    """AP and duplicates of one stage, with and without non-maximum suppression."""
+    """AP and duplicates of one stage, with and without NMS."""
     limits = limits_of(max_detections)
     kept = analysis.suppress(found, NMS_IOU)
     scores, scores_after = (
@@ -114,7 +114,7 @@ def stage_figures(
 
 
 def feature_figures(recording: Recording) -> dict[str, Any]:
-    """Separability and map of the query features; None for what there is not."""
+    """Separability and map of the query features; None for what is not available."""
     result: dict[str, Any] = {"separability": None, "feature_maps": None}
     if recording.features is None or not query_features.is_available():
         return result
@@ -149,7 +149,7 @@ def gate_figures(recording: Recording, gates: Sequence[FilterGate]) -> list[dict
 
 
 def left_out(figures: dict[str, Any]) -> list[str]:
-    """Why charts are missing, a sentence each."""
+    """The reasons for missing charts, a sentence each."""
     reasons = []
     if figures["similarity"] is None:
         reasons.append(NO_FEATURES)

@@ -34,7 +34,7 @@ def gallery(
                 f"Hardest image {number}: {entry['image_id']}",
                 f"The last stage misses {entry['missed']} of {entry['objects']} objects and has "
                 f"{entry['wrong']} wrong detections.",
-                "The truth, then what every stage finds, with scores from "
+                "The ground truth, then the detections of every stage with scores from "
                 f"{figures['about']['score_threshold']}; wrong and missed are counted at IoU 0.5.",
                 draw,
             )

@@ -1,4 +1,4 @@
-"""The page of a report: charts, what they show, and the numbers behind them."""
+"""The page of a report: charts, explanations and numbers."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Section:
     Attributes:
         name: file name of the chart, and anchor.
         title: heading.
-        shows: what the chart shows, in a sentence; one on a line of its own for each model.
-        text: how its figures are defined.
+        shows: what the chart shows, in a sentence; on a separate line for each model.
+        text: definitions of its figures.
         figure: draws the chart.
-        rows: the numbers, a row of headings first; empty for none.
+        rows: the numbers, with a header row first; empty for none.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Curve:
     """A line over stages.
 
     Attributes:
-        label: as in the legend.
-        x: names of the places.
-        y: heights; None for a gap.
-        beside: whether it is of the second model.
+        label: for the legend.
+        x: names of the positions.
+        y: values; None for a gap.
+        beside: whether it belongs to the second model.
     """
 
     label: str
@@ -85,13 +85,13 @@ class Curve:
 def write_page(
     figures: Figures, sections: Sequence[Section], left_out: Sequence[str], folder: Path
 ) -> Path:
-    """Write the charts and the page that holds them; the page's file.
+    """Write the charts and the page with them; returns the page's file.
 
     Args:
         figures: `about` of each model is shown.
         sections: in order.
-        left_out: why charts are missing, a sentence each.
-        folder: exists.
+        left_out: reasons for missing charts, a sentence each.
+        folder: existing folder.
     """
     parts = []
     for section in sections:
@@ -127,7 +127,7 @@ def write_page(
 
 
 def _facts(figures: Figures) -> list[tuple[str, Any]]:
-    """What the page is about: first what differs between the models, then what they share."""
+    """The subject of the page: first what differs between the models, then what they share."""
     shared, own = [], []
     for prefix, model in models(figures):
         for key, value in model["about"].items():
@@ -140,14 +140,14 @@ def _facts(figures: Figures) -> list[tuple[str, Any]]:
 
 
 def models(figures: Figures) -> list[tuple[str, Figures]]:
-    """The models of a report, and what stands before their names: A and B where there are two."""
+    """The models of a report with the prefix of their names: A and B if there are two."""
     if figures["beside"] is None:
         return [("", figures)]
     return [("A: ", figures), ("B: ", figures["beside"])]
 
 
 def found_of_each(shown: Sequence[tuple[str, Figures]], sentence: Callable[[Figures], str]) -> str:
-    """A sentence for each model, on a line of its own."""
+    """A sentence for each model, on separate lines."""
     return _NEW_LINE.join(prefix + sentence(model) for prefix, model in shown)
 
 
@@ -157,7 +157,7 @@ def stage_names(figures: Figures) -> list[str]:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in percent; a dash for none and for what cannot be measured."""
+    """A fraction in percent; a dash for None and for unmeasured values."""
     return "-" if value is None or value < 0 else f"{100 * value:.{digits}f}"
 
 

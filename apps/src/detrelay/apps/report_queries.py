@@ -1,4 +1,4 @@
-"""What a report shows of the queries: their features, their filters and their places."""
+"""The sections of a report about queries: features, filters and places."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from detrelay.apps.report_page import (
 
 _MOST_COLORS = 9
 _OTHER = "0.75"
-# share of the image's area below which a box is small in the map of a query
+# share of the image's area below which a box counts as small in a query map
 _SMALL_BOX = 0.1
 _MAP_COLORS = {"small": "#2f9e44", "wide": "#e03131", "high": "#1971c2"}
 
@@ -46,10 +46,10 @@ def similarity(figures: Figures) -> Section:
     def sentence(model: Figures) -> str:
         values = np.diagonal(np.array(model["similarity"]), offset=1)
         if not len(values):
-            return "There is one stage only."
+            return "There is only one stage."
         low, high = int(values.argmin()), int(values.argmax())
         return (
-            f"Of neighbouring stages, {low + 1} and {low + 2} differ most (CKA {values[low]:.2f}) "
+            f"Of adjacent stages, {low + 1} and {low + 2} differ most (CKA {values[low]:.2f}) "
             f"and {high + 1} and {high + 2} least ({values[high]:.2f})."
         )
 
@@ -80,7 +80,7 @@ def _heat_map(
 
 
 def separability(figures: Figures) -> Section:
-    """How well a linear model tells classes apart."""
+    """How well a linear model separates classes."""
     shown = [(prefix, model) for prefix, model in models(figures) if model["separability"]]
     curves = []
     for prefix, model in shown:
@@ -93,9 +93,9 @@ def separability(figures: Figures) -> Section:
     def sentence(model: Figures) -> str:
         values = model["separability"]
         return (
-            f"By the features of stage 1 a linear model names the class of "
-            f"{percent(values['right'][0])} % of the held-out queries, by those of the last stage "
-            f"of {percent(values['right'][-1])} %."
+            f"A linear model predicts the class of {percent(values['right'][0])} % of the held-out "
+            f"queries from the features of stage 1, and of {percent(values['right'][-1])} % from "
+            f"those of the last."
         )
 
     def draw() -> Figure:
@@ -107,7 +107,7 @@ def separability(figures: Figures) -> Section:
         "separability",
         "Linear separability of query features",
         found_of_each(shown, sentence),
-        "Queries that the last stage matches, followed back. Multinomial logistic regression "
+        "Queries matched in the last stage, traced back. Multinomial logistic regression "
         "learns the class of the matched object from the features that each stage's class scores "
         "are computed from (mean 0 and variance 1, scikit-learn's default penalty), on a random "
         "half of the images, and is asked about the queries of the other half. The flat line is "
@@ -164,7 +164,7 @@ def feature_map(figures: Figures) -> Section:
         "Map of query features",
         f"Each point is one of {' and '.join(map(str, sorted(counts)))} queries that the last "
         f"stage matches, in the colour of its object's class, near others with similar features: "
-        f"where colours gather, the stage tells the classes apart.",
+        f"where colours cluster, the stage separates the classes.",
         "T-SNE (van der Maaten and Hinton, 2008; scikit-learn, perplexity 30, the same queries in "
         "every stage) of the features that each stage's class scores are computed from. Distances "
         "between far points and the turn of a map mean nothing.",
@@ -193,7 +193,7 @@ def _scatter(
 
 
 def gates(figures: Figures) -> Section:
-    """Which reused filters are let in."""
+    """How far reused filters are gated in."""
     shown = [(prefix, model) for prefix, model in models(figures) if model["gates"]]
     panels = [
         (prefix, model, kind)
@@ -255,25 +255,25 @@ def gates(figures: Figures) -> Section:
 
 
 def _gate_map(axis: Axes, model: Figures, kind: str) -> Any:
-    """The gates of one kind, by the stages that make filters and those that use them again."""
+    """The gates of one kind, by the stages that make filters and those that reuse them."""
     gates = [gate for gate in model["gates"] if gate["kind"] == kind]
     users, sources = (sorted({gate[key] for gate in gates}) for key in ("stage", "source"))
     matrix = np.full((len(users), len(sources)), np.nan)
     for gate in gates:
         matrix[users.index(gate["stage"]), sources.index(gate["source"])] = gate["all"]
-    axis.set(xlabel="stage that made the filter", ylabel="stage that uses it again")
+    axis.set(xlabel="stage that made the filter", ylabel="stage that reuses it")
     return _heat_map(
         axis, matrix, [str(row + 1) for row in sources], [str(row + 1) for row in users], 0.6
     )
 
 
 def query_maps(figures: Figures) -> Section:
-    """Where the boxes of the busiest queries land."""
+    """The boxes of the queries matched most often."""
 
     def sentence(model: Figures) -> str:
         place = [entry["place"] for entry in model["specialisation"]]
         return (
-            f"Which query a box is of explains {percent(place[0])} % of the variance of box "
+            f"The query explains {percent(place[0])} % of the variance of box "
             f"centres in stage 1 and {percent(place[-1])} % in the last."
         )
 
@@ -325,7 +325,7 @@ def _centres(axis: Axes, boxes: Any) -> None:
 
 
 def sections_of_queries(figures: Figures) -> list[Section]:
-    """The sections for which there are figures, of one of the models at least."""
+    """The sections for which at least one model has figures."""
     known: dict[str, Callable[[Figures], Section]] = {
         "separability": separability,
         "feature_maps": feature_map,

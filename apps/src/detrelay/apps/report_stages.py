@@ -1,4 +1,4 @@
-"""What a report shows of the stages' detections, labels and boxes."""
+"""The sections of a report about the stages' detections, labels and boxes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detrelay.core.evaluation.cascade import SIZES
 from detrelay.core.evaluation.tide import KINDS, MEANINGS
 
 _MOST_CATEGORIES = 15
-# changes of AP below this, in fractions, are called none
+# smaller changes of AP, as fractions, are reported as none
 _NOTHING = 0.0005
 
 
@@ -53,7 +53,7 @@ def precision(figures: Figures) -> Section:
         "AP of every stage",
         found_of_each(models(figures), sentence),
         "Average precision if the decoder ended after each stage: what each further stage adds. "
-        f"AP looks at {limits['AP']} detections per category and image.",
+        f"AP counts up to {limits['AP']} detections per category and image.",
         lambda: line_chart(curves, "percent"),
         [
             ["stage", *(f"{key} (maxDets {limits[key]})" for key in keys)],
@@ -87,17 +87,17 @@ def instability(figures: Figures) -> Section:
     def sentence(model: Figures) -> str:
         shares = [percent(entry["moved_share"]) for entry in model["instability"]]
         if not shares:
-            return "There is one stage only."
+            return "There is only one stage."
         return (
             f"{shares[0]} % of the objects are matched to another query in stage 2 than in stage "
-            f"1, and {shares[-1]} % in the last stage than in the one before."
+            f"1, and {shares[-1]} % in the last stage than in the previous one."
         )
 
     return Section(
         "instability",
         "Label instability between stages",
         found_of_each(models(figures), sentence),
-        "Each stage is matched one-to-one for itself (Hungarian). The first line, the unstable "
+        "Each stage is matched one-to-one on its own (Hungarian). The first line, the unstable "
         "matching of Stable-DINO, is the share of objects that the next stage gives to another "
         "query. The second, StageInteractor's, is the share of queries, of those matched in either "
         "stage, whose class label is gained, lost or exchanged.",
@@ -117,7 +117,7 @@ def instability(figures: Figures) -> Section:
 
 
 def moved_labels(figures: Figures) -> Section:
-    """What the assigner makes of the stages' own labels."""
+    """How the assigner changes the stages' own labels."""
     moved, names = figures["moved_labels"], stage_names(figures)
     assigner, own = figures["about"]["assigner"], moved["own"]
     added, lost = sum(moved["moved"]), sum(own) - sum(moved["kept"])
@@ -155,7 +155,7 @@ def moved_labels(figures: Figures) -> Section:
         "moved_labels",
         "Labels that the assigner moves",
         f"{shows}.",
-        f"What {assigner} makes of each stage's own labels: labels kept, labels lost (their own "
+        f"How {assigner} changes each stage's own labels: labels kept, labels lost (their own "
         "box overlaps too little), and labels added, which come from the matching of another "
         "stage and are counted for the nearest stage that has them.",
         draw,
@@ -188,7 +188,7 @@ def _by_origin(axis: Axes, figures: Figures) -> None:
 
 
 def _by_category(axis: Axes, figures: Figures) -> None:
-    """Labels added per own label, of the categories with most objects."""
+    """Labels added per own label, for the categories with the most objects."""
     moved = figures["moved_labels"]
     own, added = np.array(moved["own_by_category"]), np.array(moved["by_category"]).sum(axis=0)
     rows = np.argsort(-own, kind="stable")[:_MOST_CATEGORIES]
@@ -228,7 +228,7 @@ def boxes(figures: Figures) -> Section:
         "boxes",
         "Boxes from stage to stage",
         found_of_each(models(figures), sentence),
-        "Queries that the last stage matches, followed back: mean IoU of their boxes with the "
+        "Queries matched in the last stage, traced back: mean IoU of their boxes with the "
         "object, and how far boxes move from the stage before (1 - IoU of the two boxes).",
         lambda: line_chart(curves, "IoU, or 1 - IoU", factor=1.0),
         [
@@ -246,7 +246,7 @@ def boxes(figures: Figures) -> Section:
 
 
 def duplicates(figures: Figures) -> Section:
-    """Whether detections need non-maximum suppression."""
+    """Whether detections need NMS."""
     about = figures["about"]
     kinds = {"as it is": "duplicates", "after NMS": "duplicates_after_nms"}
     curves = [
@@ -267,7 +267,7 @@ def duplicates(figures: Figures) -> Section:
         change = last["AP_after_nms"] - last["stats"]["AP"]
         effect = f"changes AP by {100 * change:+.2f} points"
         if abs(change) < _NOTHING:
-            effect = "leaves AP as it is"
+            effect = "leaves AP unchanged"
         surplus = last["duplicates"]["surplus"]
         beyond = (
             "no object is found" if surplus is None else f"{surplus:.2f} detections are surplus"

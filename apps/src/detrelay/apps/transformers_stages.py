@@ -27,7 +27,7 @@ _SMALLEST = 1e-9  # a probability, before its logarithm
 
 
 class ShownStages(nn.Module):
-    """Where a recording looks: is called with all stages, and its part with their features."""
+    """The part that a recording watches: it gets all stages, its `classify` their features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class ForeignDetector(nn.Module):
     """A transformers detector with the interface of one of this project.
 
     Its `head` is called with all stages and returns them; before that `head.classify` is called
-    with the query features of each stage, where they are found: what a linear layer was given that
-    gave the stage's scores. Scores of a softmax over classes and "no
-    object" become those logits whose sigmoid is the same probability.
+    with the query features of each stage, if they are found: the input of the linear layer that
+    computed the stage's scores. Scores of a softmax over classes and "no object" become those
+    logits whose sigmoid is the same probability.
 
     Args:
         model: in transformers' DETR family.
@@ -108,7 +108,7 @@ class ForeignDetector(nn.Module):
 
     @contextmanager
     def _calls_of_classifiers(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """What linear layers with as many outputs as classes are given, and what they make of it.
+        """Inputs and outputs of the linear layers with as many outputs as classes.
 
         A layer that serves all stages at once counts as called for each.
         """
@@ -140,7 +140,7 @@ class ForeignDetector(nn.Module):
 
 
 def _features_of(stages: Sequence[Tensor], calls: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """The features that the scores [B, Q, K] of each stage were computed from; none unless all."""
+    """The inputs of each stage's scores [B, Q, K]; empty unless all are found."""
     found = []
     for logits in stages:
         fitting = [

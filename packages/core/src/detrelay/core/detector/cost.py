@@ -1,4 +1,4 @@
-"""Where the parameters and the arithmetic of a detector are."""
+"""Parameters and arithmetic of a detector by part."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Parts by what a module's path holds, the first that fits. What a module computes itself, not by
-# its own parts, may be two things: products of two activations are told by their operation.
+# Parts by pattern of a module's path; the first match counts. What a module computes itself, not in
+# its submodules, may be two things: products of two activations are recognised by their operation.
 _PARTS: tuple[tuple[str, str], ...] = (
     (r"^backbone\b", "backbone"),
     (r"^neck\b", "neck"),
@@ -34,7 +34,7 @@ _PRODUCTS_OF_ACTIVATIONS = ("bmm", "baddbmm")
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """How many numbers the model learns or keeps, by part."""
+    """Number of parameters and buffers, by part."""
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         counts[_part(name.rpartition(".")[0])] += parameter.numel()
@@ -43,15 +43,15 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def operations_by_part(model: nn.Module, pixels: Tensor) -> dict[str, int]:
-    """Floating-point operations of a pass in matrix products and convolutions, by part.
+    """Floating-point operations per pass in matrix products and convolutions, by part.
 
     Args:
-        model: in evaluation.
+        model: in evaluation mode.
         pixels: images [B, 3, H, W].
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the switch warns about GPUs of another make
-        # the counter does not know oneDNN's linear: count the same products through BLAS
+        warnings.simplefilter("ignore")  # the switch warns about GPUs of other vendors
+        # the counter does not support oneDNN's linear: count the same products through BLAS
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             model(pixel_values=pixels)
     return _by_part(counter.get_flop_counts(), type(model).__name__)
@@ -61,15 +61,15 @@ def _by_part(counted: Mapping[str, Mapping[Any, int]], root: str) -> dict[str, i
     """Operations of each part.
 
     Args:
-        counted: operations by module and kind, those of its own modules included.
-        root: how the model itself is called there.
+        counted: operations by module and kind, including those of its submodules.
+        root: name of the model itself in it.
     """
     own: dict[str, Counter[Any]] = {
         name: Counter(kinds) for name, kinds in counted.items() if name != "Global"
     }
     for name, kinds in counted.items():
         parent = name.rpartition(".")[0]
-        while parent and parent not in own:  # lists of modules are no calls
+        while parent and parent not in own:  # lists of modules are not called
             parent = parent.rpartition(".")[0]
         if parent and name != "Global":
             own[parent].subtract(kinds)

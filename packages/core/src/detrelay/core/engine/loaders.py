@@ -64,7 +64,7 @@ def make_eval_loader(
         num_workers: loader processes; 0 loads in the calling process.
         process: number of this process, from 0.
         num_processes: how many there are.
-        images: only the first so many; all if None.
+        images: number of images to use, from the first; all if None.
     """
     shapes = [padded_size([shape], divisor) for shape in data.shapes]
     batches = ShapeBatches(

@@ -140,7 +140,7 @@ class MovedLabels:
             matching has the pair (column; the earlier in case of a tie); labels that no stage has
             are not included.
         foreign: [S], moved labels that no stage's own matching has.
-        own_by_category: int64 [K], labels of the own matching by category, all stages together.
+        own_by_category: int64 [K], labels of the own matching by category, over all stages.
         by_category: int64 [S, K], moved labels by category.
         by_size: int64 [S, 3], moved labels by area of the object's box: small, medium, large.
         by_iou: int64 [S, 10], moved labels by IoU of the learning query's box and the object.

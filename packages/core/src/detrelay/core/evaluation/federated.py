@@ -1,7 +1,7 @@
-"""LVIS: data that say for each image which categories were looked for, and its figures.
+"""LVIS: data that record for each image which categories were checked, and its figures.
 
-The figures come from the back ends of COCO's: what must not count is taken away or covered by a
-crowd before.
+The figures come from the back ends for COCO: what must not count is first removed or covered by a
+crowd.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detrelay.core.evaluation.coco_ap import IOU_50, IOU_75, CocoResult, mean_of
 from detrelay.core.evaluation.tables import Bools, Found, GroundTruth, Ints
 from detrelay.core.plain_file import refuse_endless
 
-MAX_DETECTIONS = 300  # of an image, all categories together
+MAX_DETECTIONS = 300  # per image, over all categories
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 _EVERYWHERE = (-1e9, -1e9, 2e9, 2e9)
 
@@ -44,12 +44,12 @@ class _File(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Federation:
-    """Which categories were looked for in which images.
+    """Which categories were checked in which images.
 
     Attributes:
-        absent: by image id, categories that are known not to be there.
+        absent: by image id, categories known to be absent.
         not_exhaustive: by image id, categories of which not all objects are annotated.
-        frequency: "r", "c" or "f" by category id, for how many training images show it.
+        frequency: "r", "c" or "f" by category id, for the number of training images that show it.
     """
 
     absent: Mapping[int, Sequence[int]]
@@ -58,11 +58,11 @@ class Federation:
 
 
 def read_federation(path: Path) -> Federation | None:
-    """What a COCO json says in LVIS's way; None where no image says anything.
+    """The LVIS fields of a COCO json; None if no image has any.
 
     Raises:
-        DataError: the file cannot be read, only some images say which categories were looked for,
-            or a frequency is none of r, c and f.
+        DataError: the file cannot be read, only some images say which categories were checked, or a
+            frequency is none of r, c and f.
     """
     content = _read(path)
     images = content.images
@@ -93,7 +93,7 @@ def _read(path: Path) -> _File:
     try:
         return msgspec.json.decode(raw, type=_File)
     except msgspec.DecodeError:
-        pass  # json takes more, NaN for one
+        pass  # json accepts more, such as NaN
     try:
         return msgspec.convert(json.loads(raw.decode("utf-8-sig")), _File)
     except (ValueError, RecursionError) as error:  # of msgspec too
@@ -103,18 +103,18 @@ def _read(path: Path) -> _File:
 def prepared(
     truth: GroundTruth, found: Found, federation: Federation, max_detections: int
 ) -> tuple[GroundTruth, Found]:
-    """What counts, for figures of COCO to be those of LVIS.
+    """Objects and detections that count, so that COCO's figures become those of LVIS.
 
-    Only the best detections of an image are looked at. Of these, those of categories that were not
-    looked for in the image are gone. Where a category is not annotated exhaustively, a crowd that
-    covers the image takes detections that find no object, so that they are not wrong. Objects and
-    detections without area are gone too, as in the program of LVIS.
+    Only the best detections of an image are used. Of these, those of categories that were not
+    checked in the image are removed. If a category is not annotated exhaustively, a crowd that
+    covers the image absorbs unmatched detections, so that they do not count as wrong. Objects and
+    detections without area are removed too, as in lvis.
 
     Args:
-        truth: what is there.
-        found: what a detector claims.
-        federation: which categories were looked for.
-        max_detections: most detections per image, all categories together.
+        truth: the objects.
+        found: the detections.
+        federation: which categories were checked.
+        max_detections: maximum detections per image, over all categories.
     """
     found = found.ranked(max_detections, by_category=False)
     present = np.zeros((len(truth.image_ids), len(truth.names)), dtype=np.bool_)
@@ -140,7 +140,7 @@ def prepared(
 
 
 def _table(truth: GroundTruth, listed: Mapping[int, Sequence[int]]) -> Bools:
-    """Bool [I, K] of category ids by image id; other images and categories do not matter."""
+    """Bool [I, K] of category ids by image id; other images and categories are ignored."""
     result = np.zeros((len(truth.image_ids), len(truth.names)), dtype=np.bool_)
     for row, image_id in enumerate(truth.image_ids.tolist()):
         known = np.isin(truth.category_ids, listed.get(image_id, ()))
@@ -149,10 +149,10 @@ def _table(truth: GroundTruth, listed: Mapping[int, Sequence[int]]) -> Bools:
 
 
 class FederatedResult(CocoResult):
-    """The figures of LVIS; `max_detections` counts all categories of an image together."""
+    """LVIS's figures; `max_detections` is per image, over all categories."""
 
     def limit(self, name: str) -> int:
-        """Every figure looks at the same detections."""
+        """Every figure uses the same detections."""
         return self.max_detections
 
 
@@ -164,17 +164,18 @@ def evaluate_federated(
     max_detections: int = MAX_DETECTIONS,
     backend: BackendName = "pycocotools",
 ) -> tuple[FederatedResult, Accumulated]:
-    """The figures of LVIS, and what they are means of.
+    """LVIS's figures, and the values they are averaged from.
 
     Args:
         truth: from `prepared`.
         found: from `prepared`.
         federation: the frequencies of the categories.
         max_detections: as given to `prepared`.
-        backend: who computes.
+        backend: the implementation.
 
     Reference:
-        Gupta et al., "LVIS", CVPR 2019, and the program lvis 0.5.3, whose figures a test repeats.
+        Gupta et al., "LVIS", CVPR 2019, and the package lvis 0.5.3, whose figures a test
+        reproduces.
     """
     accumulated = accumulate(truth, found, [max_detections], backend)
     precision, recall = accumulated.precision[..., 0], accumulated.recall[..., 0]

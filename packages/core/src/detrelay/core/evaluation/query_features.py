@@ -1,6 +1,6 @@
-"""What the features of queries know, stage by stage: a map of them, and how well classes separate.
+"""Query features stage by stage: a map of them, and how well classes separate.
 
-Both need scikit-learn, which is an extra. Letters in shapes: S stages, M queries, C channels.
+Both need scikit-learn, an extra. Letters in shapes: S stages, M queries, C channels.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from detrelay.core.evaluation.tables import Bools, Floats, Ints
 MOST_PROBED = 4000
 MOST_MAPPED = 800
 _PERPLEXITY = 30.0
-_MOST_STEPS = 300  # of the optimiser, for the probe
+_MAX_STEPS = 300  # of the optimiser, for the probe
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryFeatures:
-    """Features of queries that the last stage matches, followed through the stages.
+    """Features of the queries matched in the last stage, traced through the stages.
 
     Attributes:
-        values: float32 [S, M, C], what each stage's class scores are computed from.
+        values: float32 [S, M, C], the inputs of each stage's class scores.
         category: int64 [M], of the object that the query is matched to.
-        image: int64 [M], by ascending number.
+        image: int64 [M], ascending.
     """
 
     values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -34,7 +34,7 @@ class QueryFeatures:
     image: Ints
 
     def spread(self, count: int) -> QueryFeatures:
-        """At most so many queries, evenly spaced over the images."""
+        """At most `count` queries, evenly spaced over the images."""
         total = len(self.category)
         if total <= count:
             return self
@@ -44,14 +44,13 @@ class QueryFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Separability:
-    """How well a linear model tells classes apart by the features of each stage.
+    """How well a linear model separates classes by the features of each stage.
 
     Attributes:
         learned: queries that the models were fitted on.
-        held_out: queries of other images that they were asked about.
-        chance: share of the held-out queries that are of the class that is commonest among the
-            learned ones.
-        right: [S], share of the held-out queries whose class is named correctly.
+        held_out: queries of other images that they were tested on.
+        chance: share of the held-out queries in the most common class of the learned ones.
+        right: [S], share of the held-out queries whose class is predicted correctly.
     """
 
     learned: int
@@ -66,7 +65,7 @@ def is_available() -> bool:
 
 
 def separability(features: QueryFeatures) -> Separability | None:
-    """Fit a linear model on the queries of half of the images, ask it about those of the others.
+    """Fit a linear model on the queries of half of the images, and test it on those of the others.
 
     The model is multinomial logistic regression with scikit-learn's default penalty, on features
     of mean 0 and variance 1 over the learned queries. At most `MOST_PROBED` queries take part; all
@@ -76,7 +75,7 @@ def separability(features: QueryFeatures) -> Separability | None:
         features: of the same queries in every stage.
 
     Returns:
-        None where a half has no query, or the first half only one class.
+        None if a half has no query, or the first half only one class.
     """
     features = features.spread(MOST_PROBED)
     learned = _half_of_images(features.image)
@@ -96,7 +95,7 @@ def separability(features: QueryFeatures) -> Separability | None:
 
 
 def _half_of_images(image: Ints) -> Bools:
-    """Queries of a half of the images, drawn at random but always the same."""
+    """Queries of a random but fixed half of the images."""
     images = np.unique(image)
     drawn = np.random.default_rng(_SEED).permutation(images)[: (len(images) + 1) // 2]
     return np.isin(image, drawn)
@@ -107,14 +106,14 @@ def _score(values: Floats, classes: Ints, asked: Floats, truth: Ints) -> float:
 
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     scale = np.where(deviation > 0, deviation, 1.0)
-    probe = LogisticRegression(max_iter=_MOST_STEPS, tol=1e-3)
+    probe = LogisticRegression(max_iter=_MAX_STEPS, tol=1e-3)
     probe.fit((values - mean) / scale, classes)
     return float(probe.score((asked - mean) / scale, truth))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureMaps:
-    """Queries on a plane for each stage, near where their features are alike.
+    """Queries on a plane for each stage, close together if their features are similar.
 
     Attributes:
         places: float64 [S, M, 2].
@@ -140,6 +139,6 @@ def feature_maps(features: QueryFeatures) -> FeatureMaps | None:
     mapper = TSNE(perplexity=min(_PERPLEXITY, (count - 1) / 3), init="pca", random_state=_SEED)
     places = np.zeros((len(features.values), count, 2))
     for stage, values in enumerate(features.values):
-        if values.std(axis=0).any():  # features that do not vary have one place
+        if values.std(axis=0).any():  # constant features have a single place
             places[stage] = mapper.fit_transform(values)
     return FeatureMaps(places, features.category)

@@ -1,4 +1,4 @@
-"""Where the boxes of each query land: whether queries have places and sizes of their own."""
+"""Where the boxes of each query are: whether queries specialise in places and sizes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _SMALLEST = 1e-6  # a side, in units of the image, before its logarithm
 
 @dataclass(frozen=True, slots=True)
 class Specialisation:
-    """How far the boxes of one stage follow from which query they are of.
+    """How far the query determines the boxes of one stage.
 
     Attributes:
-        place: share of the variance of box centres (in units of the image, both axes together)
-            that lies between queries, not between the images of one query; 0 where queries do not
-            differ, 1 where every query always has the same place. None without any variance.
+        place: share of the variance of box centres (in units of the image, both axes together) that
+            lies between queries, not between the images of one query; 0 if queries do not differ, 1
+            if every query always has the same place. None without any variance.
         size: the same for the logarithms of width and height.
     """
 
@@ -28,7 +28,7 @@ class Specialisation:
 
 
 def specialisation(cascade: Cascade) -> list[Specialisation]:
-    """What the query explains of its boxes, stage by stage."""
+    """The share of boxes' variance explained by the query, stage by stage."""
     result = []
     for stage in range(len(cascade.boxes)):
         boxes = relative_boxes(cascade, stage)
@@ -54,11 +54,11 @@ def _explained(values: Floats) -> float | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryMap:
-    """Where the boxes of one query land in the last stage.
+    """The boxes of one query in the last stage.
 
     Attributes:
-        query: its number.
-        objects: how many objects the last stage matches to it.
+        query: its index.
+        objects: number of objects that the last stage matches to it.
         boxes: float64 [N, 4], cxcywh in units of the image, one for each of N images.
     """
 
@@ -68,12 +68,12 @@ class QueryMap:
 
 
 def busiest_queries(cascade: Cascade, count: int, most_boxes: int) -> list[QueryMap]:
-    """Maps of the queries that the last stage matches most often; of equal ones the first.
+    """Maps of the queries matched most often in the last stage; the first in case of a tie.
 
     Args:
         cascade: the stages.
-        count: how many queries.
-        most_boxes: most images that a map shows, evenly spaced.
+        count: number of queries.
+        most_boxes: maximum number of images in a map, evenly spaced.
     """
     objects = np.bincount(cascade.own[-1].query, minlength=cascade.queries)
     boxes = relative_boxes(cascade, len(cascade.boxes) - 1)

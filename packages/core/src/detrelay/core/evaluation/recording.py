@@ -22,7 +22,7 @@ from detrelay.core.structures import Assignment, StageGroup, StagePrediction, Ta
 
 # the layers that compute class scores from a query's features, in every head of this project
 _CLASSIFIER = re.compile(r"(^|\.)classify(\.\d+)?$")
-# of an image, evenly spaced: similarity of stages takes time in proportion
+# per image, evenly spaced: the time for the similarity of stages is proportional to it
 _MOST_COMPARED_QUERIES = 100
 
 
@@ -32,12 +32,12 @@ class Recording:
 
     Attributes:
         image_ids: int64 [I], ascending; the order of the cascade's images.
-        seen: int64 [I], how many images came before each one when they were recorded.
+        seen: int64 [I], position of each image in the recording.
         detections: S post-processed outputs, as if the decoder ended there.
         cascade: boxes and labels of every stage.
         similarity: of query features between stages; None if the head does not expose them.
-        features: of the queries that the last stage matches, in the order of its own labels; None
-            if the head does not expose them.
+        features: of the queries matched in the last stage, in the order of its own labels; None if
+            the head does not expose them.
     """
 
     image_ids: Ints
@@ -118,7 +118,7 @@ def _captured(
 
 
 class _Recorder:
-    """Gathers batches; the images of `finish` do not depend on the order in which they came."""
+    """Collects batches; the result of `finish` does not depend on their order."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class _Recorder:
         return Labels(pairs.target.cpu().numpy() + self.count, pairs.query.cpu().numpy())
 
     def _look_at(self, features: list[Tensor] | None, image: Ints, query: Ints) -> None:
-        """Compare the queries of all stages, and keep the features of those that are named."""
+        """Compare the queries of all stages, and keep the features of the given ones."""
         if features is None:
             self.similarity = None
         if self.similarity is None or features is None:
@@ -252,7 +252,7 @@ class _Recorder:
 def _of_stages(
     features: Sequence[Tensor], stages: Sequence[StagePrediction]
 ) -> list[Tensor] | None:
-    """The features [B, Q, C] of the decoder's queries by slot, if there are some for each stage."""
+    """The features [B, Q, C] of the decoder's queries by slot, if every stage has some."""
     shape = stages[0].logits.shape[:2]
     own = [values for values in features if values.shape[:2] == shape][-len(stages) :]
     if len(own) < len(stages):
@@ -266,11 +266,11 @@ def _of_stages(
 
 
 def _joined(parts: Sequence[Labels], place: Ints) -> tuple[Labels, Ints]:
-    """Labels of all batches by object and query, and which of them came to stand where.
+    """Labels of all batches sorted by object and query, and the order that sorts them.
 
     Args:
-        parts: labels whose objects are numbered as they came.
-        place: new number of each object.
+        parts: labels whose objects are numbered in order of arrival.
+        place: new index of each object.
     """
     rows = place[np.concatenate([part.object for part in parts])]
     query = np.concatenate([part.query for part in parts])

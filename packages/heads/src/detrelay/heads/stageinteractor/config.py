@@ -38,7 +38,7 @@ class MixingShape:
         out_points: O.
         reused: J, number of channel filters of the bank that are reused.
         reuse_filters: whether the reused channel filters are multiplied with the features; if not,
-            only the adapters of each are there.
+            only their adapters are applied.
         reuse_spatial: whether half of the spatial filters are blended with the newest of the bank.
         adapter: what passes own-mixed features on to a reused filter.
         has_bias: whether channel and spatial mixing add dynamic biases.

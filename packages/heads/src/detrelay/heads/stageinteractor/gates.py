@@ -1,4 +1,4 @@
-"""Which reused filters the gates of a StageInteractor let in."""
+"""How far the gates of a StageInteractor let reused filters in."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Kind = Literal["channel", "spatial"]
 
 @dataclass(slots=True, eq=False)
 class FilterGate:
-    """How far one stage's own filters give way to those of an earlier stage.
+    """How far one stage's own filters are replaced by those of an earlier stage.
 
     Attributes:
-        stage: number of the stage that mixes, from 0.
-        source: number of the stage whose filter is reused.
+        stage: index of the stage that mixes.
+        source: index of the stage whose filter is reused.
         kind: which filters.
-        parts: for each pass of the model float32 [R], the mean gate of each query: 0 where it keeps
-            its own filter, 1 where it takes the earlier one, 0.25 before any training.
+        parts: for each pass of the model float32 [R], the mean gate of each query: 0 for its own
+            filter, 1 for the earlier one, 0.25 before any training.
     """
 
     stage: int
@@ -34,13 +34,13 @@ class FilterGate:
     parts: list[Tensor] = field(default_factory=list)
 
     def by_query(self, queries: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The gates [I, Q] of I images of Q queries, in the order in which they were seen."""
+        """The gates [I, Q] of I images of Q queries, in the order of the passes."""
         return torch.cat(self.parts).view(-1, queries).numpy()
 
 
 @contextmanager
 def watched_gates(model: nn.Module) -> Iterator[list[FilterGate]]:
-    """Record the gates of every pass of the model; none where no filter is reused."""
+    """Record the gates of every pass of the model; none if no filter is reused."""
     mixings = [module for module in model.modules() if isinstance(module, DynamicMixing)]
     gates: list[FilterGate] = []
     handles = []
