@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 from detrelay.apps import console
+from detrelay.apps.train import Arguments
 
 
 def command(
@@ -18,3 +19,8 @@ def command(
         console.run(lambda: main(tyro.cli(kind, args=[str(item) for item in arguments])))
     captured = capsys.readouterr()
     return int(stop.value.code or 0), captured.out, captured.err
+
+
+def parsed(*arguments: str) -> Arguments:
+    """Arguments of training as the command line gives them."""
+    return tyro.cli(Arguments, args=list(arguments))

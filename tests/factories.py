@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrelay.assigners import build_assigners
+from detrelay.core.criterion import Criterion
 from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.structures import Assignment, FeaturePyramid, Pairs, StagePrediction, Targets
 from detrelay.heads import HEADS, StageInteractorConfig
 from detrelay.heads.deformable.denoising import DenoisingQueries
@@ -170,3 +173,12 @@ def mask_beside(denoising: DenoisingQueries, num_queries: int) -> Tensor:
     mask = attention_mask([denoising.query_set(), QuerySet(DECODER, own)])
     assert mask is not None
     return mask
+
+
+def make_head(case: str, **changes: Any) -> tuple[DetectorForObjectDetection, Criterion]:
+    """A fresh model in training mode, and the criterion that it was published with."""
+    torch.manual_seed(0)
+    entry = HEADS[SMALL_HEADS[case][0]]
+    model = entry.model(small_head_config(case, **changes)).train()
+    losses = entry.model.loss_config
+    return model, Criterion(losses.terms(), build_assigners(entry.assigner, losses))

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
+from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.coco import Sample
+from detrelay.core.data.places import open_place
 from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.errors import DataError
 
 # Category ids with a gap and out of order, a crowd, an image without objects.
 COCO: dict[str, Any] = {
@@ -95,3 +99,88 @@ def make_sample(
         image_id=7,
         original_size=(height, width),
     )
+
+
+def write_toml(folder: Path, text: str) -> Path:
+    """A recipe in a file."""
+    path = folder / "my.toml"
+    path.write_text(text)
+    return path
+
+
+def marked_sample() -> Sample:
+    """A black image with two bright boxes, so that pixels tell where boxes are."""
+    sample = make_sample(100, 140, [[20, 30, 60, 80], [90, 10, 130, 50]])
+    image = torch.zeros_like(sample.image)
+    for left, top, right, bottom in sample.boxes_xyxy.int().tolist():
+        image[:, top:bottom, left:right] = 255
+    return Sample(image, sample.boxes_xyxy, sample.class_labels, 7, (100, 140))
+
+
+def assert_boxes_lie_on_bright_pixels(result: Sample, slack: int) -> None:
+    """Of a `marked_sample`, but for so many pixels."""
+    height, width = result.image.shape[-2:]
+    expected = torch.zeros(height, width)
+    for left, top, right, bottom in result.boxes_xyxy.round().int().tolist():
+        assert 0 <= left <= right <= width
+        assert 0 <= top <= bottom <= height
+        expected[top:bottom, left:right] = 1
+    bright = (result.image[0] > 127).float()
+    assert (bright - expected).abs().sum() <= slack
+
+
+def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
+    """The message of an error, which holds no line break."""
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# Ids with gaps, fractions of pixels, a box of no area, one that leaves its image, one given twice.
+BOXES = [
+    {"id": 7, "image_id": 11, "category_id": 3, "bbox": [0.123456789, 1.25, 8.1, 6], "area": 30.5},
+    {"id": 5, "image_id": 5, "category_id": 90, "bbox": [-2, 3, 10, 20]},
+    {"id": 0, "image_id": 11, "category_id": 90, "bbox": [30, 20, 10, 10]},
+    {"id": 9, "image_id": 11, "category_id": 90, "bbox": [30, 20, 10, 10]},
+    {"id": 12, "image_id": 5, "category_id": 3, "bbox": [4, 4, 0, 3]},
+]
+CROWD = {"id": 2, "image_id": 11, "category_id": 3, "bbox": [0, 0, 30, 20], "iscrowd": 1}
+
+
+def splits(folder: Path, *, crowd: bool) -> dict[str, Annotations]:
+    """Two splits in COCO, images of the first in a folder of their own."""
+    content = coco_content()
+    content["annotations"] = [*BOXES, CROWD] if crowd else BOXES
+    content["categories"].append({"id": 50, "name": "никто"})
+    write_coco(folder, content).rename(folder / "train.json")
+    val = coco_content()
+    val["images"] = [{"id": 44, "file_name": "v.png", "width": 20, "height": 20}]
+    val["annotations"] = [{"id": 77, "image_id": 44, "category_id": 3, "bbox": [1, 2, 3, 4]}]
+    val["categories"] = content["categories"]
+    write_coco(folder, val).rename(folder / "val.json")
+    return dict(open_place(str(folder)).splits)
+
+
+def many(folder: Path, sizes: list[tuple[int, int]]) -> Annotations:
+    """A set of images of these (width, height), each with a wheel and a door."""
+    content = coco_content()
+    content["images"] = [
+        {"id": n, "file_name": f"{n}.png", "width": w, "height": h}
+        for n, (w, h) in enumerate(sizes)
+    ]
+    content["annotations"] = [
+        {
+            "id": 2 * n + k,
+            "image_id": n,
+            "category_id": (3, 90)[k - 1],
+            "bbox": [4 * k, 4 * k, 9, 9],
+        }
+        for n in range(len(sizes))
+        for k, label in ((1, 3), (2, 90))
+    ]
+    folder.mkdir(exist_ok=True)
+    write_coco(folder, content)
+    for number, (width, height) in enumerate(sizes):
+        noise_image(width, height, number).save(folder / "images" / f"{number}.png")
+    (part,) = open_place(str(folder)).splits.values()
+    return part

@@ -9,6 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.places import open_place
+
 Box = tuple[str, float, float, float, float]
 
 # By the stem of the file: (width, height) and boxes (name, x1, y1, x2, y2) in pixels.
@@ -314,3 +317,16 @@ def write_format(name: str, folder: Path) -> tuple[str, str]:
     write(folder)
     named = format_name in ("voc_devkit",)
     return (f"{format_name}:{folder}" if named else str(folder)), format_name
+
+
+def only(place: Path | str, **options: Any) -> Annotations:
+    """The one split of a place."""
+    (part,) = open_place(str(place), **options).splits.values()
+    return part
+
+
+def picture(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
+    """A file with an image of this size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 120, 60)).save(path)
+    return path

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from detrelay.core.evaluation.tables import Detections, Found, GroundTruth
+
 Row = dict[str, Any]
 
 
@@ -98,3 +100,38 @@ def random_lvis_case() -> tuple[dict[str, Any], list[Row]]:
         for number in range(1, 7)
     ]
     return case, detections
+
+
+def placed(ground_truth: dict[str, Any], rows: list[Row]) -> tuple[GroundTruth, Found]:
+    """Ground truth, and detections placed in it."""
+    objects = GroundTruth.from_coco(ground_truth)
+    return objects, objects.place(Detections.from_rows(rows))
+
+
+CAT, DOG, OTHER_CAT = [0, 0, 20, 20], [100, 100, 50, 50], [300, 300, 40, 40]
+PETS_TRUTH = truth(
+    [
+        {"bbox": CAT},
+        {"bbox": DOG, "category_id": 9},
+        {"bbox": OTHER_CAT},
+        {"bbox": [200, 0, 10, 10]},  # nobody finds it
+        {"bbox": [400, 0, 60, 60], "iscrowd": 1},
+    ]
+)
+# a right one, and each kind of error
+PETS_FOUND = [
+    found(0.95, CAT),
+    found(0.85, DOG),  # a dog taken for a cat
+    found(0.75, [0, 0, 20, 18]),  # the first cat again
+    found(0.65, [300, 300, 40, 16]),  # the second cat at IoU 0.4
+    found(0.55, [500, 300, 9, 9], category=9),  # nothing there
+    found(0.45, [410, 10, 20, 20]),  # in the crowd
+    found(0.35, [100, 100, 50, 16], category=4),  # a dog at IoU 0.32 taken for a cat
+]
+SMALL, MEDIUM = [0, 0, 20, 20], [100, 100, 50, 50]
+HAND_TRUTH = truth([{"bbox": SMALL}, {"bbox": MEDIUM}])
+HAND_FOUND = [
+    found(0.9, [0, 0, 20, 20]),
+    found(0.8, [300, 300, 30, 30]),  # nothing there
+    found(0.7, [100, 100, 50, 36]),  # IoU 0.72: counts at 5 of the 10 thresholds
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.checkpoint import save_model
 from detrelay.core.evaluation.coco_ap import CocoResult
+from detrelay.core.hub.folder import CheckedFolder, complete_folder
 from detrelay.core.recipes.recipe import DataConfig, Recipe, override
 from factories import small_config
 from hub_server import WRITE_TOKEN, HubServer
@@ -92,3 +94,26 @@ def environment(server: HubServer, home: Path, **changes: str) -> dict[str, str]
         "OMP_NUM_THREADS": "1",
         **changes,
     }
+
+
+def complete(folder: Path, name: str = "complete") -> CheckedFolder:
+    """The folder as it goes up, beside it."""
+    return complete_folder(folder, folder.parent / name, "tess/shapes", "apache-2.0")
+
+
+def card_of(folder: Path) -> str:
+    """The card that goes up with the folder."""
+    return (complete(folder).folder / "README.md").read_text()
+
+
+def complete_card(folder: Path, license: str | None = None) -> str:
+    """The card under a licence; leaves nothing beside the folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = complete_folder(folder, Path(temporary) / "copy", "tess/shapes", license).folder
+        return (copy / "README.md").read_text()
+
+
+def change_facts(folder: Path, **changes: object) -> None:
+    """Overwrite facts of the training."""
+    facts = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps({**facts, **changes}))

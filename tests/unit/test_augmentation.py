@@ -13,12 +13,12 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
-from detrelay.core.data.augmentation import Crop, build_train_transform
+from detrelay.core.data.augmentation import Crop, build_eval_transform, build_train_transform
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.geometry import on_both, random_crop, resize, scale
 from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.recipe import DataConfig, Recipe, override
-from factories_data import make_sample
+from factories_data import assert_boxes_lie_on_bright_pixels, make_sample, marked_sample
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -202,3 +202,152 @@ def test_half_of_the_images_are_cropped() -> None:
     assert cut == [draw < 0.5 for draw in draws]
     assert max(draw for draw in draws if draw < 0.5) > 0.49
     assert min(draw for draw in draws if draw >= 0.5) < 0.51
+
+
+def test_eval_transform_scales_boxes_with_the_image() -> None:
+    sample = make_sample(60, 80)
+    resized = build_eval_transform(90, 1000)(sample)
+    assert resized.image.shape == (3, 90, 120)
+    assert resized.image.dtype == torch.uint8
+    torch.testing.assert_close(resized.boxes_xyxy, sample.boxes_xyxy * 1.5)
+    assert type(resized.boxes_xyxy) is torch.Tensor
+    assert type(resized.image) is torch.Tensor
+    assert resized.original_size == (60, 80)
+    assert resized.class_labels.tolist() == [0, 1]
+
+
+def test_flip_mirrors_image_and_boxes() -> None:
+    sample = make_sample(60, 80)
+    flip = build_train_transform(DataConfig(flip_probability=1, short_sides=(60,)))
+    flipped = flip(sample)
+    assert torch.equal(flipped.image, sample.image.flip(-1))
+    assert flipped.boxes_xyxy.tolist() == [[50, 20, 70, 50], [1, 5, 40, 45]]
+    never = build_train_transform(DataConfig(flip_probability=0, short_sides=(60,)))
+    assert torch.equal(never(sample).image, sample.image)
+
+
+CROP = DataConfig(
+    short_sides=(80, 96, 120),
+    max_size=200,
+    crop=True,
+    crop_short_sides=(90, 110),
+    crop_range=(40, 80),
+)
+
+
+def test_boxes_follow_the_pixels_through_crops() -> None:
+    transform = build_train_transform(CROP)
+    torch.manual_seed(0)
+    fewer = 0
+    for _ in range(60):
+        result = transform(marked_sample())
+        # a pixel of slack along the edges of two boxes
+        assert_boxes_lie_on_bright_pixels(result, 4 * sum(result.image.shape[-2:]))
+        sizes = result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2]
+        assert (sizes > 0).all()
+        assert len(result.class_labels) == len(result.boxes_xyxy)
+        fewer += len(result.class_labels) < 2
+    assert 0 < fewer < 60
+
+
+def test_large_scale_jitter_scales_into_the_square_and_cuts() -> None:
+    config = DataConfig(jitter_size=100, jitter_range=(0.5, 2.0))
+    transform = build_train_transform(config)
+    torch.manual_seed(0)
+    longest = []
+    for _ in range(30):
+        result = transform(marked_sample())  # 100 x 140 pixels
+        height, width = result.image.shape[-2:]
+        assert (height <= 100, width <= 100) == (True, True)
+        assert width >= 50
+        if width < 100:  # nothing was cut
+            assert height == pytest.approx(width * 100 / 140, abs=1)
+        assert_boxes_lie_on_bright_pixels(result, 4 * (height + width))
+        longest.append(width)
+    assert longest.count(100) in range(12, 28)  # scales from 1 to 2 fill the square
+    assert len(set(longest)) > 10
+    fixed = DataConfig(flip_probability=0, jitter_size=70, jitter_range=(1, 1))
+    assert build_train_transform(fixed)(marked_sample()).image.shape == (3, 50, 70)
+
+
+def test_crop_sizes_stay_in_range_and_in_the_image() -> None:
+    shapes = set()
+    config = DataConfig(
+        short_sides=(80,), max_size=1000, crop=True, crop_short_sides=(60,), crop_range=(50, 90)
+    )
+    torch.manual_seed(0)
+    for _ in range(200):
+        height, width = build_train_transform(config)(make_sample(60, 60)).image.shape[-2:]
+        assert min(height, width) == 80
+        shapes.add((height, width))
+    # windows of 50 to 60 pixels: the aspect lies within 6 / 5, the long side within 96
+    assert len(shapes) > 10
+    assert max(map(max, shapes)) in range(90, 97)
+
+
+def test_crop_of_an_image_below_the_range_keeps_it() -> None:
+    config = DataConfig(
+        flip_probability=0,
+        short_sides=(60,),
+        crop=True,
+        crop_short_sides=(60,),
+        crop_range=(100, 200),
+    )
+    sample = make_sample(60, 80)
+    torch.manual_seed(0)
+    for _ in range(10):  # half of them crop
+        assert torch.equal(build_train_transform(config)(sample).image, sample.image)
+
+
+def test_color_jitter_changes_colours_only() -> None:
+    sample = make_sample(60, 80)
+    jitter = build_train_transform(
+        DataConfig(flip_probability=0, short_sides=(60,), color_jitter=0.4)
+    )
+    changed = jitter(sample)
+    assert not torch.equal(changed.image, sample.image)
+    assert changed.image.dtype == torch.uint8
+    assert torch.equal(changed.boxes_xyxy, sample.boxes_xyxy)
+
+
+def test_short_sides_are_all_drawn() -> None:
+    transform = build_train_transform(DataConfig(short_sides=(48, 60, 72)))
+    torch.manual_seed(0)
+    drawn = {transform(make_sample(60, 80)).image.shape[-2] for _ in range(40)}
+    assert drawn == {48, 60, 72}
+
+
+def test_images_without_boxes_pass() -> None:
+    torch.manual_seed(0)
+    for _ in range(10):
+        result = build_train_transform(CROP)(make_sample(60, 80, []))
+        assert result.boxes_xyxy.shape == (0, 4)
+        assert result.class_labels.shape == (0,)
+
+
+def test_the_input_is_left_alone() -> None:
+    sample, same = marked_sample(), marked_sample()
+    for _ in range(5):
+        build_train_transform(CROP)(sample)
+    assert torch.equal(sample.image, same.image)
+    assert torch.equal(sample.boxes_xyxy, same.boxes_xyxy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flip_probability", 1.5),
+        ("color_jitter", -0.1),
+        ("short_sides", ()),
+        ("crop_short_sides", (0,)),
+        ("crop_short_sides", 5),
+        ("max_size", 10),
+        ("crop_range", (60, 50)),
+        ("mosaic", 1.5),
+        ("jitter_size", -1),
+        ("jitter_range", (0, 1)),
+    ],
+)
+def test_impossible_settings_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=name):
+        build_train_transform(DataConfig(**{name: value}))

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detrelay.core.errors import DataError
-from detrelay.core.evaluation.backends import BACKENDS
 from detrelay.core.evaluation.coco_ap import (
     CocoResult,
     detections_from_results,
     evaluate_coco,
 )
 from detrelay.core.evaluation.tables import read_detections
-from factories_scores import Row, found, random_case, truth
-
-SMALL, MEDIUM = [0, 0, 20, 20], [100, 100, 50, 50]
-HAND_TRUTH = truth([{"bbox": SMALL}, {"bbox": MEDIUM}])
-HAND_FOUND = [
-    found(0.9, [0, 0, 20, 20]),
-    found(0.8, [300, 300, 30, 30]),  # nothing there
-    found(0.7, [100, 100, 50, 36]),  # IoU 0.72: counts at 5 of the 10 thresholds
-]
+from factories_scores import HAND_FOUND, HAND_TRUTH, SMALL, Row, found, random_case, truth
 
 
 def test_figures_by_hand() -> None:
@@ -238,30 +228,3 @@ def test_recorded_figures_are_reproduced(real_data: Path, folder: str, backend: 
     assert {name: round(value, 6) for name, value in result.stats.items()} == expected["stats"]
     per_category = {name: round(value, 6) for name, value in result.per_category.items()}
     assert per_category == expected["AP_per_category"]
-
-
-@pytest.mark.parametrize("limit", [1, 5, 100, 300])
-def test_back_ends_agree_to_the_bit(limit: int) -> None:
-    ground_truth, detections = random_case()
-    both = [
-        evaluate_coco(ground_truth, detections, max_detections=limit, backend=backend)
-        for backend in BACKENDS
-    ]
-    assert both[0] == both[1]
-    assert both[0].stats["AP"] > 0.03
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_back_ends_take_nothing(backend: str) -> None:
-    nothing_found = evaluate_coco(HAND_TRUTH, [], backend=backend)
-    assert nothing_found.per_category == {"cat": 0.0, "dog": -1.0}
-    nothing_to_find = evaluate_coco(truth([]), HAND_FOUND, backend=backend)
-    assert set(nothing_to_find.stats.values()) == {-1.0}
-
-
-def test_unknown_and_missing_back_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"unknown back end 'cuda'; known are pycocotools"):
-        evaluate_coco(HAND_TRUTH, HAND_FOUND, backend="cuda")
-    monkeypatch.setitem(sys.modules, "hotcoco", None)
-    with pytest.raises(ValueError, match=r"not installed; pip install 'detrelay\[fast\]'"):
-        evaluate_coco(HAND_TRUTH, HAND_FOUND, backend="hotcoco")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrelay.core.data.collate import EncodedSample, collate, padded_size
+from detrelay.core.data.collate import EncodedSample, collate
 
 
 def encoded(height: int, width: int) -> EncodedSample:
@@ -13,13 +13,6 @@ def encoded(height: int, width: int) -> EncodedSample:
         "pixel_values": torch.rand(3, height, width) + 1,
         "labels": {"class_labels": torch.tensor([height]), "boxes": torch.rand(1, 4)},
     }
-
-
-def test_sizes_round_up_to_the_divisor() -> None:
-    assert padded_size([(33, 64), (20, 65)], 32) == (64, 96)
-    assert padded_size([(33, 64)], 1) == (33, 64)
-    with pytest.raises(ValueError, match="at least 1 pixel, found 0"):
-        padded_size([(33, 64)], 0)
 
 
 def test_images_stand_top_left_and_the_mask_says_where() -> None:

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from detrelay.apps import console
 from detrelay.apps.cli import COMMANDS
+from detrelay.apps.console import read_arguments
+from detrelay.apps.train import Arguments
 from detrelay.core.boxes import cxcywh_to_xyxy
 from detrelay.core.errors import DataError, RecipeError
 
@@ -178,3 +180,15 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "option"), [(["--output", ""], "--output"), (["--seed", "1", "--init="], "--init")]
+)
+def test_an_empty_argument_is_refused(
+    words: list[str], option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a path it would be the working directory."""
+    monkeypatch.setattr("sys.argv", ["detrelay train", *words])
+    with pytest.raises(ValueError, match=f"an empty argument after {option}; give a value"):
+        read_arguments(Arguments)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from detrelay.apps.convert import Arguments, convert, facts_of_conversion, published_figures, write
 from detrelay.heads.convert.conversion import convert_state_dict
-from official import LISTED, all_shapes, hollow, small_state
+from official import LISTED, all_shapes, hollow, small_state, write_small_checkpoint
+from tiny_run import TinyBlocks, shrink_backbone
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing(
@@ -94,3 +96,26 @@ def test_facts_name_the_file_but_no_folder_of_this_machine(tmp_path: Path) -> No
         }
         assert facts["versions"]["torch"] == torch.__version__
         assert str(tmp_path) not in json.dumps(facts)
+
+
+def test_the_command_says_which_weights_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shrink_backbone(monkeypatch, TinyBlocks)
+    file = tmp_path / "released.pth"
+    plain = write_small_checkpoint(file)
+    key = "transformer.level_embed"
+    average = {**plain, key: plain[key] + 1}
+    torch.save({"model": plain, "ema_model": average}, file)
+    for which, place, other in (
+        (None, "ema_model", "--weights plain takes model"),
+        ("plain", "model", "--weights average takes ema_model"),
+    ):
+        output = tmp_path / place
+        assert convert(Arguments(checkpoint=file, output=output, weights=which)) == 0  # type: ignore[arg-type]
+        assert f"weights  {place}: " in (said := capsys.readouterr().out)
+        assert other in said
+        facts = json.loads((output / "training.json").read_text())
+        assert facts["converted"]["weights"] == place
+        found = load_file(output / "model.safetensors")["head.encoder.level_code"]
+        torch.testing.assert_close(found, (average if which is None else plain)[key])

@@ -20,7 +20,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DetrImageProcessor, PreTrainedConfig, PreTrainedModel, pipeline
 
 from detrelay.core.data import decode
 from detrelay.core.data.augmentation import build_eval_transform
@@ -268,29 +267,6 @@ def test_addresses_and_texts_are_read_too(folder: Path) -> None:
         in_processor("nothing")
     with pytest.raises(TypeError, match="found dict"):
         in_processor({})
-
-
-def test_the_pipeline_of_transformers_reads_so_for_our_models_only(folder: Path) -> None:
-    import detrelay.heads  # noqa: F401 - registers
-
-    model = PreTrainedModelStub()
-    image = Image.open(folder / "rgba.png")
-    seen = {}
-    for processor in (PLAIN, DetrImageProcessor(do_resize=False, do_rescale=False)):
-        detect = pipeline("object-detection", model=model, image_processor=processor)
-        assert type(detect) is DetrelayPipeline
-        seen[type(processor)] = detect.preprocess(image)["pixel_values"][0]
-    assert torch.equal(seen[DetrelayImageProcessor].byte(), read_image(folder / "rgba.png"))
-    assert seen[DetrImageProcessor].shape == (3, HEIGHT, WIDTH)
-
-
-class PreTrainedModelStub(PreTrainedModel):
-    """Nothing but what a pipeline asks for."""
-
-    def __init__(self) -> None:
-        super().__init__(PreTrainedConfig())
-        self.weight = torch.nn.Parameter(torch.ones(()))
-        self.post_init()
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (3000, 1), (1, 1), (2, 3)])

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from detrelay.apps.build import eval_data
+from detrelay.core.data.augmentation import build_eval_transform
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.data.transforms import ShapeBatches
+from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.data.transforms import DetectionDataset, VisitSampler
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.inference import detect
-from detrelay.core.engine.loaders import make_eval_loader
+from detrelay.core.engine.loaders import make_eval_loader, make_loader
+from detrelay.core.errors import NonFiniteOutput
 from detrelay.core.evaluation.coco_ap import CocoResult, detections_from_results, evaluate_coco
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, small_head_config
@@ -110,19 +115,36 @@ def test_results_do_not_depend_on_the_size_of_batches(case: str, divisor: int) -
     assert 0 < figures.stats["AP"] < 1
 
 
-def test_images_of_one_padded_shape_share_batches() -> None:
-    shapes = [(32, 64), (32, 32), (32, 64), (64, 32), (32, 64), (64, 32)]
-    assert list(ShapeBatches(shapes, 2)) == [[0, 2], [1], [3, 5], [4]]
-    assert list(ShapeBatches(shapes, 8)) == [[0, 2, 4], [1], [3, 5]]
-    assert list(ShapeBatches(shapes, 1)) == [[0], [1], [2], [3], [4], [5]]
+class Outside(nn.Module):
+    """Gives one box that reaches out of the image; scores as told."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> SimpleNamespace:
+        boxes = torch.tensor([[[0.9, 0.5, 0.4, 0.5]]]).repeat(len(pixel_values), 1, 1)
+        logits = torch.full((len(pixel_values), 1, 2), self.logit)
+        return SimpleNamespace(logits=logits, pred_boxes=boxes)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 7])
-def test_processes_share_batches_and_have_equally_many(processes: int) -> None:
-    shapes = [(32, 64), (32, 32), (32, 64), (64, 32), (32, 64)]
-    shares = [
-        list(ShapeBatches(shapes, 2, process=process, num_processes=processes))
-        for process in range(processes)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    assert {index for share in shares for batch in share for index in batch} == set(range(5))
+def found(logit: float) -> tuple[list[int], list[dict[str, Tensor]]]:
+    samples = ShapesDataset(3, image_size=40, seed=0)
+    processor = DetrelayImageProcessor()
+    data = DetectionDataset(samples, build_eval_transform(40, 40), processor, seed=0)
+    loader = make_loader(data, VisitSampler(3, seed=0, shuffle=False), 2)
+    return detect(Accelerator(), Outside(logit), loader, processor, 10)
+
+
+def test_a_diverged_model_is_told_with_the_images() -> None:
+    ids = [entry["id"] for entry in ShapesDataset(3, image_size=40, seed=0).ground_truth["images"]]
+    with pytest.raises(NonFiniteOutput, match="not finite") as error:
+        found(float("nan"))
+    assert f"image ids {ids[:2]}: training has diverged" in str(error.value)
+    assert isinstance(error.value, ValueError)  # so that a command ends in one line
+
+
+def test_evaluation_does_not_cut_boxes_to_the_image() -> None:
+    _, results = found(2.0)
+    sizes = ShapesDataset(3, image_size=40, seed=0)[0].original_size
+    assert results[0]["boxes"][0, 2].item() == pytest.approx(1.1 * sizes[1])

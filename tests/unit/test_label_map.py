@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from detrelay.core.data.annotations import doubtful_boxes
 from detrelay.core.data.coco import AnnotatedImages, Category, CocoDataset
 from detrelay.core.data.label_map import chosen_categories, with_categories
 from detrelay.core.data.readers import coco
@@ -114,25 +112,6 @@ def test_categories_without_boxes_can_be_dropped(tmp_path: Path) -> None:
     assert kept.box_class.tolist() == [1, 0, 0, 1]
     with pytest.raises(DataError, match="no category with a box is left"):
         chosen_categories(whole, ["lamp"], keep_unused=False)
-
-
-def random_boxes(count: int) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    limits = random.integers(200, 600, (count, 2))
-    low = random.random((count, 2)) * limits * 0.9
-    size = random.random((count, 2)) ** 2 * (limits - low)
-    return np.concatenate([low, size], axis=1), limits
-
-
-@pytest.mark.parametrize("count", [5, 40, 1000])
-def test_boxes_in_another_convention_are_remarked(count: int) -> None:
-    boxes, limits = random_boxes(count)
-    assert doubtful_boxes(boxes, limits) is None
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    assert "would fit as corners" in str(doubtful_boxes(corners, limits))
-    fractions = boxes / np.concatenate([limits, limits], axis=1)
-    assert "look like fractions" in str(doubtful_boxes(fractions, limits))
-    assert doubtful_boxes(boxes[:0], limits[:0]) is None
 
 
 def test_the_summary_says_that_boxes_look_like_corners(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib.metadata import files
 from pathlib import Path
 
@@ -17,6 +18,18 @@ PARTS = {
     "heads": ROOT / "packages" / "heads",
     "assigners": ROOT / "packages" / "assigners",
     "apps": ROOT / "apps",
+}
+# modules without a test file of their name, and what tests them instead
+TESTED_ELSEWHERE = {
+    "core.data.formats": "a table of names; test_decode.py reads a file of each",
+    "core.engine.parts": "dataclasses without code",
+    "core.progress": "one number",
+    "core.ops.traced": "test_export.py compares it with the definition of sampling",
+    "core.export.folder": "test_exported_folder.py writes, reads and refuses whole folders",
+    "core.export.writing": "test_exported_folder.py writes files of every format",
+    "apps.report": "tests/integration/test_report.py makes whole reports",
+    "apps.transformers_stages": "test_recording.py looks at two models of transformers",
+    "apps.report_page": "tests/integration/test_report.py makes whole reports",
 }
 
 
@@ -32,6 +45,26 @@ def test_the_parts_are_one_distribution() -> None:
     assert files("detrelay")
     for part in PARTS:
         __import__(f"detrelay.{part}")
+
+
+def test_every_module_has_a_test_file_of_its_name() -> None:
+    """`test_STEM.py`, or `test_FOLDER_STEM.py` where several modules have that stem."""
+    modules = {
+        ".".join(path.relative_to(folder / "src" / "detrelay").with_suffix("").parts): path
+        for folder in PARTS.values()
+        for path in (folder / "src" / "detrelay").rglob("*.py")
+        if path.stem != "__init__"
+    }
+    stems = Counter(path.stem for path in modules.values())
+    present = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    without = set()
+    for name, path in modules.items():
+        allowed = {f"test_{path.parent.name}_{path.stem}.py"}
+        if stems[path.stem] == 1:
+            allowed.add(f"test_{path.stem}.py")
+        if not allowed & present:
+            without.add(name)
+    assert without == TESTED_ELSEWHERE.keys(), "add a test file, or an entry with the reason"
 
 
 def test_types_and_assigners_need_torch_only() -> None:

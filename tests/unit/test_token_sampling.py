@@ -12,8 +12,6 @@ from detrelay.core.ops.token_sampling import (
 )
 
 SHAPES = ((3, 4), (2, 2), (1, 2))
-
-
 CELLS = 18
 
 

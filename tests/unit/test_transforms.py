@@ -14,237 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from detrelay.core.data.augmentation import build_eval_transform, build_train_transform
-from detrelay.core.data.coco import CocoDataset, Sample
+from detrelay.core.data.coco import CocoDataset
 from detrelay.core.data.collate import EncodedSample
-from detrelay.core.data.geometry import make_mosaic, mix, resized_shape
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.data.transforms import DetectionDataset, VisitSampler
-from detrelay.core.errors import DataError, RecipeError
+from detrelay.core.data.transforms import DetectionDataset, ShapeBatches, VisitSampler
+from detrelay.core.errors import DataError
 from detrelay.core.recipes.recipe import DataConfig
-from factories_data import make_sample, write_coco
-
-
-@pytest.mark.parametrize(
-    ("size", "short_side", "max_size", "expected"),
-    [
-        ((480, 640), 800, 1333, (800, 1066)),  # 1066.67 is cut
-        ((640, 480), 800, 1333, (1066, 800)),
-        ((500, 500), 800, 1333, (800, 800)),
-        ((300, 1000), 800, 1333, (400, 1333)),  # round(399.9), then cut
-        ((427, 1001), 800, 1333, (569, 1333)),  # round(568.6), 1333.88 is cut
-        ((480, 640), 480, 1333, (480, 640)),
-        ((480, 640), 800, None, (800, 1066)),
-        ((1, 1000), 800, 100, (1, 100)),  # a sliver loses its aspect
-        ((3000, 1), 800, 1333, (1333, 1)),
-        ((1, 90), 1, 100, (1, 90)),
-    ],
-)
-def test_resize_rule(
-    size: tuple[int, int], short_side: int, max_size: int | None, expected: tuple[int, int]
-) -> None:
-    assert resized_shape(*size, short_side, max_size) == expected
-
-
-def test_eval_transform_scales_boxes_with_the_image() -> None:
-    sample = make_sample(60, 80)
-    resized = build_eval_transform(90, 1000)(sample)
-    assert resized.image.shape == (3, 90, 120)
-    assert resized.image.dtype == torch.uint8
-    torch.testing.assert_close(resized.boxes_xyxy, sample.boxes_xyxy * 1.5)
-    assert type(resized.boxes_xyxy) is torch.Tensor
-    assert type(resized.image) is torch.Tensor
-    assert resized.original_size == (60, 80)
-    assert resized.class_labels.tolist() == [0, 1]
-
-
-def test_flip_mirrors_image_and_boxes() -> None:
-    sample = make_sample(60, 80)
-    flip = build_train_transform(DataConfig(flip_probability=1, short_sides=(60,)))
-    flipped = flip(sample)
-    assert torch.equal(flipped.image, sample.image.flip(-1))
-    assert flipped.boxes_xyxy.tolist() == [[50, 20, 70, 50], [1, 5, 40, 45]]
-    never = build_train_transform(DataConfig(flip_probability=0, short_sides=(60,)))
-    assert torch.equal(never(sample).image, sample.image)
-
-
-def marked_sample() -> Sample:
-    """A black image with two bright boxes, so that pixels tell where boxes are."""
-    sample = make_sample(100, 140, [[20, 30, 60, 80], [90, 10, 130, 50]])
-    image = torch.zeros_like(sample.image)
-    for left, top, right, bottom in sample.boxes_xyxy.int().tolist():
-        image[:, top:bottom, left:right] = 255
-    return Sample(image, sample.boxes_xyxy, sample.class_labels, 7, (100, 140))
-
-
-CROP = DataConfig(
-    short_sides=(80, 96, 120),
-    max_size=200,
-    crop=True,
-    crop_short_sides=(90, 110),
-    crop_range=(40, 80),
-)
-
-
-def assert_boxes_lie_on_bright_pixels(result: Sample, slack: int) -> None:
-    height, width = result.image.shape[-2:]
-    expected = torch.zeros(height, width)
-    for left, top, right, bottom in result.boxes_xyxy.round().int().tolist():
-        assert 0 <= left <= right <= width
-        assert 0 <= top <= bottom <= height
-        expected[top:bottom, left:right] = 1
-    bright = (result.image[0] > 127).float()
-    assert (bright - expected).abs().sum() <= slack
-
-
-def test_boxes_follow_the_pixels_through_crops() -> None:
-    transform = build_train_transform(CROP)
-    torch.manual_seed(0)
-    fewer = 0
-    for _ in range(60):
-        result = transform(marked_sample())
-        # a pixel of slack along the edges of two boxes
-        assert_boxes_lie_on_bright_pixels(result, 4 * sum(result.image.shape[-2:]))
-        sizes = result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2]
-        assert (sizes > 0).all()
-        assert len(result.class_labels) == len(result.boxes_xyxy)
-        fewer += len(result.class_labels) < 2
-    assert 0 < fewer < 60
-
-
-def test_large_scale_jitter_scales_into_the_square_and_cuts() -> None:
-    config = DataConfig(jitter_size=100, jitter_range=(0.5, 2.0))
-    transform = build_train_transform(config)
-    torch.manual_seed(0)
-    longest = []
-    for _ in range(30):
-        result = transform(marked_sample())  # 100 x 140 pixels
-        height, width = result.image.shape[-2:]
-        assert (height <= 100, width <= 100) == (True, True)
-        assert width >= 50
-        if width < 100:  # nothing was cut
-            assert height == pytest.approx(width * 100 / 140, abs=1)
-        assert_boxes_lie_on_bright_pixels(result, 4 * (height + width))
-        longest.append(width)
-    assert longest.count(100) in range(12, 28)  # scales from 1 to 2 fill the square
-    assert len(set(longest)) > 10
-    fixed = DataConfig(flip_probability=0, jitter_size=70, jitter_range=(1, 1))
-    assert build_train_transform(fixed)(marked_sample()).image.shape == (3, 50, 70)
-
-
-def test_mosaic_joins_four_images_with_their_boxes() -> None:
-    torch.manual_seed(0)
-    sides = set()
-    for _ in range(12):
-        result = make_mosaic([marked_sample() for _ in range(4)], 70)  # each becomes 50 x 70
-        assert result.image.shape == (3, 140, 140)
-        assert result.image.dtype == torch.uint8
-        assert_boxes_lie_on_bright_pixels(result, 8 * 140)
-        assert len(result.class_labels) == len(result.boxes_xyxy) <= 8
-        assert ((result.boxes_xyxy[:, 2:] - result.boxes_xyxy[:, :2]) > 0).all()
-        sides.add(int((result.image == 114).all(0).sum()))
-    assert len(sides) > 5  # the meeting point moves
-    assert (result.image_id, result.original_size) == (7, (100, 140))
-
-
-def test_images_of_a_mosaic_meet_in_the_order_given() -> None:
-    samples = [make_sample(40, 40, [[0.0, 0.0, 40.0, 40.0]]) for _ in range(4)]
-    for shade, sample in enumerate(samples):
-        sample.image.fill_(10 * shade)
-        sample.class_labels.fill_(shade)
-    torch.manual_seed(3)
-    result = make_mosaic(samples, 40)
-    assert result.class_labels.tolist() == [0, 1, 2, 3]
-    for shade, (left, top, right, bottom) in enumerate(result.boxes_xyxy.int().tolist()):
-        assert (result.image[:, top:bottom, left:right] == 10 * shade).all()
-    corners = result.boxes_xyxy
-    meeting = corners[0, 2:]
-    assert torch.equal(corners[3, :2], meeting)
-    assert torch.equal(corners[1, [0, 3]], meeting)
-    assert torch.equal(corners[2, [2, 1]], meeting)
-
-
-def test_crop_sizes_stay_in_range_and_in_the_image() -> None:
-    shapes = set()
-    config = DataConfig(
-        short_sides=(80,), max_size=1000, crop=True, crop_short_sides=(60,), crop_range=(50, 90)
-    )
-    torch.manual_seed(0)
-    for _ in range(200):
-        height, width = build_train_transform(config)(make_sample(60, 60)).image.shape[-2:]
-        assert min(height, width) == 80
-        shapes.add((height, width))
-    # windows of 50 to 60 pixels: the aspect lies within 6 / 5, the long side within 96
-    assert len(shapes) > 10
-    assert max(map(max, shapes)) in range(90, 97)
-
-
-def test_crop_of_an_image_below_the_range_keeps_it() -> None:
-    config = DataConfig(
-        flip_probability=0,
-        short_sides=(60,),
-        crop=True,
-        crop_short_sides=(60,),
-        crop_range=(100, 200),
-    )
-    sample = make_sample(60, 80)
-    torch.manual_seed(0)
-    for _ in range(10):  # half of them crop
-        assert torch.equal(build_train_transform(config)(sample).image, sample.image)
-
-
-def test_color_jitter_changes_colours_only() -> None:
-    sample = make_sample(60, 80)
-    jitter = build_train_transform(
-        DataConfig(flip_probability=0, short_sides=(60,), color_jitter=0.4)
-    )
-    changed = jitter(sample)
-    assert not torch.equal(changed.image, sample.image)
-    assert changed.image.dtype == torch.uint8
-    assert torch.equal(changed.boxes_xyxy, sample.boxes_xyxy)
-
-
-def test_short_sides_are_all_drawn() -> None:
-    transform = build_train_transform(DataConfig(short_sides=(48, 60, 72)))
-    torch.manual_seed(0)
-    drawn = {transform(make_sample(60, 80)).image.shape[-2] for _ in range(40)}
-    assert drawn == {48, 60, 72}
-
-
-def test_images_without_boxes_pass() -> None:
-    torch.manual_seed(0)
-    for _ in range(10):
-        result = build_train_transform(CROP)(make_sample(60, 80, []))
-        assert result.boxes_xyxy.shape == (0, 4)
-        assert result.class_labels.shape == (0,)
-
-
-def test_the_input_is_left_alone() -> None:
-    sample, same = marked_sample(), marked_sample()
-    for _ in range(5):
-        build_train_transform(CROP)(sample)
-    assert torch.equal(sample.image, same.image)
-    assert torch.equal(sample.boxes_xyxy, same.boxes_xyxy)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("flip_probability", 1.5),
-        ("color_jitter", -0.1),
-        ("short_sides", ()),
-        ("crop_short_sides", (0,)),
-        ("crop_short_sides", 5),
-        ("max_size", 10),
-        ("crop_range", (60, 50)),
-        ("mosaic", 1.5),
-        ("jitter_size", -1),
-        ("jitter_range", (0, 1)),
-    ],
-)
-def test_impossible_settings_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(RecipeError, match=name):
-        build_train_transform(DataConfig(**{name: value}))
+from factories_data import write_coco
 
 
 def make_visits(seed: int = 0, num_images: int = 4, mosaic: float = 0.0) -> DetectionDataset:
@@ -438,22 +215,6 @@ def test_data_knows_the_order_of_its_visits() -> None:
     assert order[0] % 2 == order[1] % 2
 
 
-def test_a_mixture_holds_both_images_and_all_boxes() -> None:
-    first, second = make_sample(60, 80, seed=1), make_sample(90, 50, seed=2)
-    torch.manual_seed(3)
-    mixed = mix(first, second)
-    assert mixed.image.shape == (3, 90, 80)
-    assert torch.equal(mixed.boxes_xyxy, torch.cat([first.boxes_xyxy, second.boxes_xyxy]))
-    assert mixed.class_labels.tolist() == [0, 1, 0, 1]
-    # where only one of them is, its share can be read off; the shares sum to one
-    alone = (mixed.image[:, :60, 50:].float() / first.image[:, :60, 50:].clamp(min=1)).median()
-    other = (mixed.image[:, 60:, :50].float() / second.image[:, 60:].clamp(min=1)).median()
-    assert 0 < alone < 1
-    assert float(alone + other) == pytest.approx(1, abs=0.03)
-    both = alone * first.image[:, :60, :50] + other * second.image[:, :60, :50]
-    assert (mixed.image[:, :60, :50] - both).abs().max() < 4
-
-
 def test_strong_augmentation_stops_and_repeats_by_visit() -> None:
     samples = ShapesDataset(6, image_size=48, seed=1)
     plain = DataConfig(short_sides=(32,), max_size=64, flip_probability=0)
@@ -488,3 +249,21 @@ def test_strong_augmentation_stops_and_repeats_by_visit() -> None:
 
 def same_pixels(first: EncodedSample, second: EncodedSample) -> bool:
     return torch.equal(first["pixel_values"], second["pixel_values"])
+
+
+def test_images_of_one_padded_shape_share_batches() -> None:
+    shapes = [(32, 64), (32, 32), (32, 64), (64, 32), (32, 64), (64, 32)]
+    assert list(ShapeBatches(shapes, 2)) == [[0, 2], [1], [3, 5], [4]]
+    assert list(ShapeBatches(shapes, 8)) == [[0, 2, 4], [1], [3, 5]]
+    assert list(ShapeBatches(shapes, 1)) == [[0], [1], [2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_processes_share_batches_and_have_equally_many(processes: int) -> None:
+    shapes = [(32, 64), (32, 32), (32, 64), (64, 32), (32, 64)]
+    shares = [
+        list(ShapeBatches(shapes, 2, process=process, num_processes=processes))
+        for process in range(processes)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    assert {index for share in shares for batch in share for index in batch} == set(range(5))

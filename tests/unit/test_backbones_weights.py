@@ -1,3 +1,5 @@
+"""Pre-trained weights of backbones, under anybody's names."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,72 +8,16 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
+from transformers import ResNetConfig, ResNetModel, SwinConfig
+from transformers import SwinForImageClassification as SwinClassifier
 
-from detrelay.core.backbones import ResNetBackbone
+from detrelay.core.backbones import ResNetBackbone, SwinBackbone, build_backbone
+from detrelay.core.backbones.naming import find_backbone
 from detrelay.core.backbones.weights import load_backbone_weights
-
-
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [("resnet18", (64, 128, 256, 512)), ("resnet50", (256, 512, 1024, 2048))],
-)
-def test_feature_maps(name: str, channels: tuple[int, ...]) -> None:
-    backbone = ResNetBackbone(name, "eval", 1).eval()
-    assert backbone.channels == channels
-    assert backbone.strides == (4, 8, 16, 32)
-    with torch.no_grad():
-        levels = backbone(torch.zeros(1, 3, 65, 96))
-    assert [tuple(level.shape[1:]) for level in levels] == [
-        (channel, -(-65 // stride), 96 // stride)
-        for channel, stride in zip(channels, backbone.strides, strict=True)
-    ]
-
-
-def test_features_equal_torchvision() -> None:
-    network = torchvision.models.resnet18(weights=None).eval()
-    backbone = ResNetBackbone("resnet18", "eval", 0).eval()
-    state = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
-    backbone.load_state_dict(state)
-    image = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        pooled = backbone(image)[-1].mean((2, 3))
-        torch.testing.assert_close(network.fc(pooled), network(image))
-
-
-def test_fewer_stages_leave_the_last_ones_out() -> None:
-    backbone = ResNetBackbone("resnet18", "train", 0, num_stages=3)
-    assert backbone.channels == (64, 128, 256)
-    assert not [name for name, _ in backbone.named_parameters() if name.startswith("layer4")]
-
-
-@pytest.mark.parametrize(
-    ("norm", "frozen", "trained"),
-    [
-        ("eval", 1, {"layer2", "layer3", "layer4"}),
-        ("eval", 0, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
-        ("train", 2, {"layer3", "layer4"}),
-    ],
-)
-def test_frozen_stages(norm: str, frozen: int, trained: set[str]) -> None:
-    backbone = ResNetBackbone("resnet18", norm, frozen)  # type: ignore[arg-type]
-    names = {n.split(".")[0] for n, p in backbone.named_parameters() if p.requires_grad}
-    assert names == trained
-
-
-def test_frozen_norms_train_neither_affine_nor_statistics() -> None:
-    backbone = ResNetBackbone("resnet18", "frozen", 0).train()
-    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert not any(p.requires_grad for norm in norms for p in norm.parameters())
-    assert not any(norm.training for norm in norms)
-    assert backbone.conv1.weight.requires_grad
-
-
-def test_trained_norms_update_but_not_in_frozen_stages() -> None:
-    backbone = ResNetBackbone("resnet18", "train", 1).train()
-    backbone(torch.randn(2, 3, 64, 64))
-    assert backbone.bn1.running_mean.abs().sum() == 0
-    assert backbone.layer2[0].bn1.running_mean.abs().sum() > 0
+from factories import small_config
+from factories_backbones import SMALL_SWIN, maps_of
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -132,3 +78,58 @@ def test_offline_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("TORCH_HOME", torch_home)
     with pytest.raises(OSError, match=r"could not download .*resnet18.*put resnet18-\w+\.pth"):
         load_backbone_weights(ResNetBackbone("resnet18", "eval", 1), "imagenet")
+
+
+@pytest.mark.usefixtures("_small_swin")
+def test_files_of_transformers_swin(tmp_path: Path) -> None:
+    theirs = SwinClassifier(
+        SwinConfig(
+            embed_dim=SMALL_SWIN.width,
+            depths=SMALL_SWIN.depths,
+            num_heads=SMALL_SWIN.num_heads,
+            window_size=SMALL_SWIN.window,
+        )
+    )
+    theirs.save_pretrained(tmp_path)
+    backbone = SwinBackbone("swin_t", 0, num_stages=3, num_maps=1)
+    load_backbone_weights(backbone, str(tmp_path / "model.safetensors"))
+    name = "encoder.layers.1.blocks.0.attention.k_proj.weight"
+    assert torch.equal(backbone.network.swin.get_parameter(name), theirs.swin.get_parameter(name))
+
+
+@pytest.mark.parametrize("prefix", ["", "resnet."])
+def test_files_of_transformers_resnet(prefix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = ResNetModel(
+        ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+    ).eval()
+    path = tmp_path / "model.safetensors"
+    save_file({prefix + key: value for key, value in theirs.state_dict().items()}, path)
+    backbone = ResNetBackbone("resnet18", "eval", 0)
+    load_backbone_weights(backbone, str(path))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = theirs(image).last_hidden_state
+    torch.testing.assert_close(maps_of(backbone, image)[-1], expected, atol=1e-4, rtol=1e-4)
+    assert find_backbone(backbone.state_dict()) == "resnet18"
+
+
+def test_names_and_options_that_are_refused() -> None:
+    with pytest.raises(
+        StrictDataclassError, match="unknown backbone resnext101_32x4; did you mean resnext"
+    ):
+        small_config(backbone_name="resnext101_32x4")
+    with pytest.raises(
+        StrictDataclassError, match="backbone_drop_path is for Swin transformers; resnet18"
+    ):
+        small_config(backbone_drop_path=0.1)
+    with pytest.raises(
+        StrictDataclassError, match=r"backbone_drop_path must lie in \[0, 1\); found 1"
+    ):
+        small_config(backbone_name="swin_t", backbone_drop_path=1)
+    with torch.device("meta"):
+        backbone = build_backbone("swin_l", "eval", 0)
+    with pytest.raises(ValueError, match="no weights of swin_l; train with backbone weights"):
+        load_backbone_weights(backbone, "imagenet")
+    with pytest.raises(ValueError, match="a backbone of other sizes than any of resnet18"):
+        find_backbone({"conv1.weight": torch.zeros(1)})

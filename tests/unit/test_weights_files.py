@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from detrelay.apps.convert import Arguments, convert
 from detrelay.core.weights.files import Which, read_weights
-from official import write_small_checkpoint
-from tiny_run import TinyBlocks, shrink_backbone
 
 
 def tensors(value: float, prefix: str = "") -> dict[str, Tensor]:
@@ -95,26 +91,3 @@ def test_the_average_of_torch_is_read(tmp_path: Path) -> None:
     average = AveragedModel(nn.Linear(1, 1))
     weights = read_weights(saved(tmp_path, {"ema": average.state_dict()}))
     assert weights.state.keys() == {"weight", "bias"}
-
-
-def test_the_command_says_which_weights_it_took(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shrink_backbone(monkeypatch, TinyBlocks)
-    file = tmp_path / "released.pth"
-    plain = write_small_checkpoint(file)
-    key = "transformer.level_embed"
-    average = {**plain, key: plain[key] + 1}
-    torch.save({"model": plain, "ema_model": average}, file)
-    for which, place, other in (
-        (None, "ema_model", "--weights plain takes model"),
-        ("plain", "model", "--weights average takes ema_model"),
-    ):
-        output = tmp_path / place
-        assert convert(Arguments(checkpoint=file, output=output, weights=which)) == 0  # type: ignore[arg-type]
-        assert f"weights  {place}: " in (said := capsys.readouterr().out)
-        assert other in said
-        facts = json.loads((output / "training.json").read_text())
-        assert facts["converted"]["weights"] == place
-        found = load_file(output / "model.safetensors")["head.encoder.level_code"]
-        torch.testing.assert_close(found, (average if which is None else plain)[key])

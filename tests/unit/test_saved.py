@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DetrImageProcessor
 
-from detrelay.apps.build import load_saved
+from detrelay.apps.saved import load_saved
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, small_head_config
@@ -64,4 +65,29 @@ def test_weights_of_another_model_are_refused(folder: Path) -> None:
 def test_another_image_processor_is_refused(folder: Path) -> None:
     DetrImageProcessor().save_pretrained(folder)
     with pytest.raises(ValueError, match="image processor is a DetrImageProcessor"):
+        load_saved(folder)
+
+
+def test_the_code_of_a_folder_is_not_run_and_nobody_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object) -> str:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    config = json.loads((folder / "config.json").read_text())
+    foreign = {"AutoConfig": "own.C", "AutoModelForObjectDetection": "own.M"}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "foreign", "auto_map": foreign})
+    )
+    (folder / "own.py").write_text("raise AssertionError('run')")
+    with pytest.raises(ValueError, match="cannot be loaded as a model: ") as error:
+        load_saved(folder)
+    assert "trust_remote_code" not in str(error.value)
+
+
+def test_weights_in_a_pickle_are_not_loaded(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"cannot be loaded as a model: .*model.safetensors"):
         load_saved(folder)

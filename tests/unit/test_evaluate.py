@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,26 @@ def test_one_of_several_processes_scores(
     assert evaluate(Arguments(**files, output=tmp_path / "figures.json")) == 0
     assert not (tmp_path / "figures.json").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_files_are_scored_without_torch(tmp_path: Path) -> None:
+    truth = {
+        "images": [{"id": 3}],
+        "annotations": [{"id": 1, "image_id": 3, "category_id": 2, "bbox": [0, 0, 9, 9]}],
+        "categories": [{"id": 2, "name": "cell"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps([truth["annotations"][0] | {"score": 1}]))
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*{name.partition('.')[0] for name in sys.modules}))\n"
+        "sys.argv = ['evaluate', '--data', 'truth.json', '--predictions', 'found.json']\n"
+        "from detrelay.apps.evaluate import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "100.0  maxDets 100" in done.stdout
+    assert not {"torch", "transformers", "accelerate"} & set(done.stdout.split())
