@@ -33,7 +33,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
     with pytest.raises(ValueError, match="two runs of a with the same seed"):
         group([finished("a"), finished("b")])
     with pytest.raises(ValueError, match="would both be called a, but their recipes differ"):
-        group([finished("a"), finished("a-seed1", "train.epochs=24")])
+        group([finished("a"), finished("a-seed1", "train.seed=1", "train.epochs=24")])
 
 
 def test_a_run_that_is_not_finished_has_no_mean(tmp_path: Path) -> None:

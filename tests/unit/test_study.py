@@ -50,7 +50,11 @@ def test_settings_take_what_the_study_says_for_all(tmp_path: Path) -> None:
     [
         ("seeds = [0, 7]", "seeds = [0, 0]", "seeds must be different whole numbers"),
         ("seeds = [0, 7]", "", "seeds must be a list of whole numbers, found None"),
-        ('baseline = "plain"', 'baseline = "plan"', "baseline 'plan' is no setting; did you mean"),
+        (
+            'baseline = "plain"',
+            'baseline = "plan"',
+            "baseline 'plan' is not a setting; did you mean",
+        ),
         ("assigner =", "asigner =", "unknown key settings.plain.asigner; did you mean assigner"),
         ('assigner = "hungarian"', "assigner = 3", "settings.plain.assigner must be text, found 3"),
         ('set = ["train', 'set = [1, "train', "set must be a list such as"),
