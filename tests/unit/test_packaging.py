@@ -27,9 +27,13 @@ TESTED_ELSEWHERE = {
     "core.ops.traced": "test_export.py compares it with the definition of sampling",
     "core.export.folder": "test_exported_folder.py writes, reads and refuses whole folders",
     "core.export.writing": "test_exported_folder.py writes files of every format",
-    "apps.report": "tests/integration/test_report.py makes whole reports",
     "apps.transformers_stages": "test_recording.py looks at two models of transformers",
-    "apps.report_page": "tests/integration/test_report.py makes whole reports",
+    # tests/integration/test_report.py makes whole reports and looks at pages and figures
+    **dict.fromkeys(
+        ("apps.report", "apps.report_figures", "apps.report_gallery", "apps.report_page"),
+        "one program, tested whole",
+    ),
+    **dict.fromkeys(("apps.report_queries", "apps.report_stages"), "one program, tested whole"),
 }
 
 
