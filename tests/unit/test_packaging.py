@@ -28,12 +28,13 @@ TESTED_ELSEWHERE = {
     "core.export.folder": "test_exported_folder.py writes, reads and refuses whole folders",
     "core.export.writing": "test_exported_folder.py writes files of every format",
     "apps.transformers_stages": "test_recording.py looks at two models of transformers",
-    # tests/integration/test_report.py makes whole reports and looks at pages and figures
     **dict.fromkeys(
-        ("apps.report", "apps.report_figures", "apps.report_gallery", "apps.report_page"),
-        "one program, tested whole",
+        [
+            *("apps.report", "apps.report_figures", "apps.report_gallery", "apps.report_page"),
+            *("apps.report_queries", "apps.report_stages"),
+        ],
+        "tests/integration/test_report.py makes whole reports",
     ),
-    **dict.fromkeys(("apps.report_queries", "apps.report_stages"), "one program, tested whole"),
 }
 
 
