@@ -43,7 +43,7 @@ def test_values_are_normalised_and_images_padded() -> None:
 @pytest.mark.parametrize(
     ("sides", "shape"),
     [
-        ({"shortest_edge": 10, "longest_edge": 15}, (7, 15)),
+        ({"shortest_edge": 10, "longest_edge": 12}, (6, 12)),
         ({"height": 9, "width": 4}, (9, 4)),
         ({"shortest_edge": 8, "longest_edge": 99}, (8, 16)),
     ],
