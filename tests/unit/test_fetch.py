@@ -38,7 +38,7 @@ def test_folders_go_before_names_on_the_hub(
         (
             [{"path": "x", "algorithm": "sha256", "actual": "a" * 20, "expected": "b" * 20}],
             [],
-            r"x was damaged on its way \(sha256 a{12}\.\.\. instead of b{12}\.\.\.\); delete",
+            r"x was damaged in transit \(sha256 a{12}\.\.\. instead of b{12}\.\.\.\); delete",
         ),
         ([], ["y", "z"], "u/m: y, z did not arrive"),
     ],
