@@ -77,7 +77,7 @@ def fixed(*pairs: tuple[int, int, int], weight: Sequence[float] | None = None) -
 
 
 class Fixed:
-    """An assigner that always answers the same; remembers what it saw."""
+    """An assigner that always returns the same; remembers its inputs."""
 
     def __init__(self, classes: Pairs, boxes: Pairs) -> None:
         self.assignment = Assignment(classes, boxes)
@@ -167,7 +167,7 @@ def small_config(**changes: Any) -> StageInteractorConfig:
 
 
 def mask_beside(denoising: DenoisingQueries, num_queries: int) -> Tensor:
-    """The attention mask of denoising queries that stand before a decoder's own."""
+    """The attention mask of denoising queries placed before a decoder's own."""
     batch = denoising.content.shape[0]
     own = DecoderState(torch.zeros(batch, num_queries, 1), torch.zeros(batch, num_queries, 4))
     mask = attention_mask([denoising.query_set(), QuerySet(DECODER, own)])

@@ -1,4 +1,4 @@
-"""Small data sets made on the spot."""
+"""Small datasets generated on the fly."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COCO: dict[str, Any] = {
 
 
 def coco_content() -> dict[str, Any]:
-    """A COCO file that a test may spoil."""
+    """A COCO file that a test may corrupt."""
     return copy.deepcopy(COCO)
 
 
@@ -74,7 +74,7 @@ def write_shapes(folder: Path, category_ids: Sequence[int] = (1, 2, 3, 4)) -> No
 
 
 def write_coco(folder: Path, content: Any = None, *, images: bool = True) -> Path:
-    """Write a COCO json and, in the folder `images` beside it, its images."""
+    """Write a COCO json and, in the folder `images` next to it, its images."""
     content = coco_content() if content is None else content
     if images:
         (folder / "images").mkdir(exist_ok=True)

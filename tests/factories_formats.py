@@ -1,4 +1,4 @@
-"""One small data set written in many formats: 4 images, 5 boxes, 3 categories."""
+"""One small dataset written in many formats: 4 images, 5 boxes, 3 categories."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def write_format(name: str, folder: Path) -> tuple[str, str]:
-    """Write the data set; how to name it for reading, and the format it is then taken for."""
+    """Write the dataset; returns how to name it for reading, and the format recognised then."""
     write, format_name = WRITERS[name]
     write(folder)
     named = format_name in ("voc_devkit",)

@@ -61,7 +61,7 @@ def random_case() -> tuple[dict[str, Any], list[Row]]:
 
 
 def random_lvis_case() -> tuple[dict[str, Any], list[Row]]:
-    """Eight images, six categories of three frequencies, some looked for and some not.
+    """Eight images, six categories of three frequencies, some checked and some not.
 
     Two images have more than 20 detections; some detections and one object have no area.
     """

@@ -1,4 +1,4 @@
-"""A trained run as small as they go, and a process that knows the Hub of the test only."""
+"""The smallest trained run, and a process that knows only the test's Hub."""
 
 from __future__ import annotations
 
@@ -97,17 +97,17 @@ def environment(server: HubServer, home: Path, **changes: str) -> dict[str, str]
 
 
 def complete(folder: Path, name: str = "complete") -> CheckedFolder:
-    """The folder as it goes up, beside it."""
+    """The folder as uploaded, next to it."""
     return complete_folder(folder, folder.parent / name, "tess/shapes", "apache-2.0")
 
 
 def card_of(folder: Path) -> str:
-    """The card that goes up with the folder."""
+    """The card that is uploaded with the folder."""
     return (complete(folder).folder / "README.md").read_text()
 
 
 def complete_card(folder: Path, license: str | None = None) -> str:
-    """The card under a licence; leaves nothing beside the folder."""
+    """The card under a licence; leaves nothing next to the folder."""
     with tempfile.TemporaryDirectory() as temporary:
         copy = complete_folder(folder, Path(temporary) / "copy", "tess/shapes", license).folder
         return (copy / "README.md").read_text()

@@ -49,6 +49,6 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(best: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be spoilt; its best model."""
+    """A copy of the run, to be corrupted; its best model."""
     shutil.copytree(best.parent, tmp_path / "run")
     return tmp_path / "run" / "best"

@@ -1,4 +1,4 @@
-"""What a detector costs, as a command."""
+"""The cost of a detector, as a command."""
 
 from __future__ import annotations
 

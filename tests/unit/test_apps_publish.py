@@ -1,4 +1,4 @@
-"""The command: what a rehearsal says and refuses."""
+"""The command: what a dry run prints and rejects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backbones of one's own."""
+"""Custom backbones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-trained weights of backbones, under anybody's names."""
+"""Pre-trained weights of backbones, under various names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Back ends agree, take nothing, and are refused by name."""
+"""Back ends agree, accept empty input, and are rejected by name."""
 
 from __future__ import annotations
 

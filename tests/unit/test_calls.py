@@ -1,4 +1,4 @@
-"""Calls to the Hub: which errors pass, how long is waited, and how they are told."""
+"""Calls to the Hub: which errors are transient, how long to wait, and how they are reported."""
 
 from __future__ import annotations
 

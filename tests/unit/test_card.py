@@ -1,4 +1,4 @@
-"""The card: written from the facts, and nothing invented."""
+"""The card: written from the facts, with nothing invented."""
 
 from __future__ import annotations
 

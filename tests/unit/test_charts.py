@@ -1,4 +1,4 @@
-"""Charts: that they show the numbers they are given."""
+"""Charts show the numbers they are given."""
 
 from __future__ import annotations
 

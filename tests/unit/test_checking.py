@@ -1,4 +1,4 @@
-"""What is remarked of the boxes of a split."""
+"""Defects reported for the boxes of a split."""
 
 from __future__ import annotations
 

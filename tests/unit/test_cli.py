@@ -1,4 +1,4 @@
-"""The program: it lists its commands and hands on to them."""
+"""The program: it lists its commands and dispatches to them."""
 
 from __future__ import annotations
 

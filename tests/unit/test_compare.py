@@ -1,4 +1,4 @@
-"""Which runs are one setting, and which cannot be compared."""
+"""Which runs belong to one setting, and which cannot be compared."""
 
 from __future__ import annotations
 

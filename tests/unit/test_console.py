@@ -1,4 +1,4 @@
-"""The door of every command: one line and a code, whatever happens behind it."""
+"""The entry point of every command: one line and a code, whatever happens."""
 
 from __future__ import annotations
 

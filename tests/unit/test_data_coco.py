@@ -1,4 +1,4 @@
-"""Reading COCO files: what a sample holds, what is refused and how."""
+"""Reading COCO files: the content of a sample, and what is rejected and how."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and boxes moved together: mosaics and mixtures."""
+"""Images and boxes transformed together: mosaic and mixup."""
 
 from __future__ import annotations
 

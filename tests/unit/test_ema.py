@@ -1,4 +1,4 @@
-"""The average of the weights: what it holds, and that it is what is published."""
+"""The average of the weights: its values, and that it is published."""
 
 from __future__ import annotations
 

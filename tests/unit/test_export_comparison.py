@@ -1,4 +1,4 @@
-"""How far a file is from its model."""
+"""Differences between a file and its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported folder says of its file."""
+"""The facts in an exported folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report beside an exported file."""
+"""The report next to an exported file."""
 
 from __future__ import annotations
 

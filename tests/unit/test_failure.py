@@ -1,4 +1,4 @@
-"""A step that met a value which is not finite: what is kept of it."""
+"""A step with a non-finite value: what is saved of it."""
 
 from __future__ import annotations
 

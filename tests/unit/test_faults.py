@@ -1,4 +1,4 @@
-"""What ends a run from outside, in one line on every process."""
+"""External causes that end a run, in one line on every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of LVIS: by hand, and those of the program lvis 0.5.3."""
+"""LVIS's figures: by hand, and those of lvis 0.5.3."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_figures_are_those_of_lvis(limit: int, backend: BackendName) -> None:
 
 
 def case_with(absent: list[int], not_exhaustive: list[int]) -> dict[str, Any]:
-    """One image with a cat (4) that is there; of dogs (9) the image says what is asked."""
+    """One image with a cat (4); its record about dogs (9) is given."""
     case = truth([{"bbox": BOX}, {"bbox": BOX, "category_id": 9, "image_id": 2}], num_images=2)
     for image in case["images"]:
         image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}

@@ -1,4 +1,4 @@
-"""Models from the Hub: what is a name on it, and damage that the client does not see."""
+"""Models from the Hub: which names are valid, and damage that the client does not notice."""
 
 from __future__ import annotations
 

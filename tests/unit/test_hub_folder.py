@@ -1,4 +1,4 @@
-"""What goes up: the card, the shim, and what is refused before anything does."""
+"""What is uploaded: the card, the shim, and what is rejected before that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before the Hub is asked; the rest is tested against a Hub of the test."""
+"""What is rejected before asking the Hub; the rest is tested against a local Hub."""
 
 from __future__ import annotations
 

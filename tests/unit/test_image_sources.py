@@ -1,4 +1,4 @@
-"""An image in any form in which a user may have it."""
+"""An image in any form that a user may have."""
 
 from __future__ import annotations
 

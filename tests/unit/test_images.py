@@ -1,4 +1,4 @@
-"""Where the pixels of a split are."""
+"""Image stores of a split."""
 
 from __future__ import annotations
 

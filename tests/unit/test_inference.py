@@ -1,4 +1,4 @@
-"""What is found in an image does not depend on the images beside it, nor on how many they are."""
+"""Detections in an image do not depend on the other images of its batch, nor on their number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids in a file beside data whose format has no place for them."""
+"""Ids in a file next to data whose format cannot store them."""
 
 from __future__ import annotations
 

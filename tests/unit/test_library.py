@@ -1,4 +1,4 @@
-"""Backbones of transformers, of timm and of one's own under a head."""
+"""Backbones of transformers, of timm and custom ones under a head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which detection found which object."""
+"""Matching of detections to objects."""
 
 from __future__ import annotations
 

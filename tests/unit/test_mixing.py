@@ -1,4 +1,4 @@
-"""Dynamic mixing: static adapters by hand, and which filters of the bank are applied again."""
+"""Dynamic mixing: static adapters by hand, and which filters of the bank are reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is remarked of the pictures of a split."""
+"""Defects reported for the images of a split."""
 
 from __future__ import annotations
 

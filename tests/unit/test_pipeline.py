@@ -36,7 +36,7 @@ def test_the_pipeline_of_transformers_reads_so_for_our_models_only(tmp_path: Pat
 
 
 class PreTrainedModelStub(PreTrainedModel):
-    """Nothing but what a pipeline asks for."""
+    """Only what a pipeline asks for."""
 
     def __init__(self) -> None:
         super().__init__(PreTrainedConfig())

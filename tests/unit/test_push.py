@@ -1,4 +1,4 @@
-"""A model in memory: which processor and facts go up with it."""
+"""A model in memory: the processor and facts that are uploaded with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hub_model import small_model
 
 @pytest.fixture
 def facts_of_push(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The facts that would go up with a model."""
+    """The facts that would be uploaded with a model."""
 
     def keep(folder: Path, repo_id: str, **options: object) -> Any:
         assert (folder / "preprocessor_config.json").is_file()

@@ -1,4 +1,4 @@
-"""What query features know: planted facts."""
+"""Query features: planted facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where queries have their boxes: planted facts, counted by hand."""
+"""Places of queries: planted facts, counted by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every format gives the same images and boxes; what is odd in them is said or refused."""
+"""Every format gives the same images and boxes; oddities are reported or rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO files: whatever is malformed is refused in one line."""
+"""COCO files: everything malformed is rejected in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets as the Hub has them."""
+"""Datasets in the layout of the Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipe files: what they extend, and files that are none."""
+"""Recipe files: what they extend, and invalid files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stages of a model say, recorded and analysed: planted facts, and every head."""
+"""Predictions of all stages, recorded and analysed: planted facts, and every head."""
 
 from __future__ import annotations
 

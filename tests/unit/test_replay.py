@@ -1,4 +1,4 @@
-"""A failed step is seen again."""
+"""Replay of a failed step."""
 
 from __future__ import annotations
 

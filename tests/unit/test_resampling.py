@@ -1,4 +1,4 @@
-"""AP of images that are drawn again."""
+"""AP of resampled images."""
 
 from __future__ import annotations
 

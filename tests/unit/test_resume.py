@@ -1,4 +1,4 @@
-"""What a folder must hold to be resumed from, and what may differ."""
+"""What a folder must contain to be resumed from, and what may differ."""
 
 from __future__ import annotations
 

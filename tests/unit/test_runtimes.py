@@ -1,4 +1,4 @@
-"""Formats and what they need."""
+"""Formats and their requirements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a data set, and of values in it."""
+"""Messages about a dataset and about values in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file that hands over to the package."""
+"""The file that imports the package."""
 
 from __future__ import annotations
 

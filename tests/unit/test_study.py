@@ -1,4 +1,4 @@
-"""A grid of settings and seeds: how it is read, and the runs that it makes."""
+"""A grid of settings and seeds: how it is read, and the runs that it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the readers share: rows into columns, splits, numbers, and files."""
+"""Shared by the readers: rows into columns, splits, numbers, and files."""
 
 from __future__ import annotations
 

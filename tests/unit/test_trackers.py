@@ -1,4 +1,4 @@
-"""Trackers: missing, unknown, refused, and one that writes."""
+"""Trackers: missing, unknown, rejected, and one that writes."""
 
 from __future__ import annotations
 

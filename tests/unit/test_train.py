@@ -1,4 +1,4 @@
-"""The command that trains: its flags, and the recipe that they make."""
+"""The command that trains: its flags, and the recipe that they resolve to."""
 
 from __future__ import annotations
 

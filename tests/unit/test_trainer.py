@@ -1,4 +1,4 @@
-"""The loop: what options of a run do, what is kept of it, and values that are not finite."""
+"""The loop: the options of a run, what it saves, and non-finite values."""
 
 from __future__ import annotations
 

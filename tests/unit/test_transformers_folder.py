@@ -1,4 +1,4 @@
-"""Folders of transformers: the same detections, and what is refused."""
+"""Folders of transformers: the same detections, and what is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an update counts, and what of it the log holds."""
+"""What an update counts, and what is logged of it."""
 
 from __future__ import annotations
 

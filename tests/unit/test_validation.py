@@ -1,4 +1,4 @@
-"""Values that are not what a recipe holds: one short line that names the key."""
+"""Invalid values in a recipe: one short line that names the key."""
 
 from __future__ import annotations
 
