@@ -31,16 +31,22 @@ _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", ".")
 
 
 def recognises(place: Path) -> bool:
-    """Whether a place holds VOC's XML files."""
+    """Whether a place is one of VOC's XML files, or a folder with some."""
     if not place.is_dir():
-        return False
+        return place.suffix.lower() == ".xml" and _is_voc(place)
     folders = [_xml_folder(place), *map(_xml_folder, split_folders(place).values())]
     for folder in folders:
         first = next(iter(sorted(folder.glob("*.xml"))), None)
         if first is not None and first.is_file():
-            with first.open("rb") as file:
-                return b"<annotation>" in file.read(4096).replace(b"\0", b"")
+            return _is_voc(first)
     return False
+
+
+def _is_voc(file: Path) -> bool:
+    if not file.is_file():  # a pipe would be waited for
+        return False
+    with file.open("rb") as stream:
+        return b"<annotation>" in stream.read(4096).replace(b"\0", b"")
 
 
 def read(
@@ -49,13 +55,15 @@ def read(
     """The splits of a VOC folder: lists in `ImageSets/Main`, or folders named like splits.
 
     Args:
-        place: folder with `Annotations`, or with XML files beside the images.
+        place: folder with `Annotations`, or with XML files beside the images; or one file.
         images: folder of the images; None looks for `JPEGImages`, `images` and beside the XML.
         first_pixel: number of the first pixel; with 1 the lower right corner is in the box.
 
     Raises:
         DataError: a file cannot be read or used; the message names it.
     """
+    if place.is_file():
+        return finish({ALL: _table(place.parent, [place], images, first_pixel)})
     tables = {}
     lists = _lists(place)
     if lists:
