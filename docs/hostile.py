@@ -202,6 +202,10 @@ YOLO = [
     yolo(
         "yaml that grows by aliases", ROW, "a: &a [x]\nb: &b [*a, *a]\nnames: [*b]\ntrain: images\n"
     ),
+    yolo(
+        "a gap in the numbers of names", "1" + ROW[1:], "train: images\nnames: {0: cat, 2: dog}\n"
+    ),
+    yolo("folders beside the yaml, path elsewhere", ROW, "path: /x\ntrain: images\nnames: [cat]\n"),
     yolo("two names alike", ROW, "train: images\nval: images\nnames: [cat, cat]\n"),
     yolo("names differ in case", ROW, "train: images\nval: images\nnames: [cat, Cat]\n"),
     yolo("names that YAML calls booleans", ROW, "train: images\nval: images\nnames: [yes, no]\n"),
@@ -230,6 +234,12 @@ def item(*values: object, name: str = "cat", more: str = "") -> str:
     return f"<object><name>{name}</name>{more}<bndbox>{tags}</bndbox></object>"
 
 
+def single(folder: Path) -> str:
+    """One XML file named by itself."""
+    voc("", item(8, 6, 28, 22)).make(folder)
+    return "a.xml"
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb">]>'
 VOC = [
     voc("corners swapped", item(28, 22, 8, 6)),
@@ -243,6 +253,7 @@ VOC = [
     voc("cut off", "<object>"),
     voc("entities", item(8, 6, 28, 22), head=BOMB),
     voc("names differ in case", item(8, 6, 28, 22, name="Cat")),
+    Case("VOC", "one file by itself", single),
 ]
 
 # --- csv
@@ -273,6 +284,7 @@ CSV = [
         "image;xmin;ymin;xmax;ymax;label\na.png;8,5;6;28;22;cat\nb.png;1;1;9;9;cat\n",
     ),
     table("empty", ""),
+    table("a name of an address", HEAD + "%61.png,64,48,cat,8,6,28,22\nb.png,64,48,cat,1,1,9,9\n"),
 ]
 
 # --- LabelMe, CVAT, Label Studio, Hub
@@ -344,8 +356,16 @@ def hub(what: str, **row: Any) -> Case:
     return Case("Hub", what, make)
 
 
+TURNED = {
+    "type": "rectanglelabels",
+    "value": {
+        **{"x": 50, "y": 10, "width": 30, "height": 30, "rotation": 45},
+        "rectanglelabels": ["cat"],
+    },
+}
 OTHERS = [
     labelme("a point", points=[[8, 6]], shape_type="point"),
+    labelme("a circle", points=[[20, 20], [24, 20]], shape_type="circle"),
     labelme("a polygon", points=[[8, 6], [28, 6], [9, 22]], shape_type="polygon"),
     labelme("points that are no pairs", points=[[1, 2, 3]]),
     labelme("points null", points=None),
@@ -356,6 +376,7 @@ OTHERS = [
     cvat("tracks", "</image><track/><image name='c.png'>"),
     label_studio("a cancelled annotation", annotations=[{"was_cancelled": True, "result": []}]),
     label_studio("only a prediction", annotations=[], predictions=[{"result": []}]),
+    label_studio("a rotated box", annotations=[{"result": [TURNED]}]),
     label_studio("result null", annotations=[{"result": None}]),
     label_studio("no image", data={}),
     hub("objects null", objects=None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from detrelay.apps.check_data import Arguments, check_data
 from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.places import open_place
+from detrelay.core.errors import DataError
 
 Rows = Mapping[str, Counter[tuple[object, ...]]]
 
@@ -105,19 +107,35 @@ def made_images(folder: Path, part: list[tuple[str, int, int]]) -> Path:
 
 VOC100 = (
     *("coco_format_v1", "coco_format_v2", "cvat_format", "imagenet_format", "labelme_format"),
-    *("openimages_format", "pascalvoc_format"),
+    *("openimages_format", "pascalvoc_format", "yolo_format"),
 )
 
 
-def test_one_set_exported_in_seven_formats_gives_the_same_boxes(
+def whole_pixels(rows: Rows) -> Rows:
+    """The same boxes with corners in whole pixels, which is what they are but for decimals."""
+    result: dict[str, Counter[tuple[object, ...]]] = {file: Counter() for file in rows}
+    for file, boxes in rows.items():
+        for (label, *corners), count in boxes.items():
+            result[file][label, *(round(float(str(value))) + 0.0 for value in corners)] += count
+    return result
+
+
+def test_one_set_exported_in_eight_formats_gives_the_same_boxes(
     real_data: Path, tmp_path: Path
 ) -> None:
     folder = real_data / "formats" / "voc100"
+    yolo = tmp_path / "yolo"
+    shutil.copytree(folder / "yolo_format", yolo)
     content = json.loads(next((folder / "coco_format_v1").glob("*.json")).read_text())
     sizes = [(entry["file_name"], entry["width"], entry["height"]) for entry in content["images"]]
-    images = made_images(tmp_path, sizes)
+    images = made_images(yolo / "obj_train_data", sizes)
     truth: Rows | None = None
     for name in VOC100:
+        if name == "yolo_format":
+            (part,) = open_place(str(yolo / "obj.data")).splits.values()
+            assert truth is not None
+            assert rows_of(part, 0) == whole_pixels(truth)
+            continue
         place = folder / name
         files = [file for file in place.iterdir() if file.is_file()]
         place = files[0] if name.startswith(("cvat", "openimages")) else place
@@ -127,11 +145,7 @@ def test_one_set_exported_in_seven_formats_gives_the_same_boxes(
         assert rows.keys() == truth.keys(), name
         assert sum(map(Counter.total, rows.values())) == 273
         if name == "openimages_format":  # six decimals of fractions
-            rows, expected = rows_of(part, 0), {k: Counter() for k in truth}
-            for file, boxes in truth.items():
-                for (label, *corners), count in boxes.items():
-                    expected[file][label, *(round(value) + 0.0 for value in corners)] += count
-            assert rows == expected
+            assert rows_of(part, 0) == whole_pixels(truth)
         else:
             assert rows == truth, name
 
@@ -192,3 +206,50 @@ def test_documented_defects_are_found(
     for quote in quoted:
         for part in quote.split("..."):
             assert part.strip() in shown
+
+
+# files of one defect each: the words of the refusal, or what is counted; "" where the reading is
+# sound and there is nothing to say
+OUTCOMES = json.loads((Path(__file__).parents[1] / "assets" / "outcomes.json").read_text())
+YAML = "train: images\nval: images\nnames: [cat, dog, traffic light]\n"
+
+
+def surroundings(source: Path, path: str, folder: Path) -> Path:
+    """Put a file among the images it needs; the place to read."""
+    kind = path.split("/")[0]
+    beside = kind in ("voc", "labelme", "hub")
+    shutil.copytree(source / "images", folder if beside else folder / "images", dirs_exist_ok=True)
+    if kind in ("yolo", "yolo_yaml"):
+        (folder / "labels").mkdir()
+        (folder / "labels" / "a.txt").write_text("0 0.3 0.3 0.3 0.3\n1 0.6 0.6 0.3 0.4\n")
+        (folder / "data.yaml").write_text(YAML)
+        target = folder / "labels" / "a.txt" if kind == "yolo" else folder / "data.yaml"
+        shutil.copy(source / path, target)
+        return folder
+    if kind == "label_studio":  # it wrote _ for the space when the image was uploaded
+        shutil.copy(source / "images" / "b c.png", folder / "images" / "b_c.png")
+    shutil.copy(source / path, folder)
+    return folder if kind in ("labelme", "hub") else folder / Path(path).name
+
+
+@pytest.mark.parametrize("kind", sorted({path.split("/")[0] for path in OUTCOMES}))
+def test_each_defect_is_refused_or_counted(real_data: Path, kind: str, tmp_path: Path) -> None:
+    source = real_data / "formats" / "defects"
+    known = {entry["path"] for entry in json.loads((source / "index.json").read_text())}
+    assert known == OUTCOMES.keys()
+    for number, path in enumerate(OUTCOMES):
+        if path.split("/")[0] != kind:
+            continue
+        place = surroundings(source, path, tmp_path / str(number))
+        try:
+            (part, *_) = open_place(str(place)).splits.values()
+            samples = AnnotatedImages(part)
+            for row in range(len(samples)):
+                samples[row]
+            line = f"read: {samples.report.summary()}"
+        except DataError as error:
+            line = f"refused: {error}"
+        assert "\n" not in line
+        how, words = OUTCOMES[path]
+        assert line.startswith(f"{how}: "), (path, line)
+        assert words in line, (path, line)

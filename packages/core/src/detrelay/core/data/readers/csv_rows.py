@@ -45,6 +45,7 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
 _NEEDED = ("image", "label", "left", "top", "right", "bottom")
 _SCORES = ("score", "scores")
 _RETINANET = ("image", "left", "top", "right", "bottom", "label")
+_DECODED = "images were found by the name that %20 and the like stand for"
 _NO_ANNOTATIONS = ("classes.csv", "class", "labels_map", "image")
 
 
@@ -260,6 +261,8 @@ def _find(table: Table, dialect: _Dialect, name: str) -> Path | None:
     for text in (name, unquote(name)):
         path = table.folder / text
         if ".." not in path.parts and not Path(text).is_absolute() and path.is_file():
+            if text != name:
+                table.note(_DECODED)
             return path
     own = _first_word(table.source)  # TensorFlow's train_labels.csv stands beside the folder train
     for folder in (table.folder, table.folder / "images", table.folder / own):
@@ -271,6 +274,8 @@ def _find(table: Table, dialect: _Dialect, name: str) -> Path | None:
         for text in (name, unquote(name)):
             path_or_none = known.get(Path(text).name)
             if path_or_none is not None:
+                if text != name:
+                    table.note(_DECODED)
                 if "/" in name:
                     table.note("images were found by their name alone")
                 return path_or_none

@@ -63,7 +63,9 @@ def read(
         DataError: a file cannot be read or used; the message names it.
     """
     if place.is_file():
-        return finish({ALL: _table(place.parent, [place], images, first_pixel)})
+        folder = place.parent
+        root = folder.parent if folder.name == "Annotations" else folder
+        return finish({ALL: _table(root, [place], images, first_pixel, alone=True)})
     tables = {}
     lists = _lists(place)
     if lists:
@@ -129,7 +131,9 @@ def _stems(lines: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(stems))
 
 
-def _table(place: Path, files: list[Path], images: Path | None, first_pixel: int) -> Table:
+def _table(
+    place: Path, files: list[Path], images: Path | None, first_pixel: int, *, alone: bool = False
+) -> Table:
     if images is not None and not Path(images).is_dir():
         raise DataError(f"no image folder {images}; name the folder that holds the images")
     folders = [Path(images)] if images is not None else [place / name for name in _IMAGE_FOLDERS]
@@ -147,7 +151,7 @@ def _table(place: Path, files: list[Path], images: Path | None, first_pixel: int
     for file in files:
         _add_file(table, file, found[file.stem], first_pixel)
     bare = len(set(found) - {path.stem for path in files})
-    if bare and images is None and not _lists(place):
+    if bare and images is None and not alone and not _lists(place):
         table.note("images have no XML file and are left out", bare)
     return table
 

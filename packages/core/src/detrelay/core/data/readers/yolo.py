@@ -131,6 +131,8 @@ def _from_yaml(file: Path, images: Path | None) -> dict[str, Annotations]:
                 f"{file}: {split} must be a path or a list of paths, found {shown(entries)}"
             )
         table = Table(file, file.parent)
+        if len(roots) > 1 and not roots[0].is_dir():
+            table.note("path that is not there left out: folders are taken beside the file")
         places = [_resolve(file, split, roots, entry) for entry in entries]
         if None in places:
             if split == TEST:  # exports name it whether it is there or not
@@ -334,9 +336,12 @@ def _label(word: str, names: _Names, where: str) -> str:
     except ValueError:
         number = -1
     if number not in names.by_id:
+        ids = sorted(names.by_id)
+        whole = len(ids) == ids[-1] - ids[0] + 1
+        which = f"from {ids[0]} to {ids[-1]}" if whole else some(ids, 10)
         raise DataError(
-            f"{where}: class {shown(word)} is not among the {len(names.by_id)} names of "
-            f"{names.source} (numbers from {min(names.by_id)} to {max(names.by_id)})"
+            f"{where}: class {shown(word)} is not among the {len(ids)} names of {names.source} "
+            f"(numbers {which})"
         )
     return names.by_id[int(number)]
 
