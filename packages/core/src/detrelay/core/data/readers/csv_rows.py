@@ -1,7 +1,7 @@
 """Tables of boxes: TensorFlow's, keras-retinanet's, DeepForest's, VoTT's and Open Images' csv.
 
-Columns are read by their names, whatever their order. A table without a head is read only if it is
-keras-retinanet's, whose six columns cannot be taken for others.
+Columns are read by name, in any order. A table without a header is read only if it is
+keras-retinanet's, whose six columns are unmistakable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from detrelay.core.data.sample import Category, shown, some
 from detrelay.core.errors import DataError, one_line
 from detrelay.core.plain_file import refuse_endless
 
-# What a column is called, small letters, without spaces and underscores
+# Names of the columns, in lower case, without spaces and underscores
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "image": ("filename", "image", "imagepath", "imageid", "imagename", "file", "path"),
     "label": ("class", "label", "labelname", "classname", "category", "name"),
@@ -56,8 +56,8 @@ class _Dialect:
     Attributes:
         columns: position of each column by our name for it.
         fractions: corners are fractions of the image (Open Images).
-        names: what the class codes of the file mean, where a list says it.
-        places: image files by name and by stem, filled as folders are looked through.
+        names: meanings of the file's class codes, if a list gives them.
+        places: image files by name and by stem, filled as folders are searched.
         images: position, height and width by the name in a row; None for one that is missing.
     """
 
@@ -69,7 +69,7 @@ class _Dialect:
 
 
 def recognises(place: Path) -> bool:
-    """Whether a place is a csv of boxes, or a folder with some."""
+    """Whether a place is a csv of boxes, or a folder with such files."""
     if place.is_file():
         return place.suffix.lower() in (".csv", ".tsv")
     return bool(_tables(place))
@@ -80,7 +80,7 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
 
     Args:
         place: a file, or a folder with one for each split.
-        images: folder of the images; None looks beside the file and in `images`.
+        images: folder of the images; None looks next to the file and in `images`.
 
     Raises:
         DataError: a file cannot be read or used; the message names it, and the line.
@@ -119,7 +119,7 @@ def _first_word(file: Path) -> str:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows that hold anything, with their line numbers."""
+    """The non-empty rows, with their line numbers."""
     line = 0
     try:
         refuse_endless(file)
@@ -180,7 +180,7 @@ def _is_head(row: Sequence[str]) -> bool:
 
 
 def _dialect(file: Path, head: Sequence[str]) -> _Dialect:
-    """What the columns are, by their names."""
+    """The columns by their names."""
     plain = [_plain(cell) for cell in head]
     if not _is_head(head):
         if len(head) == len(_RETINANET) and Path(head[0]).suffix.lower() in SUFFIXES:
@@ -214,7 +214,7 @@ def _add(
     if len(row) <= max(columns.values()):
         raise DataError(f"{where}: expected {max(columns.values()) + 1} columns, found {len(row)}")
     name = row[columns["image"]]
-    if name not in dialect.images:  # most rows name the image of the row before
+    if name not in dialect.images:  # most rows name the same image as the previous row
         dialect.images[name] = _image(table, dialect, row, where)
     known = dialect.images[name]
     if known is None:
@@ -264,7 +264,7 @@ def _find(table: Table, dialect: _Dialect, name: str) -> Path | None:
             if text != name:
                 table.note(_DECODED)
             return path
-    own = _first_word(table.source)  # TensorFlow's train_labels.csv stands beside the folder train
+    own = _first_word(table.source)  # TensorFlow's train_labels.csv is next to the folder train
     for folder in (table.folder, table.folder / "images", table.folder / own):
         if folder not in dialect.places:
             files = image_files(folder) if folder.is_dir() else []
@@ -283,7 +283,7 @@ def _find(table: Table, dialect: _Dialect, name: str) -> Path | None:
 
 
 def _categories(places: Sequence[Path], tables: Mapping[str, Table]) -> list[Category] | None:
-    """The ids of `classes.csv` (name, id) where there is one."""
+    """The ids of `classes.csv` (name, id), if there is one."""
     for place in places:
         file = place / "classes.csv"
         if place.is_dir() and file.is_file():

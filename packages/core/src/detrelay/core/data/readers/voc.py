@@ -119,7 +119,7 @@ def _lists(place: Path) -> dict[str, list[str]]:
 
 
 def _stems(lines: Iterable[str]) -> list[str]:
-    """Names in a list, without the extension and the flag that some have; spaces may be inside."""
+    """Names in a list, without the extension and the flag of some; they may contain spaces."""
     stems = []
     for line in lines:
         name = line.strip()

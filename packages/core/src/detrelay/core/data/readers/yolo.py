@@ -1,7 +1,7 @@
-"""YOLO text labels: a row of fractions for each object, in one text file for each image.
+"""YOLO text labels: a row of fractions per object, in one text file per image.
 
 Layouts: `data.yaml` (Ultralytics, Roboflow), darknet's `obj.data`, and folders of labels with a
-list of names beside them. Rows of polygons and of four corners become their enclosing boxes.
+list of names next to them. Rows of polygons and of four corners become their enclosing boxes.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _NAME_FILES = (
     "labels.txt",
     "_darknet.labels",
 )
-# Rounding takes a fraction a little over 1; a pixel coordinate is nearly always over this.
+# Rounding may give a fraction slightly over 1; a pixel coordinate is nearly always over this.
 _LARGEST_FRACTION = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Category names by YOLO id, and how rows are to be read.
+    """Category names by YOLO id, and how to read rows.
 
     Attributes:
         source: the file with the names.
         by_id: name of each id.
-        keypoints: rows hold a box and then key points, which are left out.
+        keypoints: rows have a box and then key points, which are ignored.
     """
 
     source: Path
@@ -72,7 +72,7 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
 
     Args:
         place: `data.yaml`, `obj.data`, or a folder with one of them or with a list of names.
-        images: folder of the images, where they do not lie as the format has it.
+        images: folder of the images, if they are not where the format expects them.
 
     Raises:
         DataError: a file cannot be read or used; the message names it, and the line.
@@ -135,7 +135,7 @@ def _from_yaml(file: Path, images: Path | None) -> dict[str, Annotations]:
             table.note("path that is not there left out: folders are taken beside the file")
         places = [_resolve(file, split, roots, entry) for entry in entries]
         if None in places:
-            if split == TEST:  # exports name it whether it is there or not
+            if split == TEST:  # exports name it whether it exists or not
                 continue
             tried = [str(root / entry) for root in roots for entry in entries]
             raise DataError(f"{file}: {split} is not there; tried {some(tried, 6)}")
@@ -164,7 +164,7 @@ def _names_of(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _resolve(file: Path, split: str, roots: Sequence[Path], entry: str) -> Path | None:
-    """Where an entry leads: as written, or without the `../` that Roboflow puts before it."""
+    """The path of an entry: as written, or without the `../` that Roboflow prepends."""
     entry = entry.replace("\\", "/")
     bare = entry
     while bare.startswith(("../", "./")):
@@ -177,7 +177,7 @@ def _resolve(file: Path, split: str, roots: Sequence[Path], entry: str) -> Path 
 
 
 def _listed(place: Path) -> list[Path]:
-    """The images of a folder, or those that a text file names."""
+    """The images of a folder, or those that a text file lists."""
     if place.is_dir():
         found = image_files(place)
         if not found and (place / "images").is_dir():
@@ -203,9 +203,9 @@ def _listed(place: Path) -> list[Path]:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """A listed image; lists carry folders of the machine they were written on."""
+    """A listed image; lists contain folders of the machine they were written on."""
     parts = [part for part in PurePosixPath(name).parts if part != "/"]
-    if ".." in parts:  # could lead to any file
+    if ".." in parts:  # could point to any file
         return None
     for start in range(len(parts)):
         path = folder.joinpath(*parts[start:])
@@ -249,7 +249,7 @@ def _checked(names: _Names) -> _Names:
 
 
 def _from_folders(place: Path, images: Path | None) -> dict[str, Annotations]:
-    """Label folders beside a list of names: images and labels apart, or side by side."""
+    """Label folders next to a list of names: images and labels in separate folders or together."""
     listed = _names_in(place)
     assert listed is not None
     names = _checked(_Names(listed, _numbered(listed)))
@@ -270,7 +270,7 @@ def _from_folders(place: Path, images: Path | None) -> dict[str, Annotations]:
 
 
 def _add_labels(table: Table, names: _Names, labels: Path, images: Path) -> None:
-    """Take the images that a label file names, from a folder that holds others too."""
+    """Add the images with label files, from a folder that may have others too."""
     if not images.is_dir():
         raise DataError(f"no image folder {images}; name the folder that holds the images")
     files = {path.stem: path for path in image_files(images)}
@@ -295,7 +295,7 @@ def _add_images(table: Table, names: _Names, files: Iterable[Path], images: Path
 
 
 def _label_file(image: Path) -> Path:
-    """Where the labels of an image are: `labels` in place of the last `images`, or beside it."""
+    """The label file of an image: `labels` for the last `images` in its path, or next to it."""
     parts = list(image.parts)
     for row in range(len(parts) - 2, -1, -1):
         if parts[row] == "images":
