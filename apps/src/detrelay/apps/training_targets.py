@@ -12,7 +12,7 @@ from detrelay.assigners import build_assigner
 from detrelay.core.criterion import Assigner, Criterion, check_join
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.errors import RecipeError, one_line
-from detrelay.core.losses import changed
+from detrelay.core.losses import LossConfig, changed
 from detrelay.core.progress import TrainingProgress
 from detrelay.core.recipes.recipe import AssignerSettings, GroupSettings, Recipe
 from detrelay.core.structures import GroupFacts
@@ -67,10 +67,14 @@ def build_criterion(recipe: Recipe) -> Criterion:
             for name, group in recipe.groups.items()
             if group.loss
         }
-        assigners = {
-            name: build_assigner(settings, losses.get(name, loss), progress)
-            for name, settings in _assigners(recipe, entry).items()
-        }
+        assigners: dict[str, Assigner] = {}
+        built: list[tuple[AssignerSettings, LossConfig, Assigner]] = []
+        for name, settings in _assigners(recipe, entry).items():
+            own = losses.get(name, loss)
+            # groups that are assigned alike share the object, and so one call
+            same = [one for made, of, one in built if made == settings and of == own]
+            assigners[name] = same[0] if same else build_assigner(settings, own, progress)
+            built.append((settings, own, assigners[name]))
         criterion = Criterion(
             loss.terms(progress),
             assigners,

@@ -48,7 +48,7 @@ class FocalClassCost:
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
         # gather before the sigmoid: [T, Q] numbers instead of [B, Q, K]
-        p = prediction.logits[targets.image, :, targets.labels].sigmoid()
+        p = of_classes(prediction.logits, targets).sigmoid()
         return self.weight * _focal_cost(p, self.alpha, self.gamma, self.epsilon)
 
 
@@ -70,7 +70,7 @@ class SoftmaxClassCost:
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
         p = F.pad(prediction.logits, (0, 1)).softmax(-1)
-        return -self.weight * p[targets.image, :, targets.labels]
+        return -self.weight * of_classes(p, targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class PositionModulatedClassCost:
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
-        p = prediction.logits[targets.image, :, targets.labels].sigmoid()
+        p = of_classes(prediction.logits, targets).sigmoid()
         fit = self.fit(prediction, targets)
         return self.weight * _focal_cost(p * fit**self.power, self.alpha, self.gamma, self.epsilon)
 
@@ -136,8 +136,8 @@ class HighOrderCost:
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
-        p = prediction.logits[targets.image, :, targets.labels].sigmoid()
-        predicted = cxcywh_to_xyxy(prediction.boxes[targets.image])
+        p = of_classes(prediction.logits, targets).sigmoid()
+        predicted = of_targets(cxcywh_to_xyxy(prediction.boxes), targets)
         target = cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
         return -self.weight * p * iou(predicted, target, self.epsilon) ** self.power
 
@@ -151,10 +151,16 @@ class L1BoxCost:
 
     def __call__(self, prediction: StagePrediction, targets: Targets) -> Tensor:
         """Weighted cost [T, Q]."""
-        predicted, target = prediction.boxes[targets.image], targets.boxes[:, None]  # [T, Q, 4]
+        predicted, target = prediction.boxes, targets.boxes
         if self.box_format == "xyxy":
             predicted, target = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target)
-        return self.weight * (predicted - target).abs().sum(-1)
+        away = [
+            (ours - theirs).abs_()
+            for ours, theirs in zip(
+                of_targets(predicted, targets).unbind(-1), target[:, None].unbind(-1), strict=True
+            )
+        ]
+        return self.weight * (away[0] + away[1] + away[2] + away[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +176,18 @@ class GIoUBoxCost:
 
 
 def _giou_table(prediction: StagePrediction, targets: Targets, epsilon: float) -> Tensor:
-    predicted = cxcywh_to_xyxy(prediction.boxes[targets.image])  # [T, Q, 4]
+    predicted = of_targets(cxcywh_to_xyxy(prediction.boxes), targets)
     return giou(predicted, cxcywh_to_xyxy(targets.boxes)[:, None], epsilon)
+
+
+def of_targets(boxes: Tensor, targets: Targets) -> Tensor:
+    """The boxes [T, Q, 4] of each target's image, from [B, Q, 4]; coordinates lie apart."""
+    return boxes.movedim(-1, 0).contiguous().index_select(1, targets.image).movedim(0, -1)
+
+
+def of_classes(scores: Tensor, targets: Targets) -> Tensor:
+    """The scores [T, Q] of each target's class in its image, from [B, Q, K]."""
+    return scores.transpose(1, 2)[targets.image, targets.labels]
 
 
 @dataclass(frozen=True, slots=True)

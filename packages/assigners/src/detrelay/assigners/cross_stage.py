@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from detrelay.assigners.hungarian import HungarianAssigner
 from detrelay.assigners.rank_weighted import RankWeightedAssigner
 from detrelay.core.boxes import cxcywh_to_xyxy, iou
-from detrelay.core.criterion import Assigner
+from detrelay.core.criterion import Assigner, assign_together
 from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
 
 Scope = Literal["all", "early", "late"]
@@ -86,7 +87,6 @@ class CrossStageAssigner:
         self.leak = leak
         self.scope = scope
 
-    @torch.no_grad()
     def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> list[Assignment]:
         """Assign every stage.
 
@@ -101,22 +101,38 @@ class CrossStageAssigner:
         Raises:
             ValueError: there are neither one nor S thresholds.
         """
-        count = len(stages)
-        if len(self.thresholds) not in (1, count):
-            raise ValueError(
-                f"iou_threshold has {len(self.thresholds)} values for {count} stages; "
-                f"give one, or one per stage"
-            )
-        own = self.base(stages, targets)
-        shared = _SharedLabels.of(own, leak=self.leak)
-        passes = self._passes(stages, targets, shared)
-        learned = [self._learned(index, passes[index], shared) for index in range(count)]
-        classes = _pairs_on(targets.image.device, learned)
+        return self.assign_groups([stages], targets)[0]
+
+    @torch.no_grad()
+    def assign_groups(
+        self, groups: Sequence[Sequence[StagePrediction]], targets: Targets
+    ) -> list[list[Assignment]]:
+        """Assign the stages of several groups; labels do not leave their group."""
+        for stages in groups:
+            if len(self.thresholds) not in (1, len(stages)):
+                raise ValueError(
+                    f"iou_threshold has {len(self.thresholds)} values for {len(stages)} stages; "
+                    f"give one, or one per stage"
+                )
+        own = assign_together(self.base, groups, targets)
+        shared = _shared_labels(own, leak=self.leak)
+        passes = self._passes(groups, targets, shared)
+        learned = [
+            self._learned(index, row, labels)
+            for table, labels in zip(passes, shared, strict=True)
+            for index, row in enumerate(table)
+        ]
+        classes = iter(_pairs_on(targets.image.device, learned))
         return [
-            Assignment(classes=classes[index], boxes=pairs.boxes)
-            if self._serves(index, count)
-            else pairs
-            for index, pairs in enumerate(own)
+            [
+                Assignment(classes=found, boxes=pairs.boxes)
+                if self._serves(index, len(group))
+                else pairs
+                for index, (pairs, found) in enumerate(
+                    zip(group, islice(classes, len(group)), strict=True)
+                )
+            ]
+            for group in own
         ]
 
     def _serves(self, index: int, count: int) -> bool:
@@ -125,28 +141,37 @@ class CrossStageAssigner:
         return (index < count // 2) == (self.scope == "early")
 
     def _passes(
-        self, stages: Sequence[StagePrediction], targets: Targets, shared: _SharedLabels
-    ) -> NDArray[np.bool_]:
-        """Which labels the overlap of each stage's boxes lets pass, [S, R], in one transfer."""
-        where = torch.from_numpy(
-            np.stack([shared.image, shared.overlap_query, shared.overlap_target])
-        )
-        image, query, target = where.to(targets.image.device).unbind()
+        self,
+        groups: Sequence[Sequence[StagePrediction]],
+        targets: Targets,
+        shared: Sequence[_SharedLabels],
+    ) -> list[NDArray[np.bool_]]:
+        """Which labels the overlap of each stage's boxes lets pass, [S, R] of each group."""
+        device = targets.image.device
+        where = torch.from_numpy(np.concatenate([labels.overlaps for labels in shared], axis=1))
+        sizes = [labels.overlaps.shape[1] for labels in shared]
+        tables = [
+            self._passes_of_group(stages, targets, columns)
+            for stages, columns in zip(groups, where.to(device).split(sizes, dim=1), strict=True)
+        ]
+        flat = torch.cat([table.flatten() for table in tables]).cpu()
+        parts = flat.split([table.numel() for table in tables])
+        return [part.view(table.shape).numpy() for part, table in zip(parts, tables, strict=True)]
+
+    def _passes_of_group(
+        self, stages: Sequence[StagePrediction], targets: Targets, where: Tensor
+    ) -> Tensor:
+        image, query, target = where.unbind()
         predicted = cxcywh_to_xyxy(torch.stack([stage.boxes[image, query] for stage in stages]))
         target_boxes = cxcywh_to_xyxy(targets.boxes[target]).to(predicted.dtype)
         overlaps = iou(predicted, target_boxes)
         thresholds = self.thresholds * (len(stages) if len(self.thresholds) == 1 else 1)
-        passes: NDArray[np.bool_] = (
-            torch.stack(
-                [
-                    overlap >= least if self.inclusive else overlap > least
-                    for overlap, least in zip(overlaps, thresholds, strict=True)
-                ]
-            )
-            .cpu()
-            .numpy()
+        return torch.stack(
+            [
+                overlap >= least if self.inclusive else overlap > least
+                for overlap, least in zip(overlaps, thresholds, strict=True)
+            ]
         )
-        return passes
 
     def _learned(
         self, index: int, passes: NDArray[np.bool_], shared: _SharedLabels
@@ -191,37 +216,55 @@ class _SharedLabels:
     source_stage: NDArray[np.int64]
     is_own: NDArray[np.bool_]
 
-    @classmethod
-    def of(cls, own: Sequence[Assignment], *, leak: bool) -> _SharedLabels:
-        """The labels that stages pass on, read in one transfer.
+    @property
+    def overlaps(self) -> NDArray[np.int64]:
+        """Image, query and target of the overlaps that are compared with the threshold, [3, R]."""
+        return np.stack([self.image, self.overlap_query, self.overlap_target])
 
-        Args:
-            own: each stage's own assignment.
-            leak: queries learn from other matched queries of their image too.
-        """
-        pairs = [stage.classes for stage in own]
-        columns = torch.stack(
-            [torch.cat([getattr(p, name) for p in pairs]) for name in ("image", "query", "target")]
-        )
-        image, query, target = columns.cpu().numpy()
-        source_stage = np.repeat(np.arange(len(pairs)), [len(p) for p in pairs])
-        learner = source = np.arange(len(source_stage))
-        if leak:
-            starts = np.searchsorted(source_stage, np.arange(len(pairs) + 1))
-            met = [
-                start + np.argwhere(image[start:stop, None] == image[start:stop])
-                for start, stop in pairwise(starts)
-            ]
-            learner, source = np.concatenate(met).T
-        return cls(
-            image=image[learner],
-            query=query[learner],
-            target=target[source],
-            overlap_query=query[source],
-            overlap_target=target[learner],
-            source_stage=source_stage[learner],
-            is_own=learner == source,
-        )
+
+def _shared_labels(groups: Sequence[Sequence[Assignment]], *, leak: bool) -> list[_SharedLabels]:
+    """The labels that the stages of each group pass on, all read in one transfer.
+
+    Args:
+        groups: each stage's own assignment.
+        leak: queries learn from other matched queries of their image too.
+    """
+    pairs = [assignment.classes for group in groups for assignment in group]
+    columns = torch.stack(
+        [torch.cat([getattr(p, name) for p in pairs]) for name in ("image", "query", "target")]
+    )
+    rest = columns.cpu().numpy()
+    result = []
+    for group in groups:
+        sizes = [len(assignment.classes) for assignment in group]
+        own, rest = np.split(rest, [sum(sizes)], axis=1)
+        result.append(_shared_in_group(own, sizes, leak=leak))
+    return result
+
+
+def _shared_in_group(
+    columns: NDArray[np.int64], sizes: Sequence[int], *, leak: bool
+) -> _SharedLabels:
+    """The labels of one group, from image, query and target [3, R] of its stages' pairs."""
+    image, query, target = columns
+    source_stage = np.repeat(np.arange(len(sizes)), sizes)
+    learner = source = np.arange(len(source_stage))
+    if leak:
+        starts = np.searchsorted(source_stage, np.arange(len(sizes) + 1))
+        met = [
+            start + np.argwhere(image[start:stop, None] == image[start:stop])
+            for start, stop in pairwise(starts)
+        ]
+        learner, source = np.concatenate(met).T
+    return _SharedLabels(
+        image=image[learner],
+        query=query[learner],
+        target=target[source],
+        overlap_query=query[source],
+        overlap_target=target[learner],
+        source_stage=source_stage[learner],
+        is_own=learner == source,
+    )
 
 
 def _pairs_on(

@@ -29,10 +29,15 @@ def total_cost(costs: Sequence[MatchingCost], stage: StagePrediction, targets: T
 
 def minimum_cost_pairs(cost: Table) -> Rows:
     """The pairs of minimum total cost of one table [T, Q], in the order of the targets."""
-    # queries as rows, the orientation of the published code: it settles ties the same way
-    query, target = linear_sum_assignment(cost.astype(np.float64).T)
-    order = np.argsort(target, kind="stable")
-    return rows_of(query[order], target[order])
+    # Published code has queries as rows, which settles ties. scipy works on the shorter side, so
+    # only a square table need be turned for the same pairs.
+    num_targets, num_queries = cost.shape
+    if num_targets == num_queries:
+        query, target = linear_sum_assignment(cost.T)
+        order = np.argsort(target, kind="stable")
+        return rows_of(query[order], target[order])
+    target, query = linear_sum_assignment(cost)
+    return rows_of(query, target)
 
 
 class HungarianAssigner(TableAssigner):

@@ -60,12 +60,15 @@ class IoUAssigner(OwnerAssigner):
         self.boxes = boxes
 
     @torch.no_grad()
-    def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> list[Assignment]:
-        """Assign every stage; see `TableAssigner`."""
-        if self.boxes == "initial":
-            first = replace(stages[0], boxes=with_boxes(stages[0], self.boxes).boxes)
-            return super().__call__([first], targets) * len(stages)
-        return super().__call__(stages, targets)
+    def assign_groups(
+        self, groups: Sequence[Sequence[StagePrediction]], targets: Targets
+    ) -> list[list[Assignment]]:
+        """Assign every stage of every group; see `TableAssigner`."""
+        if self.boxes != "initial":
+            return super().assign_groups(groups, targets)
+        first = [replace(group[0], boxes=with_boxes(group[0], self.boxes).boxes) for group in groups]
+        found = super().assign_groups([[stage] for stage in first], targets)
+        return [own * len(group) for own, group in zip(found, groups, strict=True)]
 
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
         """The overlap, [1, T, Q]."""

@@ -49,18 +49,21 @@ class RepeatedAssigner(TableAssigner):
         self.costs = tuple(costs) if costs is not None else default_costs()
 
     @torch.no_grad()
-    def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> list[Assignment]:
-        """Assign every stage; see `TableAssigner`.
+    def assign_groups(
+        self, groups: Sequence[Sequence[StagePrediction]], targets: Targets
+    ) -> list[list[Assignment]]:
+        """Assign every stage of every group; see `TableAssigner`.
 
         Raises:
             ValueError: there are neither one nor S values of `times`.
         """
-        if len(self.times) not in (1, len(stages)):
-            raise ValueError(
-                f"times has {len(self.times)} values for {len(stages)} stages; give one, or one "
-                f"per stage"
-            )
-        return super().__call__(stages, targets)
+        for stages in groups:
+            if len(self.times) not in (1, len(stages)):
+                raise ValueError(
+                    f"times has {len(self.times)} values for {len(stages)} stages; give one, or "
+                    f"one per stage"
+                )
+        return super().assign_groups(groups, targets)
 
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
         """The total cost, [1, T, Q]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detrelay.assigners.costs import of_classes, of_targets
 from detrelay.core.boxes import cxcywh_to_xyxy, iou
 from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
 
@@ -19,14 +21,20 @@ Table = NDArray[Any]  # [..., T of the image, Q]
 Rows = NDArray[np.int64]  # [n, 2], query and row of the image's targets
 BoxSource = Literal["predicted", "references"]
 
+# Numbers (scores and costs) of the stages that are taken together: what fits the cache of a CPU,
+# where calls cost little; elsewhere a bound on memory, as every call costs a launch.
+_JOINED_ON_CPU = 1 << 15
+_JOINED_ELSEWHERE = 1 << 26
+
 
 class TableAssigner(ABC):
     """Makes its tables for all stages on the device, moves them once, and decides in numpy.
 
     Everything is decided within an image, so the rest of the batch does not change its assignment.
+    Stages of one shape are therefore taken together where that pays, as one batch that holds their
+    images one after another.
     """
 
-    @torch.no_grad()
     def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> list[Assignment]:
         """Assign every stage.
 
@@ -41,8 +49,31 @@ class TableAssigner(ABC):
             FloatingPointError: a cost or score is NaN or infinite; names stage and images.
             ValueError: the stages lack something that this assigner needs.
         """
-        tables = torch.stack([self.tables(stage, targets) for stage in stages])  # [S, N, T, Q]
-        return self._decide(tables.cpu().numpy(), targets)
+        return self.assign_groups([stages], targets)[0]
+
+    @torch.no_grad()
+    def assign_groups(
+        self, groups: Sequence[Sequence[StagePrediction]], targets: Targets
+    ) -> list[list[Assignment]]:
+        """Assign the stages of several groups, each as if alone, with one transfer each way."""
+        stages = [stage for group in groups for stage in group]
+        tables = _on_host(
+            [
+                table
+                for run in _runs(stages, len(targets))
+                for table in self._tables_of_run(run, targets)
+            ]
+        )
+        index_in_group = [index for group in groups for index in range(len(group))]
+        found = iter(self._decide(tables, index_in_group, targets))
+        return [[next(found) for _ in group] for group in groups]
+
+    def _tables_of_run(self, stages: Sequence[StagePrediction], targets: Targets) -> list[Tensor]:
+        """The tables [N, T, Q] of stages of one shape: those of one batch with all their images."""
+        if len(stages) == 1:
+            return [self.tables(stages[0], targets)]
+        joined = self.tables(joined_stages(stages), joined_targets(targets, len(stages)))
+        return list(joined.split(len(targets), dim=1)) if len(targets) else [joined] * len(stages)
 
     @abstractmethod
     def tables(self, stage: StagePrediction, targets: Targets) -> Tensor:
@@ -58,43 +89,102 @@ class TableAssigner(ABC):
             image: index in the batch.
         """
 
-    def _decide(self, tables: Table, targets: Targets) -> list[Assignment]:
-        image_cpu = targets.image.cpu().numpy()
-        rows_of = {int(i): np.flatnonzero(image_cpu == i) for i in np.unique(image_cpu)}
-        chosen: list[list[Rows]] = []
-        for index, stage in enumerate(tables):
-            _check_finite(stage, image_cpu, index)
-            classes, boxes = [], []
-            for image, rows in rows_of.items():
-                own = self.choose(stage[:, rows], index, image)
-                same = own[0] is own[1]
-                classes.append(_in_batch(own[0], image, rows))
-                boxes.append(classes[-1] if same else _in_batch(own[1], image, rows))
-            shared = all(a is b for a, b in zip(classes, boxes, strict=True))
-            chosen.append([_stacked(classes)] if shared else [_stacked(classes), _stacked(boxes)])
-        return _assignments(chosen, targets.image.device)
+    def _decide(
+        self, tables: Sequence[Table], index_in_group: Sequence[int], targets: Targets
+    ) -> list[Assignment]:
+        image = targets.image.cpu().numpy()
+        rows = np.argsort(image, kind="stable")
+        images, starts = np.unique(image[rows], return_index=True)
+        bounds = list(zip(images.tolist(), pairwise([*starts, len(rows)]), strict=True))
+        chosen: list[list[list[Rows]]] = []
+        for index, table in zip(index_in_group, tables, strict=True):
+            _check_finite(table, image, index)
+            ordered = table[:, rows]
+            found = [
+                self.choose(ordered[:, start:stop], index, own) for own, (start, stop) in bounds
+            ]
+            kinds = [[classes for classes, _ in found], [boxes for _, boxes in found]]
+            shared = all(classes is boxes for classes, boxes in found)
+            chosen.append(kinds[:1] if shared else kinds)
+        return _assignments(chosen, images, starts, rows, targets.image.device)
 
 
-def _assignments(chosen: Sequence[Sequence[Rows]], device: torch.device) -> list[Assignment]:
-    """Move all pairs to the device at once; per stage, one array serves classes and boxes alike."""
-    arrays = [array for stage in chosen for array in stage]
-    columns = torch.from_numpy(np.concatenate(arrays, axis=1)).to(device)
-    parts = iter(columns.split([array.shape[1] for array in arrays], dim=1))
+def _runs(stages: Sequence[StagePrediction], num_targets: int) -> list[Sequence[StagePrediction]]:
+    """Neighbouring stages of one shape, as many together as pays."""
+    runs: list[list[StagePrediction]] = []
+    for stage in stages:
+        size = stage.logits.numel() + num_targets * stage.logits.shape[1]
+        limit = _JOINED_ON_CPU if stage.logits.device.type == "cpu" else _JOINED_ELSEWHERE
+        if (
+            runs
+            and stage.logits.shape == runs[-1][0].logits.shape
+            and (stage.references is None) == (runs[-1][0].references is None)
+            and (len(runs[-1]) + 1) * size <= limit
+        ):
+            runs[-1].append(stage)
+        else:
+            runs.append([stage])
+    return list(runs)
+
+
+def joined_stages(stages: Sequence[StagePrediction]) -> StagePrediction:
+    """Stages of B images each as one of S x B images."""
+    references = [stage.references for stage in stages if stage.references is not None]
+    return StagePrediction(
+        logits=torch.cat([stage.logits for stage in stages]),
+        boxes=torch.cat([stage.boxes for stage in stages]),
+        references=torch.cat(references) if references else None,
+    )
+
+
+def joined_targets(targets: Targets, times: int) -> Targets:
+    """The objects of a batch that holds the images of `targets` several times."""
+    first = torch.arange(times, device=targets.image.device) * targets.batch_size
+    return Targets(
+        labels=targets.labels.repeat(times),
+        boxes=targets.boxes.repeat(times, 1),
+        image=(targets.image + first[:, None]).flatten(),
+        batch_size=times * targets.batch_size,
+    )
+
+
+def _on_host(tables: Sequence[Tensor]) -> list[Table]:
+    """All tables, in one transfer where there is one."""
+    if tables and tables[0].device.type != "cpu":
+        flat = torch.cat([table.flatten() for table in tables]).cpu()
+        parts = flat.split([table.numel() for table in tables])
+        tables = [part.view(table.shape) for part, table in zip(parts, tables, strict=True)]
+    return [table.numpy() for table in tables]
+
+
+def _assignments(
+    chosen: Sequence[Sequence[Sequence[Rows]]],
+    images: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    device: torch.device,
+) -> list[Assignment]:
+    """Move all pairs to the device at once; per stage, one array serves classes and boxes alike.
+
+    Args:
+        chosen: pairs of each image with objects, by stage and kind.
+        images: which images these are.
+        starts: where their objects begin in `rows`.
+        rows: the objects, image by image.
+        device: where the pairs go.
+    """
+    parts = [part for stage in chosen for part in stage]
+    sizes = np.array([[len(pairs) for pairs in part] for part in parts], dtype=np.int64)
+    sizes = sizes.reshape(len(parts), len(images))
+    pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *chain.from_iterable(parts)])
+    owner = np.repeat(np.tile(np.arange(len(images)), len(parts)), sizes.ravel())
+    columns = np.stack([images[owner], pairs[:, 0], rows[starts[owner] + pairs[:, 1]]])
+    moved = iter(torch.from_numpy(columns).to(device).split(sizes.sum(1).tolist(), dim=1))
     result = []
     for stage in chosen:
-        found = [Pairs(*next(parts).unbind()) for _ in stage]
+        found = [Pairs(*next(moved).unbind()) for _ in stage]
         result.append(Assignment(classes=found[0], boxes=found[-1]))
     return result
-
-
-def _in_batch(chosen: Rows, image: int, rows: NDArray[np.int64]) -> Rows:
-    """Image, query and target [3, n]."""
-    where = np.full(len(chosen), image, dtype=np.int64)
-    return np.stack([where, chosen[:, 0], rows[chosen[:, 1]]])
-
-
-def _stacked(parts: Sequence[Rows]) -> Rows:
-    return np.concatenate([np.zeros((3, 0), dtype=np.int64), *parts], axis=1)
 
 
 def _check_finite(tables: Table, image: NDArray[np.int64], stage: int) -> None:
@@ -108,7 +198,9 @@ def _check_finite(tables: Table, image: NDArray[np.int64], stage: int) -> None:
 
 def rows_of(query: NDArray[Any], target: NDArray[Any]) -> Rows:
     """Pairs [n, 2] from their columns."""
-    return np.stack([query, target], axis=1).astype(np.int64)
+    rows = np.empty((len(query), 2), dtype=np.int64)
+    rows[:, 0], rows[:, 1] = query, target
+    return rows
 
 
 def check_box_source(boxes: str, allowed: Sequence[str] = ("predicted", "references")) -> None:
@@ -139,11 +231,11 @@ def with_boxes(stage: StagePrediction, boxes: str) -> StagePrediction:
 
 def overlap_table(stage: StagePrediction, targets: Targets, epsilon: float = 0.0) -> Tensor:
     """IoU [T, Q] of the stage's boxes with each target of their image."""
-    predicted = cxcywh_to_xyxy(stage.boxes[targets.image])  # [T, Q, 4]
+    predicted = of_targets(cxcywh_to_xyxy(stage.boxes), targets)
     target = cxcywh_to_xyxy(targets.boxes.to(predicted.dtype))[:, None]
     return iou(predicted, target, epsilon)
 
 
 def score_table(stage: StagePrediction, targets: Targets) -> Tensor:
     """Probability [T, Q] of each target's class."""
-    return stage.logits[targets.image, :, targets.labels].sigmoid()
+    return of_classes(stage.logits, targets).sigmoid()

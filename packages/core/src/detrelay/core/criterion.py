@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,25 @@ class Assigner(Protocol):
 
     def __call__(self, stages: Sequence[StagePrediction], targets: Targets) -> Sequence[Assignment]:
         """One `Assignment` per stage; inputs are never changed, nothing carries a gradient."""
+
+
+@runtime_checkable
+class GroupsAssigner(Assigner, Protocol):
+    """An assigner that takes several groups at once, for one transfer instead of one a group."""
+
+    def assign_groups(
+        self, groups: Sequence[Sequence[StagePrediction]], targets: Targets
+    ) -> Sequence[Sequence[Assignment]]:
+        """For each group what a call with its stages alone would give."""
+
+
+def assign_together(
+    assigner: Assigner, groups: Sequence[Sequence[StagePrediction]], targets: Targets
+) -> Sequence[Sequence[Assignment]]:
+    """The assignments of several groups, in one call where the assigner can."""
+    if isinstance(assigner, GroupsAssigner):
+        return assigner.assign_groups(groups, targets)
+    return [assigner(stages, targets) for stages in groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +108,8 @@ class Criterion:
 
     Args:
         terms: the losses of a stage, each with its weight and divisor.
-        assigners: assigner by group name; groups with `known_pairs` need none.
+        assigners: assigner by group name; groups with `known_pairs` need none. Groups with the
+            same object are assigned in one call, see `GroupsAssigner`.
         group_weights: factor of a group's losses in the total, 1 where not named.
         group_terms: losses by group name, for groups whose losses differ from `terms`.
         joins: by group name, the group whose assigner assigns this one too. It then sees the stages
@@ -151,14 +171,11 @@ class Criterion:
         _check_labels(groups, targets)
         self._check_assigners(groups)
         predictions = {group.name: [stage.float() for stage in group.stages] for group in groups}
-        assignments = {}
+        assignments = self._assign(groups, predictions, targets)
         for group in groups:
             if group.known_pairs is not None:
                 known = Assignment(classes=group.known_pairs, boxes=group.known_pairs)
                 assignments[group.name] = [known] * len(group.stages)
-            elif group.name not in self.joins:
-                members = self._members(group, groups)
-                assignments |= self._assign(members, predictions, targets)
         planned = []
         for group in groups:
             seen = _seen_by(group, targets)
@@ -219,22 +236,36 @@ class Criterion:
 
     def _assign(
         self,
-        members: Sequence[StageGroup],
+        groups: Sequence[StageGroup],
         predictions: Mapping[str, Sequence[StagePrediction]],
         targets: Targets,
     ) -> dict[str, list[Assignment]]:
-        name = members[-1].name
-        stages = [stage for group in members for stage in predictions[group.name]]
-        with torch.no_grad():
-            detached = [stage.detach().by_slot() for stage in stages]
-            found = self.assigners[name](detached, _seen_by(members[-1], targets))
-        if len(found) != len(stages):
-            raise ValueError(
-                f"the assigner of group {name!r} must give one assignment for each of "
-                f"{len(stages)} stages, found {len(found)}"
-            )
-        rest = iter(_by_row(stage, own) for stage, own in zip(stages, found, strict=True))
-        return {group.name: [next(rest) for _ in group.stages] for group in members}
+        """Assign the groups without known pairs; those that share an assigner in one call."""
+        calls: dict[tuple[int, bool], list[list[StageGroup]]] = {}
+        for group in groups:
+            if group.known_pairs is None and group.name not in self.joins:
+                key = (id(self.assigners[group.name]), group.class_agnostic)
+                calls.setdefault(key, []).append(self._members(group, groups))
+        result: dict[str, list[Assignment]] = {}
+        for together in calls.values():
+            stages = [
+                [stage for group in members for stage in predictions[group.name]]
+                for members in together
+            ]
+            leader = together[0][-1]
+            with torch.no_grad():
+                detached = [[stage.detach().by_slot() for stage in own] for own in stages]
+                assigner, seen = self.assigners[leader.name], _seen_by(leader, targets)
+                found = assign_together(assigner, detached, seen)
+            for members, own, assigned in zip(together, stages, found, strict=True):
+                if len(assigned) != len(own):
+                    raise ValueError(
+                        f"the assigner of group {members[-1].name!r} must give one assignment for "
+                        f"each of {len(own)} stages, found {len(assigned)}"
+                    )
+                rest = iter(_by_row(stage, one) for stage, one in zip(own, assigned, strict=True))
+                result |= {group.name: [next(rest) for _ in group.stages] for group in members}
+        return result
 
     def _count(self, stage: PlannedStage, known: int | None) -> Tensor:
         """What a stage contributes to the divisors, [4]; see `Plan`."""
