@@ -201,6 +201,27 @@ def test_groups_share_their_aspect_and_each_image_comes_once() -> None:
     assert list(grouped) == orders[0]
 
 
+def test_groups_by_shape_hold_neighbours_and_leave_out_others_each_epoch() -> None:
+    ratios = [0.5 + 0.01 * ((37 * index) % 150) for index in range(150)]  # 50 high, 100 wide
+    sampler = VisitSampler(150, seed=3, ratios=ratios, shape_group=4)
+    orders, last = [], []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        order = [visit - 150 * epoch for visit in sampler]
+        assert sorted(order) == list(range(150))
+        groups = [
+            [ratios[index] for index in order[start : start + 4]] for start in range(0, 148, 4)
+        ]
+        assert max(max(group) - min(group) for group in groups) < 0.2
+        assert all(max(group) < 1 or min(group) >= 1 for group in groups)
+        orders.append(order)
+        last.append(set(order[-2:]))
+    assert orders[0] != orders[1] != orders[2]
+    assert last[0] != last[1] or last[1] != last[2]
+    sampler.set_epoch(0)
+    assert list(sampler) == orders[0]
+
+
 def test_data_knows_the_order_of_its_visits() -> None:
     data = DetectionDataset(
         ShapesDataset(6, image_size=64),

@@ -152,6 +152,8 @@ def join_parts(
             skip_broken=data.on_bad_image == "skip",
             wide=(train.sizes[:, 1] >= train.sizes[:, 0]).tolist(),
             aspect_group=data.aspect_group,
+            ratios=(train.sizes[:, 1] / train.sizes[:, 0]).tolist(),
+            shape_group=recipe.train.batch_size if data.batch_by_shape else 1,
         ),
         val_data=eval_data(val, processor),
         ground_truth=val.ground_truth,

@@ -203,7 +203,11 @@ def largest_batch(recipe: Recipe) -> tuple[int, int]:
         short = long = data.jitter_size
     else:
         short, long = max(data.short_sides), data.max_size
-    grouped = recipe.train.batch_size == 1 or data.aspect_group % recipe.train.batch_size == 0
+    grouped = (
+        recipe.train.batch_size == 1
+        or data.batch_by_shape
+        or data.aspect_group % recipe.train.batch_size == 0
+    )
     return padded_size([(short if grouped else long, long)], _DIVISOR_PX)
 
 

@@ -66,7 +66,9 @@ class IoUAssigner(OwnerAssigner):
         """Assign every stage of every group; see `TableAssigner`."""
         if self.boxes != "initial":
             return super().assign_groups(groups, targets)
-        first = [replace(group[0], boxes=with_boxes(group[0], self.boxes).boxes) for group in groups]
+        first = [
+            replace(group[0], boxes=with_boxes(group[0], self.boxes).boxes) for group in groups
+        ]
         found = super().assign_groups([[stage] for stage in first], targets)
         return [own * len(group) for own, group in zip(found, groups, strict=True)]
 

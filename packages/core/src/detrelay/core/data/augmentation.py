@@ -58,7 +58,7 @@ class Resize:
 
     def __call__(self, sample: Sample) -> Sample:
         """Resize image and boxes."""
-        return resize(sample, _choose(self.short_sides), self.max_size)
+        return resize(sample, _choose(self.short_sides, sample.size_draw), self.max_size)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class ScaleJitter:
     def __call__(self, sample: Sample) -> Sample:
         """Scale and cut image and boxes."""
         low, high = self.scales
-        factor = low + (high - low) * float(torch.rand(()))
+        draw = float(torch.rand(())) if sample.size_draw is None else sample.size_draw
+        factor = low + (high - low) * draw
         sample = scale(sample, factor * self.size / max(sample.image.shape[-2:]))
         return random_crop(sample, self.size, self.size)
 
@@ -304,5 +305,7 @@ def _name_of(part: Transform) -> str:
     return names.get(type(part), type(part).__name__)
 
 
-def _choose(sizes: Sequence[int]) -> int:
-    return sizes[int(torch.randint(len(sizes), ()))]
+def _choose(sizes: Sequence[int], draw: float | None = None) -> int:
+    if draw is None:
+        return sizes[int(torch.randint(len(sizes), ()))]
+    return sizes[int(draw * len(sizes))]

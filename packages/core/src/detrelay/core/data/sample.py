@@ -33,6 +33,8 @@ class Sample:
         class_labels: int64 [n], class indices 0..K-1.
         image_id: the dataset's own image id.
         original_size: (height, width) of the image as stored, pixels; transforms keep it.
+        size_draw: number in [0, 1) that a random size follows from, where the images of a batch
+            share it; None where each image draws its own.
     """
 
     image: Tensor
@@ -40,6 +42,7 @@ class Sample:
     class_labels: Tensor
     image_id: int
     original_size: tuple[int, int]
+    size_draw: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

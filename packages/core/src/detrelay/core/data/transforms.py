@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +20,10 @@ from detrelay.core.data.geometry import make_mosaic, mix
 from detrelay.core.errors import DataError
 
 # What a seed is used for; keeps the random numbers of the order and of the images apart.
-_ORDER, _IMAGE = 0, 1
+_ORDER, _IMAGE, _SIZE = 0, 1, 2
+# groups of like shape are made among the images of so many or more groups: hardly one is far from
+# its group in shape, and which images come together still changes from epoch to epoch
+_POOL = 32
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +55,9 @@ class DetectionDataset(Dataset[EncodedSample]):
             it, and the next readable one takes its place; otherwise its `DataError` is raised.
         wide: which samples are wider than high; read by `sampler`.
         aspect_group: how many samples in a row share that; 1 for any order.
+        ratios: width over height of each sample; read where `shape_group` is above 1.
+        shape_group: how many samples in a row are of like shape and share their random size; 1 for
+            any order.
         shapes: (height, width) of each encoded sample, pixels, where they are known beforehand; by
             them `ShapeBatches` joins images.
     """
@@ -69,6 +77,8 @@ class DetectionDataset(Dataset[EncodedSample]):
         skip_broken: bool = False,
         wide: Sequence[bool] = (),
         aspect_group: int = 1,
+        ratios: Sequence[float] = (),
+        shape_group: int = 1,
         shapes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.samples = samples
@@ -82,7 +92,10 @@ class DetectionDataset(Dataset[EncodedSample]):
         self.late_transform = late_transform or transform
         self.wide = wide
         self.aspect_group = aspect_group
+        self.ratios = ratios
+        self.shape_group = shape_group
         self.shapes = shapes
+        self._draws: tuple[int, list[float]] = (-1, [])
         # shared with the loader's processes, so that only one of them reports an image
         reported = torch.zeros(len(self), dtype=torch.bool) if skip_broken else None
         self._reported = None if reported is None else reported.share_memory_()
@@ -97,6 +110,8 @@ class DetectionDataset(Dataset[EncodedSample]):
             DataError: the image cannot be read, or, where such images are skipped, none can.
         """
         sample = self.read(visit % len(self))
+        if self.shape_group > 1:
+            sample = replace(sample, size_draw=self._size_draw(visit))
         with self.random_numbers(visit):
             if self.strong_epochs and visit // len(self) >= self.strong_epochs:
                 sample = self.late_transform(sample)
@@ -117,6 +132,19 @@ class DetectionDataset(Dataset[EncodedSample]):
         """Whether a visit may show several images at once."""
         return self.mosaic > 0 or self.mixup > 0
 
+    def _size_draw(self, visit: int) -> float:
+        """The number that the group of a visit shares."""
+        epoch, index = divmod(visit, len(self))
+        if self._draws[0] != epoch:
+            sampler = self.sampler()
+            sampler.set_epoch(epoch)
+            draws = [0.0] * len(self)
+            for place, other in enumerate(sampler):
+                group = epoch * len(self) + place // self.shape_group
+                draws[other % len(self)] = _mix(_SIZE, self.seed, group) / 2**32
+            self._draws = (epoch, draws)
+        return self._draws[1][index]
+
     def _joined(self, sample: Sample) -> Sample:
         """The sample, or one made of it and others."""
         if self.mosaic > 0 and torch.rand(()) < self.mosaic:
@@ -136,7 +164,12 @@ class DetectionDataset(Dataset[EncodedSample]):
     def sampler(self) -> VisitSampler:
         """The visits to train on, in an order that follows from the seed and the epoch."""
         return VisitSampler(
-            len(self), seed=self.seed, wide=self.wide, aspect_group=self.aspect_group
+            len(self),
+            seed=self.seed,
+            wide=self.wide,
+            aspect_group=self.aspect_group,
+            ratios=self.ratios,
+            shape_group=self.shape_group,
         )
 
     def read(self, index: int) -> Sample:
@@ -165,6 +198,9 @@ class VisitSampler(Sampler[int]):
         wide: which images are wider than high; read where `aspect_group` is above 1.
         aspect_group: how many images in a row are all wide or all high, so that batches of as many
             need little padding; what is left of either kind comes last.
+        ratios: width over height of each image; read where `shape_group` is above 1.
+        shape_group: how many images in a row are of like shape, which takes the place of
+            `aspect_group`; what is left, any images of the epoch, comes last.
     """
 
     def __init__(
@@ -175,12 +211,16 @@ class VisitSampler(Sampler[int]):
         shuffle: bool = True,
         wide: Sequence[bool] = (),
         aspect_group: int = 1,
+        ratios: Sequence[float] = (),
+        shape_group: int = 1,
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.shuffle = shuffle
         self.wide = wide
         self.aspect_group = aspect_group
+        self.ratios = ratios
+        self.shape_group = shape_group
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -192,10 +232,12 @@ class VisitSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = list(range(self.num_samples))
+        generator = torch.Generator().manual_seed(_mix(_ORDER, self.seed, self.epoch))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(_mix(_ORDER, self.seed, self.epoch))
             order = torch.randperm(self.num_samples, generator=generator).tolist()
-        if self.aspect_group > 1:
+        if self.shape_group > 1:
+            order = _of_like_shape(order, self.ratios, self.shape_group, generator)
+        elif self.aspect_group > 1:
             order = _grouped(order, self.wide, self.aspect_group)
         first = self.epoch * self.num_samples
         return iter([first + index for index in order])
@@ -252,6 +294,30 @@ def _grouped(order: Sequence[int], wide: Sequence[bool], size: int) -> list[int]
             result += group
             group.clear()
     return result + waiting[True] + waiting[False]
+
+
+def _of_like_shape(
+    order: Sequence[int], ratios: Sequence[float], size: int, generator: torch.Generator
+) -> list[int]:
+    """The same indices in groups of neighbours by shape, which come in random order.
+
+    No group holds wide and high images; the few that are left at the end may.
+    """
+    groups: list[list[int]] = []
+    left: list[int] = []
+    pools = max(1, len(order) // (size * _POOL))
+    bounds = [len(order) * number // pools for number in range(pools + 1)]
+    for start, stop in pairwise(bounds):
+        pool, left = [*left, *order[start:stop]], []
+        for high in (False, True):
+            kind = [index for index in pool if (ratios[index] < 1) == high]
+            # chance says which ones wait: the last by shape would be the same few in every epoch
+            whole = len(kind) // size * size
+            left += kind[whole:]
+            ranked = sorted(kind[:whole], key=ratios.__getitem__)
+            groups += [ranked[first : first + size] for first in range(0, whole, size)]
+    mixed = torch.randperm(len(groups), generator=generator).tolist()
+    return [index for number in mixed for index in groups[number]] + left
 
 
 def _mix(purpose: int, seed: int, number: int) -> int:

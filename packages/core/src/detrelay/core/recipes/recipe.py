@@ -117,6 +117,9 @@ class DataConfig:
             taken from those settings. A mosaic comes before the list.
         aspect_group: how many consecutive training images are all wide or all high. A value equal
             to `train.batch_size` minimises padding; the order does not depend on the batch size.
+        batch_by_shape: batches hold images of similar aspect ratio that share their random size,
+            which leaves little padding; replaces `aspect_group`. The order depends on
+            `train.batch_size`.
         keep_empty: also train on images without any annotation, as DETR and its descendants do.
         on_bad_image: an image that cannot be read in training ends the run ("stop"), or is
             reported and replaced by the next one ("skip"). In evaluation it always ends it.
@@ -157,6 +160,7 @@ class DataConfig:
     color_jitter: Fraction = 0.0
     transforms: tuple[dict[str, Any], ...] = ()
     aspect_group: Count = 1
+    batch_by_shape: bool = False
     keep_empty: bool = True
     on_bad_image: OnBadImage = "stop"
     max_pixels: Count = MAX_PIXELS
