@@ -21,6 +21,7 @@ from PIL import Image
 
 from detrelay.apps.build import build_datasets, build_parts
 from detrelay.apps.train import RECIPES
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.engine.loaders import make_loader
 from detrelay.core.engine.memory import peak_memory_mib
 from detrelay.core.engine.optimizer import build_optimizer
@@ -143,7 +144,7 @@ def train_here(case: TrainingCase) -> TrainingRow:
         exact = accelerator.device.type == "cuda"  # there the parts are timed in separate steps
         count = case.batch_size * (_WARM_UP + case.steps * (2 if exact else 1))
         annotations = draw_images(Path(folder), count, case.height, case.width)
-        updater, loader, clock = _set_up(recipe_of(case, annotations), accelerator)
+        updater, processor, loader, clock = _set_up(recipe_of(case, annotations), accelerator)
         batches = iter(loader)
 
         def run(steps: int) -> float:
@@ -151,6 +152,7 @@ def train_here(case: TrainingCase) -> TrainingRow:
             for _ in range(steps):
                 with clock.part("data"):
                     batch = next(batches)
+                    batch = processor.normalize_batch(batch)
                 updater([batch])
             if accelerator.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -196,7 +198,9 @@ def recipe_of(case: TrainingCase, annotations: Path) -> Recipe:
     )
 
 
-def _set_up(recipe: Recipe, accelerator: Accelerator) -> tuple[Updater, Any, Clock]:
+def _set_up(
+    recipe: Recipe, accelerator: Accelerator
+) -> tuple[Updater, DetrelayImageProcessor, Any, Clock]:
     """What training would use, with a clock on every part."""
     train, val = build_datasets(recipe.data)
     parts = build_parts(recipe, train, val, None, fresh=True)
@@ -225,7 +229,7 @@ def _set_up(recipe: Recipe, accelerator: Accelerator) -> tuple[Updater, Any, Clo
         (optimizer, "step", "update"),
     ):
         setattr(owner, method, clock.timed(part, getattr(owner, method)))
-    return updater, loader, clock
+    return updater, parts.processor, loader, clock
 
 
 def draw_images(folder: Path, count: int, height: int, width: int) -> Path:

@@ -58,6 +58,7 @@ def assert_same(found: list[Mapping[str, Any]], expected: list[Mapping[str, Any]
 def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_is_taken_up(by_shape: bool) -> None:
     whole = batches(0, by_shape=by_shape)
     assert len(whole) == 5
+    assert {batch["pixel_values"].dtype for batch in whole} == {torch.uint8}
     assert_same(batches(2, by_shape=by_shape), whole)
     assert_same(batches(0, skip=3, by_shape=by_shape), whole[3:])
     if not by_shape:

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from detrelay.core.data.augmentation import build_eval_transform
 from detrelay.core.data.collate import collate
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.data.transforms import DetectionDataset
+from detrelay.core.data.transforms import DetectionDataset, UnnormalizedVisits
 from factories_data import make_sample, noise_image
 
 SIZE = {"shortest_edge": 48, "longest_edge": 80}
@@ -103,6 +103,27 @@ def test_a_target_does_not_depend_on_the_rest_of_the_batch() -> None:
     one = processor()(images=[small.image], return_tensors="pt")
     two = processor()(images=[small.image, large.image], return_tensors="pt")
     assert torch.equal(one["pixel_values"][0, :, :48, :64], two["pixel_values"][0, :, :48, :64])
+
+
+@pytest.mark.parametrize("options", [{}, {"do_normalize": False}])
+def test_bytes_normalised_as_a_batch_are_what_images_normalised_alone_are(
+    options: dict[str, Any],
+) -> None:
+    data = DetectionDataset(
+        [make_sample(30, 40, seed=1), make_sample(200, 90, seed=2)],  # type: ignore[arg-type]
+        build_eval_transform(48, 80),
+        processor(**options),
+        seed=0,
+    )
+    floats = collate([data[0], data[1]])
+    raw = UnnormalizedVisits(data)
+    loaded = collate([raw[0], raw[1]])
+    assert loaded["pixel_values"].dtype == torch.uint8
+    batch = processor(**options).normalize_batch(loaded)
+    assert torch.equal(batch["pixel_values"], floats["pixel_values"])
+    assert torch.equal(batch["pixel_mask"], floats["pixel_mask"])
+    again = processor().normalize_batch(batch)
+    assert again["pixel_values"] is batch["pixel_values"]
 
 
 def test_training_and_inference_see_the_same_pixels() -> None:

@@ -16,7 +16,7 @@ class EncodedSample(TypedDict):
     """One image as the model takes it.
 
     Attributes:
-        pixel_values: float32 [3, h, w], normalised.
+        pixel_values: float32 [3, h, w], normalised, or uint8, for `normalize_batch`.
         labels: `class_labels` int64 [n], `boxes` float32 [n, 4] cxcywh in [0, 1] of the unpadded
             image, `image_id` int64 [1], `orig_size` and `size` int64 [2] (height, width) of the
             image as stored and as encoded, pixels.
@@ -30,7 +30,7 @@ class Batch(TypedDict):
     """Images padded to one size.
 
     Attributes:
-        pixel_values: float32 [B, 3, H, W], zero where padded.
+        pixel_values: float32 [B, 3, H, W], or uint8, zero where padded.
         pixel_mask: bool [B, H, W], True where a pixel is real.
         labels: one mapping per image, as in `EncodedSample`.
     """

@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 class SampleEncoder(Protocol):
     """What turns a transformed sample into the model's input: the image processor."""
 
-    def encode(self, sample: Sample) -> EncodedSample:
-        """The sample as the model takes it; its size stays."""
+    def encode(self, sample: Sample, *, normalize: bool = True) -> EncodedSample:
+        """The sample as the model takes it, or with pixels as they are; its size stays."""
 
 
 class DetectionDataset(Dataset[EncodedSample]):
@@ -109,6 +109,10 @@ class DetectionDataset(Dataset[EncodedSample]):
         Raises:
             DataError: the image cannot be read, or, where such images are skipped, none can.
         """
+        return self.processor.encode(self.transformed(visit))
+
+    def transformed(self, visit: int) -> Sample:
+        """The sample of a visit before it is encoded; see `__getitem__`."""
         sample = self.read(visit % len(self))
         if self.shape_group > 1:
             sample = replace(sample, size_draw=self._size_draw(visit))
@@ -117,7 +121,7 @@ class DetectionDataset(Dataset[EncodedSample]):
                 sample = self.late_transform(sample)
             else:
                 sample = self.transform(self._joined(sample))
-        return self.processor.encode(sample)
+        return sample
 
     @contextmanager
     def random_numbers(self, visit: int) -> Iterator[None]:
@@ -186,6 +190,24 @@ class DetectionDataset(Dataset[EncodedSample]):
                     _log.warning("skipped, the next image takes its place: %s", error)
                 last = error
         raise DataError(f"none of {len(self)} images can be read; the last one: {last}")
+
+
+class UnnormalizedVisits(Dataset[EncodedSample]):
+    """The visits of a data set with pixels as bytes, for loaders; see `normalize_batch`.
+
+    Args:
+        data: whose visits.
+    """
+
+    def __init__(self, data: DetectionDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, visit: int) -> EncodedSample:
+        """Sample of a visit, its pixels uint8."""
+        return self.data.processor.encode(self.data.transformed(visit), normalize=False)
 
 
 class VisitSampler(Sampler[int]):

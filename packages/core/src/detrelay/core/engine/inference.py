@@ -55,7 +55,9 @@ def detect(
     rows: list[tuple[int, ImageResult]] = []
     try:
         for held in loader:
-            batch = send_to_device(held, accelerator.device, non_blocking=True)
+            batch = processor.normalize_batch(
+                send_to_device(held, accelerator.device, non_blocking=True)
+            )
             output = model(**model_inputs(batch))
             sizes = torch.stack([label["orig_size"] for label in batch["labels"]])
             ids = torch.cat([label["image_id"] for label in batch["labels"]]).tolist()

@@ -15,7 +15,12 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from detrelay.core.data.collate import DIVISOR, collate, padded_size
-from detrelay.core.data.transforms import DetectionDataset, ShapeBatches, VisitSampler
+from detrelay.core.data.transforms import (
+    DetectionDataset,
+    ShapeBatches,
+    UnnormalizedVisits,
+    VisitSampler,
+)
 from detrelay.core.engine.feature_cache import CachedFeatures
 
 
@@ -29,6 +34,9 @@ def make_loader(
     divisor: int = DIVISOR,
 ) -> DataLoader[Any]:
     """A loader that leaves the global random state alone.
+
+    Its batches hold bytes; `DetrelayImageProcessor.normalize_batch` turns one into the model's
+    input once it is on its device.
 
     Args:
         data: indexed by visit, see `VisitSampler`.
@@ -54,7 +62,8 @@ def make_eval_loader(
 ) -> DataLoader[Any]:
     """A loader of every image once, padded no further than alone; see `ShapeBatches`.
 
-    It must not be prepared by an accelerator: each process already has its share.
+    Its batches hold bytes, as those of `make_loader`. It must not be prepared by an accelerator:
+    each process already has its share.
 
     Args:
         data: with the shapes of its samples; without shapes, batches hold one image each.
@@ -86,7 +95,7 @@ def _loader(
     if isinstance(data, CachedFeatures):
         join, num_workers = data.collate, 0  # the maps are kept in this process
     return DataLoader(
-        data,
+        UnnormalizedVisits(data) if isinstance(data, DetectionDataset) else data,
         batch_sampler=batches,
         collate_fn=partial(join, divisor=divisor),
         num_workers=num_workers,

@@ -267,8 +267,9 @@ class Trainer:
             loader = self.accelerator.skip_first_batches(loader, self.position.batch * count)
         self._model.train()
         meter = SpeedMeter(self.images_per_step)
-        for batches in _whole_groups(loader, count):
+        for loaded in _whole_groups(loader, count):
             meter.batch_came()
+            batches = [self.parts.processor.normalize_batch(batch) for batch in loaded]
             total = self.settings.epochs * self.steps_per_epoch
             self.parts.criterion.progress.share = self.position.step / total
             update = self._step(batches)

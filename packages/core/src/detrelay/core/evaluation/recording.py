@@ -83,7 +83,8 @@ def record_stages(
     )
     try:
         with _captured(model) as (groups, features):
-            for batch in batches:
+            for loaded in batches:
+                batch = processor.normalize_batch(loaded)
                 groups.clear()
                 features.clear()
                 model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
