@@ -39,13 +39,17 @@ _HEADER = f"{'':34}{'s':>8}{'GFLOP':>8}{'GFLOP/s':>9}{'of matmul':>10}{'peak MiB
 class Arguments:
     """Time detectors relative to this machine's matrix product, and to transformers."""
 
-    what: tuple[Literal["stageinteractor", "deformable_detr", "dino", "training"], ...] = (
+    what: tuple[
+        Literal["stageinteractor", "deformable_detr", "dino", "detectors", "training"], ...
+    ] = (
         "stageinteractor",
         "deformable_detr",
         "dino",
     )
     """What to measure: for StageInteractor only the decoder, the others from image to boxes;
-    training: steps of StageInteractor and DINO with ResNet-50."""
+    detectors: StageInteractor (the first number of queries) and DINO from image to boxes, with the
+    backbone module by module and with convolutions, norms and ReLUs in one call; training: steps of
+    StageInteractor and DINO with ResNet-50."""
     queries: tuple[int, ...] = (100, 300)
     """Numbers of queries of the StageInteractor decoder."""
     height: int = 800
@@ -188,6 +192,16 @@ def tables(arguments: Arguments) -> dict[str, dict[str, Callable[[], Action]]]:
             "forward": partial(cases.dino, *size, False),
             "losses and gradients": partial(cases.dino, *size, True),
         }
+    if "detectors" in arguments.what:
+        for name, options in (
+            ("stageinteractor", {"num_queries": arguments.queries[0]}),
+            ("dino", {}),
+        ):
+            whole = partial(cases.whole_detector, name, *size, options)
+            found[f"{name}, from image to boxes"] = {
+                "backbone module by module": partial(whole, False),
+                "in one call each": partial(whole, True),
+            }
     return found
 
 

@@ -16,6 +16,7 @@ from detrelay.core.criterion import Criterion
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.structures import FeaturePyramid, Targets
 from detrelay.heads import (
+    HEADS,
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
     DinoConfig,
@@ -84,6 +85,19 @@ def dino(height: int, width: int, train: bool) -> Action:
     torch.manual_seed(0)
     model = DinoForObjectDetection(DinoConfig(num_labels=_CLASSES))
     return our_action(model, height, width, train)
+
+
+def whole_detector(
+    name: str, height: int, width: int, options: dict[str, int], folded: bool
+) -> Action:
+    """A detector with a ResNet-50 from image to boxes."""
+    torch.manual_seed(0)
+    entry = HEADS[name]
+    model = entry.model(entry.config(backbone_name="resnet50", num_labels=_CLASSES, **options))
+    if not folded:  # a module with a hook is not left out
+        for module in model.backbone.modules():
+            module.register_forward_hook(lambda *_: None)
+    return our_action(model, height, width, False)
 
 
 def our_action(model: DetectorForObjectDetection, height: int, width: int, train: bool) -> Action:

@@ -3,7 +3,8 @@
     python benchmarks/small_parts.py
     python benchmarks/small_parts.py --parts layout --height 480 --width 640
 
-layout: ResNet-50 and a channel mapper, pixels channels-first and channels-last.
+layout: ResNet-50 and a channel mapper, pixels channels-first and channels-last, modules one by one.
+folded: ResNet-50 and ResNet-18, module by module and with convolution, norm and ReLU in one call.
 collate: a batch as it was made before (zeroed as a whole, int64 mask), and as it is made now;
     resizing and normalising one of its images beside it.
 labels: cross-stage labels stage by stage on the device, and on the host after one transfer.
@@ -36,7 +37,7 @@ from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.pyramid import ChannelMapper
 from detrelay.core.structures import Assignment, Pairs, StagePrediction, Targets
 
-Part = Literal["layout", "collate", "labels", "matching"]
+Part = Literal["layout", "folded", "collate", "labels", "matching"]
 _IMAGES = 4
 _OBJECTS = 7  # the average of a COCO image
 _GROUPS, _STAGES = 13, 6  # of RF-DETR in training; of most decoders
@@ -46,7 +47,7 @@ _GROUPS, _STAGES = 13, 6  # of RF-DETR in training; of most decoders
 class Arguments:
     """Time parts of a step in two ways."""
 
-    parts: tuple[Part, ...] = ("layout", "collate", "labels", "matching")
+    parts: tuple[Part, ...] = ("layout", "folded", "collate", "labels", "matching")
     """What to time."""
     height: int = 800
     """Of the images, pixels."""
@@ -76,6 +77,8 @@ def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> None:
 def time_layout(arguments: Arguments) -> None:
     """Backbone and neck, without gradients and with them."""
     backbone = build_backbone("resnet50", "eval", 1).train()  # its norms stay frozen
+    for module in backbone.modules():  # a module with a hook is not left out
+        module.register_forward_hook(lambda *_: None)
     neck = ChannelMapper(backbone.channels, 256)
     pixels = torch.randn(1, 3, arguments.height, arguments.width)
 
@@ -100,6 +103,35 @@ def time_layout(arguments: Arguments) -> None:
             for name, layout in layouts.items()
         }
         in_turns(ways, arguments.repeats)
+
+
+def time_folded(arguments: Arguments) -> None:
+    """Backbones at the size asked for and at a small one."""
+    for name, height, width in (
+        ("resnet50", arguments.height, arguments.width),
+        ("resnet50", 320, 320),
+        ("resnet18", 128, 128),
+    ):
+        backbone, pixels = build_backbone(name, "eval", 1).eval(), torch.randn(1, 3, height, width)
+
+        def modules(backbone: Any = backbone, pixels: Tensor = pixels) -> tuple[Tensor, ...]:
+            # a module with a hook is not left out
+            hooks = [each.register_forward_hook(lambda *_: None) for each in backbone.modules()]
+            with torch.no_grad():
+                maps: tuple[Tensor, ...] = backbone(pixels)
+            for hook in hooks:
+                hook.remove()
+            return maps
+
+        def folded(backbone: Any = backbone, pixels: Tensor = pixels) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                maps: tuple[Tensor, ...] = backbone(pixels)
+            return maps
+
+        pairs = zip(modules(), folded(), strict=True)
+        apart = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+        print(f"folded: {name}, 1 x {height} x {width}, maps differ by {apart:.1e} of the largest")
+        in_turns({"module by module": modules, "one call each": folded}, arguments.repeats)
 
 
 def collate_before(items: Sequence[EncodedSample]) -> dict[str, Tensor]:
@@ -263,6 +295,7 @@ def main(arguments: Arguments) -> None:
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     timers = {
         "layout": time_layout,
+        "folded": time_folded,
         "collate": time_collate,
         "labels": time_labels,
         "matching": time_matching,

@@ -162,9 +162,9 @@ def test_less_patience_than_was_already_taken_ends_the_run_with_an_evaluation(
 
 
 def test_fewer_epochs_than_are_done_may_be_accepted(copied: Path) -> None:
-    assert resume(copied, "train.epochs=3") == 0
+    assert resume(copied) == 0
     assert resume(copied, "train.epochs=1", accept_changes=True) == 0
-    assert read_metrics(copied / "run" / "metrics.jsonl")[-1]["step"] == 6
+    assert read_metrics(copied / "run" / "metrics.jsonl")[-1]["step"] == 4
 
 
 def test_workers_are_free(copied: Path) -> None:

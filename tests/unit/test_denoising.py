@@ -51,6 +51,22 @@ def test_number_of_groups_follows_the_fullest_image() -> None:
     assert plain()(TARGETS, 3).used.shape == (2, 2 * 5)
 
 
+@pytest.mark.parametrize(("make", "copies"), [(contrastive, 2), (plain, 1)])
+def test_padding_makes_few_numbers_of_queries(make: type, copies: int) -> None:
+    sizes = {}
+    for objects in range(1, 17):
+        image = torch.zeros(objects, dtype=torch.int64)
+        targets = Targets(image, BOXES[:1].expand(objects, 4), image, 1)
+        queries = make(denoising_queries=32, denoising_groups=None, denoising_padding=True)(
+            targets, 3
+        )
+        sizes[objects] = (queries.used.shape[1], queries.groups)
+        assert int(queries.used.sum()) == copies * queries.groups * objects
+        assert sorted(set(queries.pairs.target.tolist())) == list(range(objects))
+    assert len(set(sizes.values())) == 5  # for 1, 2, 4, 8 and 16 places
+    assert sizes[9] == sizes[16] == (copies * 32, 2)
+
+
 @pytest.mark.parametrize("make", [contrastive, plain])
 def test_no_objects_make_no_queries(make: type) -> None:
     denoising = make()

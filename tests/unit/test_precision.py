@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from detrelay.core.engine.precision import precision_note
+from detrelay.core.engine.precision import allow_tf32, precision_note
 from tiny_run import shrink_backbone, tiny_run
 
 
@@ -39,6 +39,25 @@ def test_slow_bfloat16_is_noted(
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     assert (precision_note(accelerator(precision, device)) is not None) == noted
+
+
+def test_a_recipe_says_whether_tf32_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    shrink_backbone(monkeypatch)
+    try:
+        allow_tf32(False)
+        assert tiny_run(tmp_path / "run", "train.epochs=1", "train.tf32=true") == 0
+        assert [place.allow_tf32 for place in places] == [True, True]
+        allow_tf32(None)
+        assert [place.allow_tf32 for place in places] == [True, True]
+        allow_tf32(False)
+        assert [place.allow_tf32 for place in places] == [False, False]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 @pytest.mark.usefixtures("state_of_its_own")

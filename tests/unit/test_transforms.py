@@ -250,6 +250,7 @@ def test_strong_augmentation_stops_and_repeats_by_visit() -> None:
             DetrelayImageProcessor(),
             seed=4,
             late_transform=build_train_transform(strong, strong=False),
+            mosaic_tile=48,
             **options,
         )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import deform_conv2d
 
 from detrelay.core.backbones.base import Backbone, BackboneNorm, stage_maps
+from detrelay.core.ops.folded_conv import conv_norm, folds, forget_folded
 
 RESNETS = (
     "resnet18",
@@ -125,6 +126,8 @@ class ResNetBackbone(Backbone):
     def train(self, mode: bool = True) -> ResNetBackbone:
         """Switch to training, except for norms whose statistics are fixed."""
         super().train(mode)
+        if mode:
+            forget_folded(self)
         fixed = [self] if self.norm != "train" else self._frozen_modules()
         for root in fixed:
             for module in root.modules():
@@ -134,12 +137,39 @@ class ResNetBackbone(Backbone):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of [B, 3, H, W]: one [B, channels[i], H / strides[i], ...] per map."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
+        if folds(pixel_values, self.conv1, self.bn1, self.relu):
+            x = self.maxpool(conv_norm(pixel_values, self.conv1, self.bn1))
+        else:
+            x = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
         maps = []
         for stage in self._stages():
-            x = stage(x)
+            short = _has_plain_blocks(stage) and folds(x, stage)
+            x = _folded_stage(stage, x) if short else stage(x)
             maps.append(x)
         return tuple(maps[-len(self.channels) :])
+
+
+def _has_plain_blocks(stage: nn.Module) -> bool:
+    return all(
+        type(block) in (BasicBlock, Bottleneck) and type(block.relu) is nn.ReLU
+        for block in stage.children()
+    )
+
+
+def _folded_stage(stage: nn.Module, x: Tensor) -> Tensor:
+    """What torchvision's blocks do, with a call for each convolution and all that follows it."""
+    for block in stage.children():
+        assert isinstance(block, BasicBlock | Bottleneck)
+        kept = x
+        if block.downsample is not None:
+            kept = conv_norm(x, block.downsample[0], block.downsample[1], relu=False)
+        x = conv_norm(x, block.conv1, block.bn1)
+        if isinstance(block, Bottleneck):
+            x = conv_norm(x, block.conv2, block.bn2)
+            x = conv_norm(x, block.conv3, block.bn3, added=kept)
+        else:
+            x = conv_norm(x, block.conv2, block.bn2, added=kept)
+    return x
 
 
 def _network(name: str) -> ResNet:

@@ -1,4 +1,4 @@
-"""Whether low precision makes sense on this machine."""
+"""Low precision: what a recipe asks for, and whether it makes sense on this machine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def check_precision(accelerator: Accelerator) -> None:
             "train.mixed_precision=fp16 needs a GPU, found a CPU; set train.mixed_precision=no, "
             "or bf16"
         )
+
+
+def allow_tf32(allowed: bool | None) -> None:
+    """Let float32 products and convolutions on NVIDIA GPUs round to TF32, or forbid it.
+
+    Args:
+        allowed: None leaves both as they are. The setting is one of the process.
+    """
+    if allowed is not None:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def precision_note(accelerator: Accelerator) -> str | None:

@@ -40,6 +40,7 @@ from detrelay.core.engine.optimizer import (
     set_learning_rate,
 )
 from detrelay.core.engine.parts import Evaluation, TrainingParts
+from detrelay.core.engine.precision import allow_tf32
 from detrelay.core.engine.scaling import with_scaled_rate
 from detrelay.core.engine.stopping import StopSignals, TrainingInterrupted
 from detrelay.core.engine.update import Update, Updater, assignment_counts
@@ -135,6 +136,7 @@ class Trainer:
 
     def _prepare(self, train_loader: DataLoader[Any]) -> None:
         accelerator, model, settings = self.accelerator, self.parts.model, self.settings
+        allow_tf32(settings.tf32)
         if settings.accumulation_steps > 1:
             _refuse_sharding(accelerator, "train.accumulation_steps", "1")
         self._average = None

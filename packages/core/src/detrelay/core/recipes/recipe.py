@@ -218,6 +218,9 @@ class TrainConfig:
             and published instead of the weights themselves. 0 for none. DINO's code has 0.9997,
             switched off.
         mixed_precision: autocast type of the model; losses are always float32.
+        tf32: allow float32 matrix products and convolutions on an NVIDIA GPU to round their inputs
+            to TF32, which is several times as fast; None leaves PyTorch's own setting, which
+            allows it in convolutions only.
         activation_checkpointing: recompute the layers of head and backbone in the backward pass
             instead of storing their activations; less memory, the same losses.
         compile: speed the model up by torch.compile; the losses stay outside.
@@ -263,6 +266,7 @@ class TrainConfig:
     gamma: Fraction = 0.1
     ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     mixed_precision: MixedPrecision = "no"
+    tf32: bool | None = None
     activation_checkpointing: bool = False
     compile: bool = False
     backbone_weights: str = "imagenet"
