@@ -2,8 +2,8 @@
 
 Pairwise overlaps come from broadcasting: `iou(a[:, None], b[None])` is [N, M], `iou(a, b)` paired.
 IoU and GIoU are invariant to scaling each axis, so boxes in [0, 1] and boxes in pixels agree.
-Both are computed coordinate by coordinate, which is fastest where coordinates lie apart in memory (a
-view of [4, ...]).
+Both are computed coordinate by coordinate: fastest on views of [4, ...], whose coordinates lie
+apart in memory.
 """
 
 from __future__ import annotations
