@@ -19,6 +19,22 @@ def test_necks_keep_their_digits_with_channels_last_maps(neck: torch.nn.Module) 
         exact = copy.deepcopy(neck).double()([maps.double()])
     for level, wanted in zip(levels, exact, strict=True):
         torch.testing.assert_close(level.double(), wanted, atol=3e-4, rtol=0)
+        assert level.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_norms_of_channels_last_maps_are_those_of_pytorch() -> None:
+    torch.manual_seed(0)
+    neck = ChannelMapper([8], 64).double()
+    for parameter in neck.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    maps = torch.randn(2, 8, 9, 7, dtype=torch.float64) + 3
+    last = maps.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        (ours,), (plain,) = neck([last]), neck([maps])
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    assert last.equal(maps)  # the maps are not changed, only what the convolution made of them
+    neck([last])[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in neck.parameters())
 
 
 def test_extra_levels_halve_the_last_map() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrelay.core.ops.eager import runs_at_once_on_cpu
 from detrelay.core.structures import FeaturePyramid
 
 
@@ -95,8 +97,41 @@ def _reset_convs(convs: nn.ModuleList) -> None:
 def _normalized(norm: nn.Module, level: Tensor) -> Tensor:
     # torch's GroupNorm of channels-last maps on a CPU subtracts the squared mean from the mean of
     # squares, which leaves three to four digits where the mean is large
+    if _may_stay_channels_last(norm, level):
+        return _group_norm_in_place(norm, level)
     normalized: Tensor = norm(level.contiguous())
     return normalized
+
+
+def _may_stay_channels_last(norm: nn.Module, level: Tensor) -> TypeGuard[nn.GroupNorm]:
+    return (
+        type(norm) is nn.GroupNorm
+        and norm.affine
+        and runs_at_once_on_cpu(level)
+        and level.dtype == norm.weight.dtype
+        and level.is_contiguous(memory_format=torch.channels_last)
+        and not level.is_contiguous()
+        and not torch.is_grad_enabled()
+    )
+
+
+def _group_norm_in_place(norm: nn.GroupNorm, level: Tensor) -> Tensor:
+    """GroupNorm of a channels-last map [B, C, H, W], which stays so, in its own memory.
+
+    Means are taken off before squares are summed.
+    """
+    batch, channels, height, width = level.shape
+    cells = level.permute(0, 2, 3, 1).view(batch, height * width, channels)
+
+    def by_group(values: Tensor) -> Tensor:
+        means = values.unflatten(1, (norm.num_groups, -1)).mean(2)  # [B, groups]
+        return means.repeat_interleave(channels // norm.num_groups, dim=1)[:, None]
+
+    cells.sub_(by_group(cells.mean(1)))
+    squares = torch.linalg.vector_norm(cells, dim=1).square() / (height * width)
+    scale = (by_group(squares) + norm.eps).rsqrt() * norm.weight
+    torch.addcmul(norm.bias, cells, scale, out=cells)
+    return level
 
 
 def pad_to(divisor: int, images: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from detrelay.core.ops.eager import runs_at_once_on_cpu
+
 
 @dataclass(frozen=True)
 class _Folded:
@@ -49,14 +51,11 @@ def folds(x: Tensor, *modules: nn.Module) -> bool:
         *modules: whose calls are left out.
     """
     if not (
-        x.device.type == "cpu"
+        runs_at_once_on_cpu(x)
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]  # torch declares no exports
         and not (torch.is_grad_enabled() and x.requires_grad)
     ):
         return False

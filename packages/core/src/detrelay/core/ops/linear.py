@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detrelay.core.ops.eager import runs_at_once_on_cpu
+
 _WIDE = 16  # outputs per input
 
 
@@ -30,11 +32,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return bool(
         not torch.is_grad_enabled()
-        and x.device.type == "cpu"
+        and runs_at_once_on_cpu(x)
         and x.dtype == weight.dtype == torch.float32
         and weight.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
