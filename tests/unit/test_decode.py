@@ -185,6 +185,37 @@ def test_a_dark_image_of_16_bits_is_said_once(
     assert "12_in_16.png: no value of this 16-bit image is above 4095" in line
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 5}])
+def test_plain_jpegs_are_decoded_at_once_to_pillows_pixels(
+    mode: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = saved(noise_image(61, 37).convert(mode), "JPEG", **options)
+    expected = torch.from_numpy(decode.read_pixels(content)).permute(2, 0, 1)
+    monkeypatch.setattr(decode, "_upright_pixels", None)  # Pillow's way is not needed
+    assert torch.equal(read_image(content), expected)
+    assert torch.equal(read_image(content, size=(37, 61)), expected)
+
+
+def test_jpegs_that_are_not_plain_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = noise_image(61, 37)
+    whole = saved(image, "JPEG")
+    exif = Image.Exif()
+    exif[274] = 6
+    monkeypatch.setattr(decode, "_pixels_of_jpeg", None)
+    turned = read_image(saved(image, "JPEG", exif=exif.tobytes()))
+    assert turned.shape == (3, 61, 37)
+    assert read_image(saved(image.convert("CMYK"), "JPEG")).shape == (3, 37, 61)
+    monkeypatch.undo()
+    for cut in (whole[:-2], whole[: len(whole) // 2], whole[: len(whole) // 2] + b"\xff\xd9"):
+        with suppress(ImageError):  # what Pillow says of it, whatever that is
+            expected = torch.from_numpy(decode.read_pixels(cut)).permute(2, 0, 1)
+            assert torch.equal(read_image(cut), expected)
+            continue
+        with pytest.raises(ImageError):
+            read_image(cut)
+
+
 def test_damaged_files_give_pixels_or_one_line() -> None:
     random = np.random.default_rng(0)
     contents = [file.content for file in FILES.values()]
