@@ -149,6 +149,7 @@ class Denoising(nn.Module):
         self.groups = config.denoising_groups
         self.queries = config.denoising_queries
         self.limit = config.max_denoising_queries
+        self.is_padded = config.denoising_padding
         self._warned = False
         self.flip_chance = config.label_flip_chance
         self.box_scale = config.box_noise_scale
