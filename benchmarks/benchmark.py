@@ -145,7 +145,7 @@ def operations_of(action: Action) -> int:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the switch warns about GPUs of other vendors
-        # the counter does not support oneDNN's linear: count the same products through BLAS
+        # the counter does not support oneDNN's fused convolutions: count those of the modules
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             action()
     return counter.get_total_flops()

@@ -51,7 +51,7 @@ def operations_by_part(model: nn.Module, pixels: Tensor) -> dict[str, int]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the switch warns about GPUs of other vendors
-        # the counter does not support oneDNN's linear: count the same products through BLAS
+        # the counter does not support oneDNN's fused convolutions: count those of the modules
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             model(pixel_values=pixels)
     return _by_part(counter.get_flop_counts(), type(model).__name__)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrelay.core.ops.linear import linear
 from detrelay.heads.stageinteractor.config import MixingShape
 
 _NORM_EPSILON = 1e-5
@@ -158,7 +157,7 @@ class DynamicMixing(nn.Module):
     def _filters(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Own filters: channel [R, G, D, D] and spatial [R, G, O or O / 2, N]."""
         shape = self.shape
-        filters = self._grouped(linear(queries, self.generator.weight, self.generator.bias))
+        filters = self._grouped(self.generator(queries))
         return (
             filters[..., : self.channel_size].unflatten(-1, (-1, shape.width)),
             filters[..., self.channel_size :].unflatten(-1, (-1, shape.points)),
