@@ -46,7 +46,7 @@ def test_report_is_one_page_and_its_figures(
     code, out, err = command(
         report.report, report.Arguments, capsys,
         *("--model", run / "last", "--data", coco_folder, "--output", output),  # its split val
-        *("--beside", run / "best", "--gallery", "1", "--backend", "hotcoco"),
+        *("--beside", run / "best", "--gallery", "1"),
     )  # fmt: skip
     assert code == 0, err
     for letter in "AB":
@@ -66,6 +66,7 @@ def test_report_is_one_page_and_its_figures(
     assert page.count("data:image/png;base64,") == len(charts)
     assert "http" not in page  # it needs nothing from elsewhere
     assert figures["beside"]["about"]["model"].endswith("best")
+    assert figures["about"]["backend"] == "hotcoco"
     for row in ("A: 3", "B: 3"):
         assert f"<td>{row}</td>" in page
     assert "B: AP is" in page

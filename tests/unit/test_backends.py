@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from detrelay.core.evaluation.backends import BACKENDS
+from detrelay.core.evaluation.backends import BACKENDS, fastest_backend
 from detrelay.core.evaluation.coco_ap import (
     evaluate_coco,
 )
@@ -35,6 +35,8 @@ def test_back_ends_take_nothing(backend: str) -> None:
 def test_unknown_and_missing_back_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"unknown back end 'cuda'; known are pycocotools"):
         evaluate_coco(HAND_TRUTH, HAND_FOUND, backend="cuda")
+    assert fastest_backend() == "hotcoco"
     monkeypatch.setitem(sys.modules, "hotcoco", None)
+    assert fastest_backend() == "pycocotools"
     with pytest.raises(ValueError, match=r"not installed; pip install 'detrelay\[fast\]'"):
         evaluate_coco(HAND_TRUTH, HAND_FOUND, backend="hotcoco")

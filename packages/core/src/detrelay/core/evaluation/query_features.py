@@ -13,9 +13,10 @@ import numpy as np
 from detrelay.core.evaluation.tables import Bools, Floats, Ints
 
 MOST_PROBED = 4000
-MOST_MAPPED = 800
+MOST_MAPPED = 500
 _PERPLEXITY = 30.0
-_MAX_STEPS = 300  # of the optimiser, for the probe
+_PROBE_STEPS = 100  # of the optimiser at most
+_MAP_STEPS = 500
 _SEED = 0
 
 
@@ -106,7 +107,7 @@ def _score(values: Floats, classes: Ints, asked: Floats, truth: Ints) -> float:
 
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     scale = np.where(deviation > 0, deviation, 1.0)
-    probe = LogisticRegression(max_iter=_MAX_STEPS, tol=1e-3)
+    probe = LogisticRegression(max_iter=_PROBE_STEPS, tol=1e-2)
     probe.fit((values - mean) / scale, classes)
     return float(probe.score((asked - mean) / scale, truth))
 
@@ -136,7 +137,12 @@ def feature_maps(features: QueryFeatures) -> FeatureMaps | None:
         return None
     from sklearn.manifold import TSNE
 
-    mapper = TSNE(perplexity=min(_PERPLEXITY, (count - 1) / 3), init="pca", random_state=_SEED)
+    mapper = TSNE(
+        perplexity=min(_PERPLEXITY, (count - 1) / 3),
+        init="pca",
+        max_iter=_MAP_STEPS,
+        random_state=_SEED,
+    )
     places = np.zeros((len(features.values), count, 2))
     for stage, values in enumerate(features.values):
         if values.std(axis=0).any():  # constant features have a single place
