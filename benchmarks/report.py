@@ -30,6 +30,7 @@ from detrelay.heads.stageinteractor.gates import FilterGate
 
 _OBJECTS = 7  # as many as an image of COCO has
 _CATEGORIES = 80
+_BATCH = 4
 _WIDTH, _HEIGHT = 640, 480
 
 
@@ -105,6 +106,24 @@ def dataset_of(folder: Path, boxes: Any, categories: Any) -> CocoDataset:
     return CocoDataset(file)
 
 
+def features_of(
+    arguments: Arguments, categories: Any, generator: np.random.Generator
+) -> tuple[StageSimilarity, Any]:
+    """Noise around a mean for each category, which grows from stage to stage, batch by batch."""
+    stages, images, channels = arguments.stages, arguments.images, arguments.channels
+    means = generator.normal(size=(_CATEGORIES, channels)).astype(np.float32)
+    growth = np.arange(stages, dtype=np.float32)[:, None, None, None] / 4
+    similarity, kept = StageSimilarity(), []
+    for start in range(0, images, _BATCH):
+        classes = categories[start : start + _BATCH]
+        shape = (stages, len(classes), min(100, arguments.queries), channels)
+        hidden = generator.standard_normal(shape, dtype=np.float32)
+        hidden[:, :, :_OBJECTS] += growth * means[classes]
+        similarity.add(list(hidden.reshape(stages, -1, channels).astype(np.float64)))
+        kept.append(hidden[:, :, :_OBJECTS].reshape(stages, -1, channels))
+    return similarity, np.concatenate(kept, axis=1)
+
+
 def recording_of(
     arguments: Arguments, boxes: Any, categories: Any, generator: np.random.Generator
 ) -> Recording:
@@ -115,15 +134,11 @@ def recording_of(
     query = np.tile(np.arange(_OBJECTS), images)
     all_boxes = generator.uniform(10, 200, (stages, images, queries, 4)).astype(np.float32)
     labels = Labels(np.arange(count), query)
-    similarity, features, detections = StageSimilarity(), [], []
-    sample = min(100, queries)
-    hidden = generator.normal(size=(stages, images, sample, arguments.channels)).astype(np.float32)
-    means = generator.normal(size=(_CATEGORIES, arguments.channels)).astype(np.float32)
+    similarity, features = features_of(arguments, categories, generator)
+    detections = []
     for stage in range(stages):
         noise = generator.normal(size=boxes.shape) * 40 / (stage + 1)
         all_boxes[stage, :, :_OBJECTS] = (boxes + noise).clip(1)
-        hidden[stage, :, :_OBJECTS] += means[categories] * stage / 4
-        features.append(hidden[stage, image, query])
         rows = generator.integers(queries, size=(images, arguments.detections))
         rows[:, :_OBJECTS] = np.arange(_OBJECTS)
         claimed = generator.integers(_CATEGORIES, size=rows.shape)
@@ -136,9 +151,6 @@ def recording_of(
                 generator.random(rows.size),
             )
         )
-    for start in range(0, images, 4):
-        part = hidden[:, start : start + 4].reshape(stages, -1, arguments.channels)
-        similarity.add(list(part.astype(np.float64)))
     return Recording(
         image_ids=np.arange(1, images + 1),
         seen=np.arange(images),
@@ -153,7 +165,7 @@ def recording_of(
             learned=(labels,) * stages,
         ),
         similarity=similarity,
-        features=QueryFeatures(np.stack(features), categories.ravel(), image),
+        features=QueryFeatures(features, categories.ravel(), image),
     )
 
 

@@ -143,12 +143,12 @@ def _is_study(path: Path) -> bool:
 
 def measure(name: str, recipe: Recipe, arguments: Arguments) -> Cost:
     """All figures of a recipe; time and memory in separate processes."""
-    parameters, operations = in_own_process(count, recipe, arguments)
+    inference, parameters, operations = in_own_process(infer, recipe, arguments)
     return Cost(
         name=name,
         parameters=parameters,
         gflop={part: value / 1e9 for part, value in operations.items()},
-        inference=in_own_process(infer, recipe, arguments),
+        inference=inference,
         training=None if arguments.inference_only else in_own_process(train, recipe, arguments),
     )
 
@@ -179,26 +179,18 @@ def device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def count(recipe: Recipe, arguments: Arguments) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters and operations of one image, by part."""
+def infer(recipe: Recipe, arguments: Arguments) -> tuple[Use, dict[str, int], dict[str, int]]:
+    """Time and memory from pixels to boxes; parameters and operations of one image, by part."""
     import torch
 
     from detrelay.core.detector.cost import operations_by_part, parameters_by_part
 
     model = build(recipe, arguments).eval()
-    pixels = torch.rand(1, 3, arguments.height, arguments.width, device=device())
-    return parameters_by_part(model), operations_by_part(model, pixels)
-
-
-def infer(recipe: Recipe, arguments: Arguments) -> Use:
-    """Time and memory from pixels to boxes."""
-    import torch
-
-    model = build(recipe, arguments).eval()
     size = (arguments.height, arguments.width)
     pixels = torch.rand(arguments.batch_size, 3, *size, device=device())
     with torch.no_grad():
-        return repeated(lambda: model(pixel_values=pixels), arguments)
+        use = repeated(lambda: model(pixel_values=pixels), arguments)
+    return use, parameters_by_part(model), operations_by_part(model, pixels[:1])
 
 
 def train(recipe: Recipe, arguments: Arguments) -> Use:
