@@ -17,11 +17,11 @@ from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv_functional
-from torchvision.utils import draw_bounding_boxes
 
+from detrelay.apps.labels import place_labels
 from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.engine import run_folder
@@ -36,6 +36,9 @@ _MIN_SHORT_SIDE = 320
 # Thin images would become huge ones.
 _MAX_ENLARGED_SIDE = 2000
 _FONT = "DejaVu Sans"
+_MARGIN = 2  # of a label, pixels
+_DASH = 4  # widths of the line
+_Box = tuple[float, float, float, float]
 _GOLDEN_RATIO = 0.618034
 
 
@@ -47,7 +50,13 @@ def class_color(index: int) -> tuple[int, int, int]:
 
 
 def draw_boxes(
-    image: Tensor, boxes_xyxy: Tensor, classes: Sequence[int], captions: Sequence[str]
+    image: Tensor,
+    boxes_xyxy: Tensor,
+    classes: Sequence[int],
+    captions: Sequence[str],
+    *,
+    dashed: Sequence[bool] | None = None,
+    outlines: Tensor | None = None,
 ) -> Tensor:
     """Boxes with captions on an image.
 
@@ -55,7 +64,10 @@ def draw_boxes(
         image: uint8 [3, H, W].
         boxes_xyxy: float [n, 4], pixels; clipped to the image.
         classes: n class indices, which give the colours.
-        captions: n texts; the first ones are drawn on top.
+        captions: n texts, empty for none; the first ones are drawn on top and are placed first,
+            see `place_labels`.
+        dashed: n, whether a box has a dashed line; all solid if None.
+        outlines: float [m, 4], boxes drawn below all others, thin and white.
 
     Returns:
         uint8 [3, H', W'], enlarged if the image is small. Captions that no installed font can draw
@@ -66,51 +78,88 @@ def draw_boxes(
     scale = max(1.0, factor)
     if scale > 1:
         image = tv_functional.resize(image, [round(height * scale), round(width * scale)])
-    if len(boxes_xyxy) == 0:
-        return image
+    unit = min(image.shape[-2:])
+    boxes = _inside(boxes_xyxy * scale, image)
+    picture = tv_functional.to_pil_image(image)
+    draw = ImageDraw.Draw(picture)
+    for box in [] if outlines is None else _inside(outlines * scale, image):
+        draw.rectangle(box, outline="white", width=1)
+    colors = [class_color(index) for index in classes]
+    styles = [False] * len(boxes) if dashed is None else dashed
+    for box, color, dash in reversed(list(zip(boxes, colors, styles, strict=True))):
+        _draw_box(draw, box, color, max(2, unit // 240), dashed=dash)
+    _draw_labels(draw, boxes, colors, drawable(classes, captions), max(12, unit // 36))
+    return tv_functional.pil_to_tensor(picture)
+
+
+def _inside(boxes_xyxy: Tensor, image: Tensor) -> list[_Box]:
+    """Boxes as far as they lie in an image."""
     height, width = image.shape[-2:]
     limit = torch.tensor([width - 1, height - 1, width - 1, height - 1])
-    boxes = torch.minimum((boxes_xyxy.float() * scale).clamp(min=0), limit)
-    unit = min(height, width)
-    colors = [class_color(index) for index in reversed(classes)]
-    font, captions = drawable(classes, captions)
-    return draw_bounding_boxes(
-        image,
-        boxes.flip(0),
-        labels=list(reversed(captions)),
-        colors=colors,
-        width=max(2, unit // 240),
-        font=font,
-        font_size=max(12, unit // 36),
-        label_colors="white",
-        label_background_colors=colors,
-        fill_labels=True,
+    cut: list[_Box] = torch.minimum(boxes_xyxy.float().clamp(min=0), limit).tolist()
+    return cut
+
+
+def _draw_box(
+    draw: ImageDraw.ImageDraw, box: _Box, color: tuple[int, int, int], width: int, *, dashed: bool
+) -> None:
+    if not dashed:
+        draw.rectangle(box, outline=color, width=width)
+        return
+    left, top, right, bottom = (round(side) for side in box)
+    dash = _DASH * width
+    for start in range(left, right, 2 * dash):
+        for row in (top, bottom - width + 1):
+            draw.rectangle((start, row, min(start + dash, right), row + width - 1), fill=color)
+    for start in range(top, bottom, 2 * dash):
+        for column in (left, right - width + 1):
+            end = min(start + dash, bottom)
+            draw.rectangle((column, start, column + width - 1, end), fill=color)
+
+
+def _draw_labels(
+    draw: ImageDraw.ImageDraw,
+    boxes: Sequence[_Box],
+    colors: Sequence[tuple[int, int, int]],
+    texts: Sequence[tuple[str, str]],
+    size: int,
+) -> None:
+    """White texts on the colour of their box; what is empty is left out."""
+    fonts = [ImageFont.truetype(file, size) for file, _ in texts]
+    extents = [
+        (round(font.getlength(text)) + 2 * _MARGIN, sum(font.getmetrics()))
+        for font, (_, text) in zip(fonts, texts, strict=True)
+    ]
+    shown = [index for index, (_, text) in enumerate(texts) if text]
+    places = place_labels(
+        [boxes[index] for index in shown],
+        [extents[index] for index in shown],
+        (draw.im.size[0], draw.im.size[1]),
     )
+    for index, (left, top, right, bottom) in zip(shown, places, strict=True):
+        draw.rectangle((left, top, right - 1, bottom - 1), fill=colors[index])
+        draw.text((left + _MARGIN, top), texts[index][1], fill="white", font=fonts[index])
 
 
-def drawable(classes: Sequence[int], captions: Sequence[str]) -> tuple[str, list[str]]:
-    """The file of a font, and captions that it can draw.
+def drawable(classes: Sequence[int], captions: Sequence[str]) -> list[tuple[str, str]]:
+    """The file of a font and the text to draw with it, for each caption.
 
     The default font if it has all characters, else the first installed font that does. If none
-    does, captions that the default one cannot draw become `class N`.
+    does, the caption becomes `class N` and its score.
     """
-    needed = frozenset("".join(captions)) - {" "}
     usual = font_manager.findfont(_FONT)
-    if needed <= _characters(usual):
-        return usual, list(captions)
-    if font := _font_with(needed):
-        return font, list(captions)
     known = _characters(usual) | {" "}
     shown = []
     for index, caption in zip(classes, captions, strict=True):
-        if known.issuperset(caption):
-            shown.append(caption)
-        else:
+        needed = frozenset(caption) - {" "}
+        font = usual if needed <= known else _font_with(needed)
+        if font is None:
             # the score, which comes last, can always be drawn
             score = caption.rpartition(" ")[2]
             _say_not_drawn(index, caption.removesuffix(f" {score}"))
-            shown.append(f"class {index} {score}" if known.issuperset(score) else f"class {index}")
-    return usual, shown
+            caption = f"class {index} {score}" if known.issuperset(score) else f"class {index}"
+        shown.append((font or usual, caption))
+    return shown
 
 
 @cache

@@ -1,50 +1,78 @@
-"""Detect objects in images, draw them, and write them down.
+"""Detect objects in images and videos, draw them, and write them down.
 
 detrelay predict --model runs/stageinteractor-cross_stage/best --input photos --output out
 detrelay predict --model runs/stageinteractor-cross_stage/best --data val.json --output out
+detrelay predict --model runs/stageinteractor-cross_stage/best --input clip.mp4 --output out
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import tyro
 
 from detrelay.apps.console import Debug, is_out_of_memory, read_arguments, run
-from detrelay.apps.inputs import Input, find_inputs, listed_inputs
+from detrelay.apps.sources import open_source
+from detrelay.apps.sources.dataset import open_dataset
+from detrelay.apps.sources.item import FrameChoice, Input, Source, Wanted
+from detrelay.apps.stopwatch import Stopwatch
+from detrelay.apps.writers import WRITERS
+from detrelay.apps.writers.base import Classes, Detection, Seen, Writer
 from detrelay.core.data.formats import MAX_PIXELS
+from detrelay.core.errors import DataError, one_line, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detrelay.core.data.image_processing import DetrelayImageProcessor
-    from detrelay.core.detector.model import DetectorForObjectDetection
+    from detrelay.apps.detector import Detector, Found
 
 _SOME_IMAGES_FAILED = 1
+_FRAMES_PER_LINE = 100
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draw what a saved model finds; also writes predictions.json."""
+    """Write and draw what a saved model finds."""
 
     model: Path
     """Folder of a saved model, or its name on the Hub."""
     output: Path
-    """Folder for the drawn images and predictions.json."""
+    """Folder for the results."""
     input: str | None = None
-    """An image, a folder of images, or a glob pattern in quotes."""
+    """Image, folder, pattern in quotes, list of paths (.txt), address, video (file, rtsp://...,
+    camera:/dev/video0), or - for paths on standard input."""
     data: Path | None = None
     """COCO json, or another data set, whose images to process; results bear its image ids."""
     images: Path | None = None
     """Folder of the images of --data; the json's own surroundings if not named."""
+    format: tuple[str, ...] = ("coco", "drawings")
+    """What to write, one or several of coco, csv, jsonl, yolo, crops, drawings."""
     threshold: float = 0.5
     """Minimum score of a detection, 0 to 1."""
+    top_k: int = 100
+    """Most detections of an image, best scores first."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes to look for; all if not named."""
+    nms_iou_threshold: float | None = None
+    """Suppress boxes that overlap a better one of their class by more; as saved if not named."""
+    batch_size: int = 1
+    """Images at a time; changes the speed only."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps, ...; a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What the model computes in; as saved if not named."""
+    threads: int | None = None
+    """CPU threads; torch decides if not named."""
+    frame_step: int = 1
+    """Of so many frames of a video take the first."""
+    max_frames: int | None = None
+    """Most frames of a video; all if not named."""
     head: str | None = None
     """The model's head as module:ConfigClass, for a custom head."""
     max_pixels: int = MAX_PIXELS
@@ -56,51 +84,60 @@ class Arguments:
 
 def predict(arguments: Arguments) -> int:
     """Process the images; the exit code."""
-    if not 0 <= arguments.threshold <= 1:
-        raise ValueError(f"--threshold must lie between 0 and 1, found {arguments.threshold}")
-    if arguments.max_pixels < 1:
-        raise ValueError(f"--max-pixels must be at least 1, found {arguments.max_pixels}")
-    inputs = _inputs(arguments)
+    _check(arguments)
+    source = _source(arguments)
+    if source.left_out:
+        print(f"left out: {source.left_out}", file=sys.stderr)
+    if isinstance(source.inputs, list):
+        _refuse_equal_targets(arguments, source.inputs)
 
     import torch
 
     from detrelay.apps.build import load_saved
+    from detrelay.apps.detector import Choice, Detector, place_model
 
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     model, processor = load_saved(arguments.model, arguments.head)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.nn.Module.to(model, device).eval()
-    failed = objects = 0
-    with _results(arguments.output) as results:
-        for item in inputs:
-            try:
-                found = go_through(model, processor, item, arguments)
-            except (ValueError, MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                    raise
-                _refuse_damaged_weights(model, arguments.model)
-                failed += 1
-                _skip(item, error)
-                continue
-            rows = to_rows(model, found, item)
-            results.write(json.dumps(rows) + "\n")
-            results.flush()
-            objects += len(rows)
-            print(f"{item.file_name}: {len(rows)} objects -> {item.target}")
-    print(f"{objects} objects in {len(inputs) - failed} images, {failed} images skipped")
-    return _SOME_IMAGES_FAILED if failed else 0
+    choice = Choice(
+        arguments.threshold, arguments.top_k, arguments.classes, arguments.nms_iou_threshold
+    )
+    detector = Detector(place_model(model, arguments.device, arguments.dtype), processor, choice)
+    names = model.config.class_names
+    classes = Classes(names, model.config.category_ids or list(range(len(names))))
+    with _writers(arguments, classes) as writers:
+        job = Job(arguments, detector, writers)
+        job.go(source)
+    print(job.told())
+    return _SOME_IMAGES_FAILED if job.failed else 0
 
 
-def _inputs(arguments: Arguments) -> list[Input]:
+def _check(arguments: Arguments) -> None:
+    """Refuse numbers and names that cannot be meant."""
+    overlap = arguments.nms_iou_threshold
+    for name, value in (("--threshold", arguments.threshold), ("--nms-iou-threshold", overlap)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, found {value}")
+    for option in ("top_k", "batch_size", "threads", "frame_step", "max_frames", "max_pixels"):
+        number = getattr(arguments, option)
+        if number is not None and number < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, found {number}")
+    for name in arguments.format:
+        if name not in WRITERS:
+            raise ValueError(f"--format: {unknown_name('format', name, WRITERS)}")
+    if not arguments.format or len(set(arguments.format)) < len(arguments.format):
+        raise ValueError(f"--format: expected one or several of {', '.join(WRITERS)}, once each")
+
+
+def _source(arguments: Arguments) -> Source:
     """The images that were asked for."""
     if (arguments.input is None) == (arguments.data is None):
         raise ValueError("name either --input or --data")
+    frames = FrameChoice(arguments.frame_step, arguments.max_frames)
     if arguments.data is not None:
-        return listed_inputs(
-            arguments.data,
-            arguments.images,
-            arguments.output,
-            allow_outside=arguments.allow_outside,
-        )
+        if frames != FrameChoice():
+            raise ValueError("--frame-step and --max-frames are about videos; --data has none")
+        return open_dataset(arguments.data, arguments.images, allow_outside=arguments.allow_outside)
     assert arguments.input is not None
     for option, value in (
         ("--images", arguments.images),
@@ -108,132 +145,168 @@ def _inputs(arguments: Arguments) -> list[Input]:
     ):
         if value:
             raise ValueError(f"{option} is about the file names in --data; --input needs none")
-    inputs, left_out = find_inputs(arguments.input, arguments.output)
-    if left_out:
-        print(f"left out: {left_out}", file=sys.stderr)
-    return inputs
+    return open_source(Wanted(arguments.input, arguments.output, frames))
 
 
 @contextmanager
-def _results(output: Path) -> Iterator[IO[str]]:
-    """A file for one line of rows per image, which becomes `predictions.json` at the end.
+def _writers(arguments: Arguments, classes: Classes) -> Iterator[list[Writer]]:
+    """The writers of the chosen formats, which end as complete unless an error ends them."""
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    writers = [WRITERS[name](arguments.output, classes) for name in arguments.format]
+    complete = False
+    try:
+        yield writers
+        complete = True
+    finally:
+        for writer in writers:
+            writer.close(complete=complete)
 
-    What was found before the process was killed stays in `predictions.partial.jsonl`.
+
+@dataclass
+class Job:
+    """Images on their way to results, and what became of them.
+
+    Attributes:
+        arguments: of the command.
+        detector: finds objects.
+        writers: of all results.
+        done: images so far.
+        failed: images that were skipped.
+        objects: detections so far.
+        watch: where the time went.
     """
-    from detrelay.core.engine.atomic_folder import written_aside
 
-    output.mkdir(parents=True, exist_ok=True)
-    target, partial = output / "predictions.json", output / "predictions.partial.jsonl"
-    with partial.open("w", encoding="utf-8") as lines:
-        yield lines
-    with (
-        written_aside(target) as aside,
-        aside.open("w", encoding="utf-8") as whole,
-        partial.open(encoding="utf-8") as lines,
-    ):
-        separator = "[\n"
-        for line in lines:
-            for row in json.loads(line):
-                whole.write(separator + json.dumps(row))
-                separator = ",\n"
-        whole.write("[]\n" if separator == "[\n" else "\n]\n")
-    partial.unlink()
+    arguments: Arguments
+    detector: Detector
+    writers: Sequence[Writer]
+    done: int = 0
+    failed: int = 0
+    objects: int = 0
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    _taken: dict[Path, str] = field(default_factory=dict)
 
+    def go(self, source: Source) -> None:
+        """Go through all images; an interrupt is the end of what is live."""
+        inputs = self._until_broken(source)
+        try:
+            while batch := list(itertools.islice(inputs, self.arguments.batch_size)):
+                self._write(self._detect(self._read(batch)))
+        except KeyboardInterrupt:
+            if not source.is_live:
+                raise
 
-def _skip(item: Input, error: Exception) -> None:
-    from detrelay.core.errors import one_line
-
-    print(f"skipped {item.file_name}: {one_line(error)}", file=sys.stderr)
-
-
-def _refuse_damaged_weights(model: DetectorForObjectDetection, folder: Path) -> None:
-    """End everything where no image can come out well."""
-    damaged = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
-    if damaged:
-        raise ValueError(
-            f"{folder}: {len(damaged)} of its weights hold NaN or infinite values, such as "
-            f"{damaged[0]}; no image can be processed with them"
+    def told(self) -> str:
+        """Counts and speed."""
+        return (
+            f"{self.objects} objects in {self.done} images, {self.failed} images skipped\n"
+            f"{self.watch.told(self.done)} -> {self.arguments.output}"
         )
 
+    def _until_broken(self, source: Source) -> Iterator[Input]:
+        """The inputs, as far as they come: a video may be damaged in the middle."""
+        inputs = iter(source.inputs)
+        while True:
+            try:
+                with self.watch.of("reading"):
+                    item = next(inputs, None)
+            except DataError as error:
+                self._skip(self.arguments.input or "", error)
+                return
+            if item is None:
+                return
+            yield item
 
-def go_through(
-    model: DetectorForObjectDetection,
-    processor: DetrelayImageProcessor,
-    item: Input,
-    arguments: Arguments,
-) -> dict[str, Tensor]:
-    """Read an image, detect, and draw what was found.
+    def _read(self, batch: Iterable[Input]) -> list[tuple[Input, Tensor]]:
+        read = []
+        for item in batch:
+            try:
+                with self.watch.of("reading"):
+                    self._take_targets(item)
+                    read.append((item, item.read(self.arguments.max_pixels)))
+            except (ValueError, MemoryError) as error:
+                self._skip(item.said, error)
+        return read
 
-    Raises:
-        ImageError: the image cannot be read.
-        NonFiniteOutput: the model's scores or boxes are NaN or infinite.
-    """
-    from detrelay.core.data.decode import read_image
+    def _take_targets(self, item: Input) -> None:
+        """Refuse an image whose results would replace those of another one."""
+        for target in _targets(self.arguments, item):
+            if target in self._taken:
+                raise ValueError(f"{target} is already that of {self._taken[target]}")
+            self._taken[target] = item.said
 
-    pixels = read_image(
-        item.source, size=item.size, max_pixels=arguments.max_pixels, name=item.file_name
-    )
-    found = detect_one(model, processor, pixels, arguments.threshold)
-    draw(model, pixels, found, item.target)
-    return found
+    def _detect(self, read: list[tuple[Input, Tensor]]) -> list[Seen]:
+        with self.watch.of("detecting"):
+            results = self._detect_each([pixels for _, pixels in read])
+        seen = []
+        for (item, pixels), result in zip(read, results, strict=True):
+            if isinstance(result, Exception):
+                self._refuse_damaged_weights()
+                self._skip(item.said, result)
+            else:
+                seen.append(Seen(item, pixels, _detections(result)))
+        return seen
+
+    def _detect_each(self, images: Sequence[Tensor]) -> list[Found | Exception]:
+        """What was found in each image, or why nothing could be; one by one after an error."""
+        try:
+            return [*self.detector(images)] if images else []
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            if len(images) == 1:
+                return [error]
+        return [result for image in images for result in self._detect_each([image])]
+
+    def _refuse_damaged_weights(self) -> None:
+        """End everything where no image can come out well."""
+        weights = list(self.detector.model.named_parameters())
+        damaged = [name for name, weight in weights if not weight.isfinite().all()]
+        if damaged:
+            raise ValueError(
+                f"{self.arguments.model}: {len(damaged)} of its weights hold NaN or infinite "
+                f"values, such as {damaged[0]}; no image can be processed with them"
+            )
+
+    def _write(self, batch: Iterable[Seen]) -> None:
+        for seen in batch:
+            with self.watch.of("writing"):
+                for writer in self.writers:
+                    writer.add(seen)
+            self.done += 1
+            self.objects += len(seen.found)
+            if seen.item.frame is None or self.done % _FRAMES_PER_LINE == 0:
+                print(f"{seen.item.said}: {len(seen.found)} objects", flush=True)
+
+    def _skip(self, name: str, error: Exception) -> None:
+        self.failed += 1
+        print(f"skipped {name}: {one_line(error)}", file=sys.stderr)
 
 
-def detect_one(
-    model: DetectorForObjectDetection,
-    processor: DetrelayImageProcessor,
-    pixels: Tensor,
-    threshold: float,
-) -> dict[str, Tensor]:
-    """Scores, class indices and boxes xyxy in pixels of one image [3, H, W], on the CPU."""
-    import torch
-
-    inputs = processor(images=pixels, return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        outputs = model(**inputs)
-    size = [(pixels.shape[-2], pixels.shape[-1])]
-    result = processor.post_process_object_detection(outputs, threshold, size)[0]
-    return {key: value.cpu() for key, value in result.items()}
-
-
-def draw(
-    model: DetectorForObjectDetection, pixels: Tensor, found: dict[str, Tensor], target: Path
-) -> None:
-    """Write the image [3, H, W] with its boxes."""
-    from torchvision.transforms.v2 import functional as tv_functional
-
-    from detrelay.apps.drawing import draw_boxes
-
-    classes = found["labels"].tolist()
-    names = [model.config.class_names[index] for index in classes]
-    captions = [f"{n} {s:.2f}" for n, s in zip(names, found["scores"].tolist(), strict=True)]
-    drawn = draw_boxes(pixels, found["boxes"], classes, captions)
-    aside = target.with_name(f".{target.name}.partial")
-    tv_functional.to_pil_image(drawn).save(aside, "PNG")
-    aside.replace(target)
-
-
-def to_rows(
-    model: DetectorForObjectDetection, found: dict[str, Tensor], item: Input
-) -> list[dict[str, Any]]:
-    """COCO results of one image, with its file name and each category's name.
-
-    `image_id` is there only if an annotation file gives one: a made-up id would be taken for that
-    of another image.
-    """
-    from detrelay.core.evaluation.coco_ap import detections_from_results
-
-    category_ids = model.config.category_ids or list(range(len(model.config.class_names)))
-    known = {} if item.image_id is None else {"image_id": item.image_id}
-    rows = detections_from_results([found], [item.image_id or 0], category_ids)
+def _detections(found: Found) -> list[Detection]:
+    columns = (found[name].tolist() for name in ("labels", "scores", "boxes"))
     return [
-        {
-            **known,
-            "file_name": item.file_name,
-            **{key: row[key] for key in ("category_id", "bbox", "score")},
-            "category": model.config.class_names[index],
-        }
-        for row, index in zip(rows, found["labels"].tolist(), strict=True)
+        Detection(label, score, (left, top, right, bottom))
+        for label, score, (left, top, right, bottom) in zip(*columns, strict=True)
     ]
+
+
+def _targets(arguments: Arguments, item: Input) -> list[Path]:
+    """The files that an image alone gets."""
+    targets = [WRITERS[name].target(arguments.output, item) for name in arguments.format]
+    return [target for target in targets if target is not None]
+
+
+def _refuse_equal_targets(arguments: Arguments, inputs: Sequence[Input]) -> None:
+    """Find before all work that two images would be written to one file."""
+    before: dict[Path, str] = {}
+    for item in inputs:
+        for target in _targets(arguments, item):
+            if target in before:
+                raise ValueError(
+                    f"two images have the same file name ({before[target]}, {item.file_name}), and "
+                    f"would both be written to {target}; go folder by folder"
+                )
+            before[target] = item.file_name
 
 
 def main() -> NoReturn:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from detrelay.core.data.addresses import request_of, without_password
 from detrelay.core.data.decode import (
     MAX_PIXELS,
     ImageError,
@@ -104,11 +105,12 @@ def _file_or_content(source: str | os.PathLike[str]) -> str | os.PathLike[str] |
 
 
 def _download(address: str) -> bytes:
+    shown = without_password(address)
     try:
-        with urllib.request.urlopen(address, timeout=_DOWNLOAD_SECONDS) as answer:
+        with urllib.request.urlopen(request_of(address), timeout=_DOWNLOAD_SECONDS) as answer:
             content: bytes = answer.read(_LARGEST_DOWNLOAD + 1)
     except (OSError, ValueError) as error:
-        raise ImageError(f"cannot fetch image {address}: {one_line(error)}") from None
+        raise ImageError(f"cannot fetch image {shown}: {one_line(error)}") from None
     if len(content) > _LARGEST_DOWNLOAD:
-        raise ImageError(f"image {address} is larger than {_LARGEST_DOWNLOAD} bytes")
+        raise ImageError(f"image {shown} is larger than {_LARGEST_DOWNLOAD} bytes")
     return content
