@@ -33,8 +33,9 @@ def test_flags_of_the_other_commands_are_frozen() -> None:
         "folder", "repo_id", "private", "tag", "license", "head", "dry_run", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
-        "model", "output", "input", "data", "images", "threshold", "head", "max_pixels",
-        "allow_outside", "debug",
+        "model", "output", "input", "data", "images", "format", "threshold", "top_k", "classes",
+        "nms_iou_threshold", "batch_size", "device", "dtype", "threads", "frame_step",
+        "max_frames", "head", "max_pixels", "allow_outside", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file", "debug"]
 
@@ -64,6 +65,6 @@ def test_every_command_is_known() -> None:
         == {name.replace("-", "_") for name in cli.COMMANDS}
         == {
             *("train", "evaluate", "report", "study", "compare", "predict", "publish", "convert"),
-            *("cost", "replay", "check_data", "export"),
+            *("cost", "replay", "check_data", "export", "demo"),
         }
     )

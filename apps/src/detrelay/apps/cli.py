@@ -16,6 +16,7 @@ COMMANDS = {
     "cost": "parameters, arithmetic by part, time and memory of each setting of a study",
     "compare": "compare runs that exist: means, intervals and differences",
     "predict": "detect objects in images, draw them, write them to files",
+    "demo": "serve a page for trying out a saved model, stage by stage",
     "convert": "convert a released checkpoint to a model folder",
     "export": "write a saved model for onnxruntime, OpenVINO or torch.export, and measure it",
     "check-data": "count, check, draw and convert annotated images",
