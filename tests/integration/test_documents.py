@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import sys
@@ -9,13 +11,16 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageChops
 
 from detrelay.apps.build import build_model, find_recipe
 from detrelay.assigners import CrossStageAssigner
 from detrelay.core.data.sample import Category
-from tiny_run import skip_pictures, tiny_run
+from hub_model import IMAGE, small_model, write_run
+from tiny_run import shrink_backbone, skip_pictures, tiny_run
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -40,6 +45,74 @@ def test_use_from_python(
     assert (tmp_path / "runs/notebook/best/model.safetensors").is_file()
     assert (tmp_path / "runs/my_loop/model.safetensors").is_file()
     assert "decoder/0/class" in capsys.readouterr().out
+
+
+def test_detections_for_supervision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervision = pytest.importorskip("supervision", reason="needs supervision")
+    shrink_backbone(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", small_model()).rename(tmp_path / "MODEL")
+    IMAGE.save("image.jpg")
+    (block,) = programs("images.md")
+    assert "threshold=0.3" in block
+    names: dict[str, Any] = {}
+    # what has learned nothing is sure of nothing
+    exec(compile(block.replace("=0.3", "=0.0"), "images.md", "exec"), names)
+    detections, result = names["detections"], names["result"]
+    assert isinstance(detections, supervision.Detections)
+    assert len(detections) == len(result["boxes"]) == 32  # 8 queries, 4 classes
+    assert detections.xyxy.tolist() == result["boxes"].tolist()
+    assert detections.class_id.tolist() == result["labels"].tolist()
+    known = names["model"].config.id2label
+    assert list(detections["class_name"]) == [known[i] for i in result["labels"].tolist()]
+    with Image.open("drawn.png") as drawn:
+        assert ImageChops.difference(drawn, names["image"]).getbbox() is not None
+
+
+class Planted:
+    """An exported detector that finds one ring in every image, as large as the image."""
+
+    class_names = ("circle", "ring")
+
+    def __init__(self, folder: str, threads: int) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images: list[Any], threshold: float) -> list[dict[str, Any]]:
+        self.batches.append(len(images))
+        return [
+            {
+                "labels": np.array([1]),
+                "scores": np.array([0.75], dtype=np.float32),
+                "boxes": np.array([[0, 0, image.shape[1], image.shape[0]]], dtype=np.float32),
+            }
+            for image in images
+        ]
+
+
+def test_a_server_of_others_takes_an_exported_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class of the page, step by step as LitServe calls it."""
+    pytest.importorskip("litserve", reason="needs litserve")
+    monkeypatch.setattr("detrelay.core.export.detector.ExportedDetector", Planted)
+    names: dict[str, Any] = {"__name__": "serve_litserve"}
+    exec(compile(files("serving.md")["serve_litserve.py"], "serving.md", "exec"), names)
+    api = names["DetectorAPI"](max_batch_size=8, batch_timeout=0.02)
+    api.setup("cpu")
+    requests = []
+    for size in ((40, 30), (20, 50)):
+        buffer = io.BytesIO()
+        Image.new("RGB", size).save(buffer, "PNG")
+        requests.append({"image": base64.b64encode(buffer.getvalue()).decode()})
+    images = api.batch([api.decode_request(request) for request in requests])
+    answers = [api.encode_response(found) for found in api.unbatch(api.predict(images))]
+    assert api.detector.batches == [2]
+    assert answers == [
+        [{"label": "ring", "score": 0.75, "box": [0, 0, 40, 30]}],
+        [{"label": "ring", "score": 0.75, "box": [0, 0, 20, 50]}],
+    ]
+    for bad in ({}, {"image": "eHg="}, {"image": "?"}):
+        with pytest.raises(Exception, match="no image") as refused:
+            api.decode_request(bad)
+        assert refused.value.status_code == 400  # type: ignore[attr-defined]
 
 
 def files(name: str) -> dict[str, str]:
