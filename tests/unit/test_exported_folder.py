@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -25,24 +24,19 @@ from detrelay.core.errors import NonFiniteOutput
 from detrelay.core.export import folder as export_folder
 from detrelay.core.export.comparison import compare, measure, shapes_of
 from detrelay.core.export.detections import detections_of
-from detrelay.core.export.detector import ExportedDetector, Facts
+from detrelay.core.export.detector import ExportedDetector
 from detrelay.core.export.folder import ExportRefused, export_detector
+from detrelay.core.export.in_transformers import exported_pipeline
 from detrelay.core.export.pixels import PixelSettings, prepare
 from detrelay.core.export.report import Bounds, ExportReport, Precision
 from detrelay.core.export.runtimes import open_file, require
-from detrelay.core.export.writing import trace, write
+from detrelay.core.export.writing import trace, write_file, write_onnx
 from detrelay.heads import HEADS
 from factories import SMALL_HEADS, small_config, small_head_config
+from factories_export import CLASSES, QUERIES, constant_folder, noise, write_constant
 
 ONE_LEVEL = 1 / 255 / 0.224  # of 256 brightnesses, after normalisation
 BOUNDS = Bounds(1e-4, 1e-5, 0.001)
-QUERIES, CLASSES = 8, 4
-
-
-def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Blurred noise: what resizing does to it shows."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture(autouse=True)
@@ -55,54 +49,6 @@ def _no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
 def small() -> Any:
     torch.manual_seed(0)
     return HEADS["stageinteractor"].model(small_config()).eval()
-
-
-def write_constant(folder: Path, offset: float = 0.0) -> None:
-    """An ONNX file whose logits are the mean of the pixels, and whose boxes are alike."""
-    helper, kinds = onnx.helper, onnx.TensorProto
-    nodes = [
-        helper.make_node("ReduceMean", ["pixel_values"], ["mean"], axes=[1, 2, 3], keepdims=1),
-        helper.make_node("Squeeze", ["mean", "last"], ["flat"]),
-        helper.make_node("Expand", ["flat", "logits_shape"], ["logits_1"]),
-        helper.make_node("Add", ["logits_1", "offset"], ["logits"]),
-        helper.make_node("Mul", ["flat", "zero"], ["none"]),
-        helper.make_node("Add", ["none", "box"], ["boxes"]),
-        helper.make_node("Expand", ["boxes", "boxes_shape"], ["pred_boxes"]),
-    ]
-    numbers = {
-        "last": np.array([3]),
-        "logits_shape": np.array([1, QUERIES, CLASSES]),
-        "boxes_shape": np.array([1, QUERIES, 4]),
-        "offset": np.array(offset, dtype=np.float32),
-        "zero": np.array(0, dtype=np.float32),
-        "box": np.array([0.5, 0.5, 0.5, 0.25], dtype=np.float32),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "constant",
-        [
-            helper.make_tensor_value_info("pixel_values", kinds.FLOAT, ["b", 3, "h", "w"]),
-            helper.make_tensor_value_info("pixel_mask", kinds.INT64, ["b", "h", "w"]),
-        ],
-        [
-            helper.make_tensor_value_info("logits", kinds.FLOAT, ["b", QUERIES, CLASSES]),
-            helper.make_tensor_value_info("pred_boxes", kinds.FLOAT, ["b", QUERIES, 4]),
-        ],
-        [onnx.numpy_helper.from_array(value, name) for name, value in numbers.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, folder / "model.onnx")
-
-
-def constant_folder(folder: Path, **settings: Any) -> Path:
-    processor = DetrelayImageProcessor(
-        **{"size": {"shortest_edge": 64, "longest_edge": 96}, **settings}
-    )
-    folder.mkdir(exist_ok=True)
-    write_constant(folder)
-    names = [f"class {index}" for index in range(CLASSES)]
-    Facts("onnx", names, [1, 2, 5, 7], PixelSettings.of(processor)).write(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -191,6 +137,18 @@ def test_images_may_come_in_several_forms(tmp_path: Path) -> None:
         detector(pixels / 255)
 
 
+def test_a_folder_runs_in_the_pipeline_of_transformers(tmp_path: Path) -> None:
+    folder = constant_folder(tmp_path / "exported")
+    image = Image.fromarray(noise(40, 60))
+    found = exported_pipeline(folder, threads=1)(image, threshold=0.1)
+    expected = ExportedDetector(folder)(image, 0.1)[0]
+    assert len(found) == len(expected["scores"]) > 0
+    for ours, score, label, box in zip(found, *expected.values(), strict=True):
+        assert ours["label"] == f"class {label}"
+        assert abs(ours["score"] - score) < 0.01  # pixels differ by one of 256 levels
+        assert list(ours["box"].values()) == box.astype(int).tolist()
+
+
 def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no exported detector \(it has no detector.json\)"):
         ExportedDetector(tmp_path)
@@ -254,11 +212,11 @@ def test_a_file_that_does_something_else_is_not_written(
     monkeypatch.setattr(export_folder, "trace", lambda model: model)
     monkeypatch.setattr(export_folder, "shapes_of", lambda edge: [(64, 64)])
 
-    def plant(model: Any, name: str, place: Path) -> dict[str, Any]:
+    def plant(model: Any, place: Path, *others: Any) -> Any:
         write_constant(place)
-        return {}
+        return {}, []
 
-    monkeypatch.setattr(export_folder, "write", plant)
+    monkeypatch.setattr(export_folder, "_write", plant)
     monkeypatch.setattr(export_folder, "compare", lambda *a: compare(small, wrong, [(64, 64)]))
     monkeypatch.setattr(export_folder, "measure", lambda *a: measure(small, wrong, (64, 64), 1))
     target = tmp_path / "exported"
@@ -307,7 +265,7 @@ def test_a_traced_head_takes_any_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = small_head_config("deformable_detr_one_level", encoder_layers=1, decoder_layers=1)
     model = HEADS["deformable_detr"].model(config).eval()
-    assert write(trace(model), "torch-export", tmp_path) == {}
+    torch.export.save(trace(model), str(tmp_path / "model.pt2"))
     run = open_file("torch-export", tmp_path / "model.pt2", threads=1)
     for found in compare(model, run, shapes_of(96)):
         assert found.logits < 1e-5
@@ -359,9 +317,9 @@ def test_every_head_is_the_same_in_both_runtimes(case: str, tmp_path: Path) -> N
     with torch.no_grad():
         for weight in model.head.parameters():  # away from zeros, with which heads begin
             weight += 0.03 * torch.randn_like(weight)
-    program = trace(model)
+    assert write_onnx(trace(model), tmp_path / "model.onnx")["opset"] >= 18
+    write_file(tmp_path / "model.onnx", "openvino", tmp_path)
     for name, file in (("onnx", "model.onnx"), ("openvino", "model.xml")):
-        write(program, name, tmp_path)
         run = open_file(name, tmp_path / file, threads=1)
         differences = compare(model, run, shapes_of(128))
         assert len(differences) == 15

@@ -2,6 +2,8 @@
 
 detrelay export --model runs/stageinteractor-cross_stage/best --format onnx --output exported
 detrelay export --model USER/MODEL --format openvino --output exported --data val.json
+detrelay export --model USER/MODEL --format openvino --output exported --precision int8 \
+    --calibration train.json --data val.json
 """
 
 from __future__ import annotations
@@ -15,13 +17,7 @@ import tyro
 from detrelay.apps.console import Debug, read_arguments, run
 
 if TYPE_CHECKING:
-    from detrelay.core.data.image_processing import DetrelayImageProcessor
-    from detrelay.core.detector.model import DetectorForObjectDetection
-    from detrelay.core.export.detector import ExportedDetector
-    from detrelay.core.export.report import Precision
-
-_MAX_DETECTIONS = 100
-_DRAWS = 1000
+    from detrelay.core.export.report import Bounds
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,19 @@ class Arguments:
     """COCO json, or another data set, to measure AP of both on."""
     images: Path | None = None
     """Folder of the images of --data; the json's own surroundings if not named."""
-    max_logit_difference: float = 1e-4
+    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """float16 halves the file, bfloat16 and int8 compute faster; these need --data."""
+    calibration: Path | None = None
+    """COCO json, or another data set, whose images int8 takes its ranges from."""
+    calibration_images: int = 100
+    """How many of them, spread over the data set."""
+    with_processing: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write a second file that takes an image and gives detections (not torch-export)."""
+    max_logit_difference: float | None = None
     """Largest difference of class scores (before the sigmoid) with which a file is written."""
-    max_box_difference: float = 1e-5
+    max_box_difference: float | None = None
     """Largest difference of boxes, in units of the image."""
-    max_ap_difference: float = 0.001
+    max_ap_difference: float | None = None
     """Largest difference of AP on --data, as a fraction (0.001: a tenth of a point)."""
     keep_refused: tyro.conf.FlagCreatePairsOff[bool] = False
     """Keep a file that differs by more as OUTPUT.refused."""
@@ -53,93 +57,96 @@ class Arguments:
 
 def export(arguments: Arguments) -> int:
     """Write the folder and say what was measured; the exit code."""
-    output = arguments.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output}: already there; name a new folder")
-    if arguments.images is not None and arguments.data is None:
-        raise ValueError("--images is about the file names in --data; name it too")
-    for option in ("max_logit_difference", "max_box_difference", "max_ap_difference"):
-        if not (bound := getattr(arguments, option)) >= 0:
-            raise ValueError(f"--{option.replace('_', '-')} must be at least 0, found {bound}")
-    from detrelay.core.export.runtimes import find_format, require
-
-    kind = find_format(arguments.format)
-    require(arguments.format, (*kind.to_write, *kind.to_run))
-
+    check(arguments)
+    from detrelay.apps.export_data import Annotated, ap_of_both
     from detrelay.apps.saved import load_saved
     from detrelay.core.export.folder import export_detector
-    from detrelay.core.export.report import Bounds
 
-    model, processor = load_saved(arguments.model, arguments.head)
+    source, data = arguments.model, arguments.data
+    model, processor = load_saved(source, arguments.head)
+    calibration, measured = None, None
+    if arguments.calibration is not None:
+        most = arguments.calibration_images
+        calibration = Annotated.read(
+            arguments.calibration, arguments.images, model, source, most
+        ).calibration()
+    if data is not None:
+        measured = Annotated.read(data, arguments.images, model, source)
     report = export_detector(
         model,
         processor,
         arguments.format,
-        output,
-        Bounds(
-            arguments.max_logit_difference,
-            arguments.max_box_difference,
-            arguments.max_ap_difference,
-        ),
+        arguments.output,
+        bounds_of(arguments),
+        precision=arguments.precision,
+        calibration=calibration,
+        with_processing=arguments.with_processing,
         measure_ap=None
-        if arguments.data is None
-        else lambda exported: ap_of_both(arguments, model, processor, exported),
+        if data is None or measured is None
+        else lambda exported: ap_of_both(measured, data.name, model, processor, exported),
         keep_refused=arguments.keep_refused,
     )
+    output = arguments.output
     print(report.page(), end="")
     print(f"\n{output}: {report.file} and {', '.join(_beside(output, report.file))}")
     return 0
 
 
+def check(arguments: Arguments) -> None:
+    """Refuse what cannot be done, before anything is loaded.
+
+    Raises:
+        ValueError: an option is out of range, or options do not fit each other.
+    """
+    output, precision = arguments.output, arguments.precision
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output}: already there; name a new folder")
+    if arguments.images is not None and arguments.data is None:
+        raise ValueError("--images is about the file names in --data; name it too")
+    for option in ("max_logit_difference", "max_box_difference", "max_ap_difference"):
+        bound = getattr(arguments, option)
+        if bound is not None and not bound >= 0:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 0, found {bound}")
+    if precision != "float32" and arguments.data is None:
+        raise ValueError(f"--precision {precision} needs --data: AP on it is what bounds the loss")
+    if (arguments.calibration is None) == (precision == "int8"):
+        raise ValueError("--precision int8 and --calibration go together; name both or neither")
+    if arguments.calibration_images < 1:
+        found = arguments.calibration_images
+        raise ValueError(f"--calibration-images must be at least 1, found {found}")
+    from detrelay.core.export.runtimes import find_format, packages_of, require
+
+    kind = find_format(arguments.format)
+    if precision not in kind.precisions:
+        raise ValueError(
+            f"--format {arguments.format} has no --precision {precision}; it has "
+            f"{', '.join(kind.precisions)}"
+        )
+    if arguments.with_processing and arguments.format == "torch-export":
+        raise ValueError("--with-processing goes with --format onnx or openvino")
+    require(arguments.format, packages_of(kind, precision))
+
+
+def bounds_of(arguments: Arguments) -> Bounds:
+    """The bounds named, and those of the precision for the others."""
+    from detrelay.core.export.report import Bounds
+
+    exact = arguments.precision == "float32"
+    named = (
+        arguments.max_logit_difference,
+        arguments.max_box_difference,
+        arguments.max_ap_difference,
+    )
+    usual = (1e-4, 1e-5, 0.001) if exact else (None, None, 0.003)
+    logits, boxes, ap = (
+        default if bound is None else bound for bound, default in zip(named, usual, strict=True)
+    )
+    assert ap is not None
+    return Bounds(logits, boxes, ap)
+
+
 def _beside(output: Path, file: str) -> list[str]:
     return sorted(path.name for path in output.iterdir() if path.name != file)
-
-
-def ap_of_both(
-    arguments: Arguments,
-    model: DetectorForObjectDetection,
-    processor: DetrelayImageProcessor,
-    exported: ExportedDetector,
-) -> Precision:
-    """AP of a model and of its exported file, with the interval of the difference.
-
-    The file is measured as it will be used, with pixels and detections of `ExportedDetector`.
-    """
-    import numpy as np
-    from accelerate import Accelerator
-
-    from detrelay.apps import evaluate
-    from detrelay.core.evaluation.coco_ap import evaluate_coco
-    from detrelay.core.evaluation.matching import match
-    from detrelay.core.evaluation.resampling import image_weights, resampled_ap
-    from detrelay.core.evaluation.tables import Detections, GroundTruth
-    from detrelay.core.export.report import Precision
-
-    assert arguments.data is not None
-    samples = evaluate.images_of(
-        evaluate.Arguments(data=arguments.data, model=arguments.model, images=arguments.images)
-    )
-    ids = evaluate.known_categories(model, samples, data=arguments.data, source=arguments.model)
-    if not samples.ground_truth["annotations"]:
-        raise ValueError(f"{arguments.data}: has no annotations, so AP cannot be measured")
-    truth = GroundTruth.from_coco(samples.ground_truth)
-    ours = evaluate.detect_in(
-        Accelerator(cpu=True), model, processor, samples, ids, _MAX_DETECTIONS
-    )
-    results = [
-        exported(samples[row].image.permute(1, 2, 0).numpy(), 0.0, _MAX_DETECTIONS, clip=False)[0]
-        for row in range(len(samples))
-    ]
-    theirs = Detections.from_results(results, samples.image_ids, ids)
-    weights = image_weights(len(truth.image_ids), _DRAWS)
-    present = np.array([category.id for category in samples.categories])
-    ap, drawn = [], []
-    for found in (ours, theirs):
-        known = found.select(np.isin(found.category_ids, present))
-        ap.append(evaluate_coco(truth, known).main[1])
-        drawn.append(resampled_ap(match(truth, truth.place(known), _MAX_DETECTIONS), weights))
-    low, high = np.percentile(drawn[1] - drawn[0], [2.5, 97.5]).tolist()
-    return Precision(arguments.data.name, len(samples), ap[0], ap[1], (low, high))
 
 
 def main() -> NoReturn:

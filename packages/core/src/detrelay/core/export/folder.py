@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.model import DetectorForObjectDetection
@@ -13,8 +15,10 @@ from detrelay.core.export import runtimes
 from detrelay.core.export.comparison import compare, measure, shapes_of
 from detrelay.core.export.detector import ExportedDetector, Facts
 from detrelay.core.export.pixels import PixelSettings
+from detrelay.core.export.processing import check_processing
+from detrelay.core.export.quantization import Calibration, Trial, quantize_parts
 from detrelay.core.export.report import Bounds, ExportReport, Precision
-from detrelay.core.export.writing import trace, write
+from detrelay.core.export.writing import trace, write_file, write_onnx
 
 # what measures AP of both: it is given the exported detector
 Measure = Callable[[ExportedDetector], Precision]
@@ -31,6 +35,9 @@ def export_detector(
     output: Path,
     bounds: Bounds,
     *,
+    precision: str = "float32",
+    calibration: Calibration | None = None,
+    with_processing: bool = False,
     measure_ap: Measure | None = None,
     keep_refused: bool = False,
 ) -> ExportReport:
@@ -42,6 +49,9 @@ def export_detector(
         name: the format.
         output: the folder; one of that name is replaced.
         bounds: the largest differences allowed.
+        precision: of the file, one of those of its format.
+        calibration: images for int8.
+        with_processing: write a second file that takes an image and gives detections.
         measure_ap: measures AP of both.
         keep_refused: where a difference is larger, write the folder as `OUTPUT.refused`.
 
@@ -53,15 +63,19 @@ def export_detector(
         ValueError: the model, its image processor or the format cannot be exported.
     """
     kind = runtimes.find_format(name)
-    runtimes.require(name, (*kind.to_write, *kind.to_run))
+    runtimes.require(name, runtimes.packages_of(kind, precision))
     config = model.config
     facts = Facts(name, config.class_names, config.category_ids, PixelSettings.of(processor))
+    within = facts.pixels if with_processing else None
+    if within is not None:
+        check_processing(within)
     aside = aside_of(output)
     aside.mkdir(parents=True, exist_ok=True)
     try:
-        particular = write(trace(model), name, aside)
+        particular, trials = _write(model, aside, facts, bounds.ap, precision, calibration, within)
         facts.write(aside)
-        report = _report(model, aside, particular, bounds, measure_ap)
+        processor.save_pretrained(aside)
+        report = _report(model, aside, particular, bounds, measure_ap, trials)
         report.write(aside)
         if beyond := "; ".join(report.refusals()):
             kept = output.with_name(f"{output.name}.refused")
@@ -80,12 +94,40 @@ def export_detector(
     return report
 
 
+def _write(
+    model: DetectorForObjectDetection,
+    folder: Path,
+    facts: Facts,
+    bound: float,
+    precision: str,
+    calibration: Calibration | None,
+    processing: PixelSettings | None,
+) -> tuple[dict[str, Any], list[Trial]]:
+    """Trace and write; what is particular to the file, and which parts of it are in 8 bits."""
+    program = trace(model)
+    kind = runtimes.find_format(facts.format)
+    if facts.format == "torch-export":
+        torch.export.save(program, str(folder / kind.file))
+        return {}, []
+    between, quantized = folder / "float32.onnx", folder / "int8.onnx"
+    particular = write_onnx(program, between)
+    trials: list[Trial] = []
+    if precision == "int8":
+        assert calibration is not None
+        trials = quantize_parts(between, quantized, facts, calibration, bound)
+        quantized.replace(between)
+    write_file(between, facts.format, folder, precision, processing)
+    between.unlink()
+    return {**particular, "precision": precision}, trials
+
+
 def _report(
     model: DetectorForObjectDetection,
     folder: Path,
     particular: Mapping[str, Any],
     bounds: Bounds,
     measure_ap: Measure | None,
+    trials: Sequence[Trial],
 ) -> ExportReport:
     """Measure what a folder holds."""
     exported = ExportedDetector(folder, threads=1)
@@ -101,4 +143,5 @@ def _report(
         differences=compare(model, exported.run, shapes),
         times=measure(model, exported.run, shapes[0]),
         precision=measure_ap(exported) if measure_ap else None,
+        trials=trials,
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from detrelay.core.export.comparison import Difference, Times
+from detrelay.core.export.quantization import Trial
 
 JSON, PAGE = "report.json", "report.md"
 
@@ -17,13 +20,13 @@ class Bounds:
     """The largest differences with which a file is still written.
 
     Attributes:
-        logits: of class scores before the sigmoid.
-        boxes: of boxes in units of the image.
+        logits: of class scores before the sigmoid; None for any that is finite.
+        boxes: of boxes in units of the image; None for any that is finite.
         ap: of AP as a fraction.
     """
 
-    logits: float
-    boxes: float
+    logits: float | None
+    boxes: float | None
     ap: float
 
 
@@ -61,6 +64,7 @@ class ExportReport:
         differences: at every shape and batch size.
         times: of both.
         precision: of both on a data set; None where none was named.
+        trials: which parts are in 8 bits, and what that did; empty where none is.
     """
 
     format: str
@@ -72,6 +76,7 @@ class ExportReport:
     differences: list[Difference]
     times: Times
     precision: Precision | None
+    trials: Sequence[Trial] = ()
 
     @property
     def logits(self) -> float:
@@ -92,9 +97,9 @@ class ExportReport:
                 ("boxes", self.boxes, self.bounds.boxes),
                 ("AP", self._ap_difference(), self.bounds.ap),
             )
-            if not value <= bound
+            if not value <= (sys.float_info.max if bound is None else bound)
         ]
-        return [f"{name} by {value:.2g} (bound {bound:g})" for name, value, bound in found]
+        return [f"{name} by {value:.2g} ({_bound(bound)})" for name, value, bound in found]
 
     def _ap_difference(self) -> float:
         return abs(self.precision.file - self.precision.model) if self.precision else 0.0
@@ -118,8 +123,9 @@ class ExportReport:
             "",
             f"{self.bytes / 1e6:.1f} MB, {facts}.",
             "",
-            f"Largest differences from PyTorch: logits {self.logits:.1e} (bound "
-            f"{self.bounds.logits:g}), boxes {self.boxes:.1e} (bound {self.bounds.boxes:g}).",
+            f"Largest differences from PyTorch: logits {self.logits:.1e} "
+            f"({_bound(self.bounds.logits)}), boxes {self.boxes:.1e} "
+            f"({_bound(self.bounds.boxes)}).",
             "",
             "| batch | height | width | logits | boxes |",
             "|---|---|---|---|---|",
@@ -144,6 +150,28 @@ class ExportReport:
                 f"{100 * (found.file - found.model):+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] "
                 f"(bound {100 * self.bounds.ap:g}).",
             ]
+        if self.trials:
+            lines += self._table_of_trials()
         if self.refusals():
             lines += ["", f"**Beyond its bounds: {'; '.join(self.refusals())}.**"]
         return "\n".join(lines) + "\n"
+
+    def _table_of_trials(self) -> list[str]:
+        first = self.trials[0]
+        return [
+            "",
+            "Parts in 8 bits, tried on the calibration images, each on top of those kept before:",
+            "",
+            "| part | layers | AP | difference | ms an image, one thread | kept in |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {trial.part} | {trial.layers} | {100 * trial.ap:.2f} | "
+                f"{100 * (trial.ap - first.ap):+.2f} | {trial.seconds * 1e3:.0f} | "
+                f"{'int8' if trial.kept and trial is not first else 'float32'} |"
+                for trial in self.trials
+            ),
+        ]
+
+
+def _bound(bound: float | None) -> str:
+    return "no bound" if bound is None else f"bound {bound:g}"

@@ -17,6 +17,8 @@ from detrelay.core.errors import unknown_name
 
 INPUTS = ("pixel_values", "pixel_mask")
 OUTPUTS = ("logits", "pred_boxes")
+# where a file of OpenVINO says what it computes in, if not in float32
+COMPUTED_IN = ("detrelay", "computed_in")
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 Run = Callable[[NDArray[np.float32], NDArray[np.int64]], Arrays]
 
@@ -31,6 +33,7 @@ class Format:
         to_run: packages that run it.
         to_write: packages that write it.
         extra: the extra of this project that installs them; None where nothing is needed.
+        precisions: what its weights, or its computations, can be in.
     """
 
     file: str
@@ -38,6 +41,7 @@ class Format:
     to_run: tuple[str, ...]
     to_write: tuple[str, ...]
     extra: str | None
+    precisions: tuple[str, ...]
 
 
 def find_format(name: str) -> Format:
@@ -49,6 +53,12 @@ def find_format(name: str) -> Format:
     if name not in FORMATS:
         raise ValueError(unknown_name("format", name, FORMATS))
     return FORMATS[name]
+
+
+def packages_of(kind: Format, precision: str) -> tuple[str, ...]:
+    """What writing and running a file needs; onnxruntime is what finds the ranges of int8."""
+    ranges = ("onnxruntime",) if precision == "int8" else ()
+    return (*kind.to_write, *kind.to_run, *ranges)
 
 
 def require(name: str, packages: tuple[str, ...]) -> None:
@@ -120,14 +130,17 @@ def _open_onnx(file: Path, threads: int | None) -> Run:
 
 def _open_openvino(file: Path, threads: int | None) -> Run:
     openvino = importlib.import_module("openvino")
+    core = openvino.Core()
+    model = core.read_model(str(file))
+    told = model.has_rt_info(list(COMPUTED_IN))
     # where a CPU has bf16, OpenVINO would compute in it unasked
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    precision = model.get_rt_info(list(COMPUTED_IN)).astype(str) if told else "f32"
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    compiled = core.compile_model(model, "CPU", settings)
 
     def run(pixel_values: NDArray[np.float32], pixel_mask: NDArray[np.int64]) -> Arrays:
-        # by place: names are kept by the conversion from ONNX only
         found = compiled([pixel_values, pixel_mask])
         return found[0].copy(), found[1].copy()
 
@@ -155,9 +168,21 @@ def _open_torch(file: Path, threads: int | None) -> Run:
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "onnx": Format(
-            "model.onnx", _open_onnx, ("onnxruntime",), ("onnx", "onnxscript"), "export"
+            "model.onnx",
+            _open_onnx,
+            ("onnxruntime",),
+            ("onnx", "onnxscript"),
+            "export",
+            ("float32", "float16", "int8"),
         ),
-        "openvino": Format("model.xml", _open_openvino, ("openvino",), (), "openvino"),
-        "torch-export": Format("model.pt2", _open_torch, ("torch",), (), None),
+        "openvino": Format(
+            "model.xml",
+            _open_openvino,
+            ("openvino",),
+            ("onnx", "onnxscript"),
+            "openvino",
+            ("float32", "float16", "bfloat16", "int8"),
+        ),
+        "torch-export": Format("model.pt2", _open_torch, ("torch",), (), None, ("float32",)),
     }
 )

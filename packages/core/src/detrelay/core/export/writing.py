@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.export.runtimes import INPUTS, OUTPUTS, find_format, require
+from detrelay.core.export.chunks import sum_in_chunks
+from detrelay.core.export.pixels import PixelSettings
+from detrelay.core.export.processing import NAME as WITH_PROCESSING
+from detrelay.core.export.processing import add_processing
+from detrelay.core.export.runtimes import COMPUTED_IN, INPUTS, OUTPUTS, find_format
 
 # sizes to trace with; none may be 1, and none may equal another
 _TRACED = (2, 96, 128)
+_WORTH_HALVING = 64  # numbers of a weight; smaller ones stay as they are
 
 
 class _Plain(nn.Module):
@@ -67,59 +72,109 @@ def trace(model: DetectorForObjectDetection) -> torch.export.ExportedProgram:
         model.train(was_training)
 
 
-def write(program: torch.export.ExportedProgram, name: str, folder: Path) -> dict[str, Any]:
-    """Write a traced detector as the file of a format.
+def write_file(
+    source: Path,
+    name: str,
+    folder: Path,
+    precision: str = "float32",
+    processing: PixelSettings | None = None,
+) -> None:
+    """Write the file of a format.
 
     Args:
-        program: what `trace` gave.
+        source: the detector as ONNX file, in float32 or with 8-bit layers.
         name: the format.
         folder: where the file goes, under the name that the format has.
-
-    Returns:
-        What is particular to the file, such as the opset of ONNX.
-
-    Raises:
-        ValueError: the format is unknown or a package is missing.
+        precision: of the file, one of `Format.precisions`.
+        processing: write a second file that does these in the graph, see `add_processing`.
     """
-    kind = find_format(name)
-    require(name, (*kind.to_write, *kind.to_run))
+    halved = folder / "halved.onnx"
+    joined = folder / "joined.onnx"
+    try:
+        if precision == "float16":
+            halve_weights(source, halved)
+            source = halved
+        _as_format(source, name, folder / find_format(name).file, precision)
+        if processing is not None:
+            add_processing(source, joined, processing)
+            suffix = find_format(name).file.removeprefix("model")
+            _as_format(joined, name, folder / f"{WITH_PROCESSING}{suffix}", precision)
+    finally:
+        halved.unlink(missing_ok=True)
+        joined.unlink(missing_ok=True)
+
+
+def _as_format(source: Path, name: str, target: Path, precision: str) -> None:
+    if name == "openvino":
+        onnx_to_openvino(source, target, precision)
+    else:
+        target.write_bytes(source.read_bytes())
+
+
+def write_onnx(program: torch.export.ExportedProgram, file: Path) -> dict[str, Any]:
+    """Write a traced detector as ONNX file in float32; its opset."""
     with warnings.catch_warnings(), redirect_stdout(StringIO()):  # exporters tell of their steps
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
-        return _WRITERS[name](program, folder / kind.file)
-
-
-def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> dict[str, Any]:
-    written = torch.onnx.export(
-        program,
-        input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
-        external_data=False,
-        dynamo=True,
-        verbose=False,
-    )
+        written = torch.onnx.export(
+            program,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
     assert written is not None
-    written.save(file)
+    model = written.model_proto
+    sum_in_chunks(model)
+    importlib.import_module("onnx").save(model, file)
     return {"opset": written.model.opset_imports[""]}
 
 
-def _write_openvino(program: torch.export.ExportedProgram, file: Path) -> dict[str, Any]:
+def halve_weights(source: Path, target: Path) -> None:
+    """Write an ONNX file whose weights are rounded to half precision and computed in float32.
+
+    Runtimes turn them back as the file is opened, so it is as fast as before and half as large.
+
+    Args:
+        source: the float32 file.
+        target: the file to write.
+
+    Raises:
+        ValueError: a weight is beyond the range of half precision.
+    """
+    onnx = importlib.import_module("onnx")
+    model = onnx.load(source)
+    casts = []
+    for weight in model.graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT or math.prod(weight.dims) < _WORTH_HALVING:
+            continue
+        values = onnx.numpy_helper.to_array(weight)
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            raise ValueError(f"{weight.name}: beyond the range of half precision; keep float32")
+        name = weight.name
+        weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        cast = onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT)
+        casts.append(cast)
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
+    onnx.save(model, target)
+
+
+def onnx_to_openvino(source: Path, target: Path, precision: str = "float32") -> None:
+    """Convert an ONNX file to OpenVINO's own files.
+
+    OpenVINO reads graphs of torch too, but not all of ours: it knows no remainder and no minimum
+    of sizes that are symbols.
+
+    Args:
+        source: the ONNX file.
+        target: `model.xml`; the weights go beside it.
+        precision: float16 rounds weights, bfloat16 says in the file what to compute in.
+    """
     openvino = importlib.import_module("openvino")
-    converted = openvino.convert_model(program)
-    for port, label in zip(converted.inputs, INPUTS, strict=True):
-        port.set_names({label})
+    converted = openvino.convert_model(str(source))
+    if precision == "bfloat16":
+        converted.set_rt_info("bf16", list(COMPUTED_IN))
     # by default weights would be rounded to half precision
-    openvino.save_model(converted, str(file), compress_to_fp16=False)
-    return {}
-
-
-def _write_torch(program: torch.export.ExportedProgram, file: Path) -> dict[str, Any]:
-    torch.export.save(program, str(file))
-    return {}
-
-
-_WRITERS: Mapping[str, Callable[[torch.export.ExportedProgram, Path], dict[str, Any]]] = (
-    MappingProxyType(
-        {"onnx": _write_onnx, "openvino": _write_openvino, "torch-export": _write_torch}
-    )
-)
+    openvino.save_model(converted, str(target), compress_to_fp16=precision == "float16")

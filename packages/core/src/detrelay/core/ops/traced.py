@@ -2,15 +2,22 @@
 
 Exporters turn `embedding_bag` into loops over rows. Here every corner is one row of a single
 gather, and a weighted sum is a matrix product. Level sizes stay symbolic, so a graph serves images
-of any size; rows are int64, as ONNX requires.
+of any size. Memory traffic is what costs time: rows are therefore int32, all levels are processed
+together, and a border of zeros around each level replaces masks for what lies outside.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from detrelay.core.ops.numbers import filled
 from detrelay.core.ops.reference import Shapes
+
+# cells of zeros before and after a level: a sample may lie half a cell before it or beyond it, and
+# its upper cell one further
+_BEFORE, _AFTER = 1, 2
 
 
 def sample_by_gather(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -25,32 +32,39 @@ def sample_by_gather(values: Tensor, shapes: Shapes, locations: Tensor, weights:
     Returns:
         [B, Q, G, N, D].
     """
-    batch, cells, groups, dim = values.shape
-    # the rows of image b and group g are b * S * G + cell * G + g
-    image = torch.arange(batch, device=values.device).view(-1, 1, 1, 1, 1) * (cells * groups)
-    start = image + torch.arange(groups, device=values.device).view(-1, 1, 1)
-    rows, shares = [], []
-    first = 0
-    for level, (height, width) in enumerate(shapes):
-        low_x, share_x = _cells(locations[..., level, :, 0], width)
-        low_y, share_y = _cells(locations[..., level, :, 1], height)
-        for column, by_x in zip(low_x, share_x, strict=True):
-            for line, by_y in zip(low_y, share_y, strict=True):
-                rows.append(start + (first + line * width + column) * groups)
-                shares.append(by_x * by_y * weights[..., level, :])
-        first = first + height * width
-    row, share = torch.cat(rows, -1), torch.cat(shares, -1)  # [B, Q, G, N, 4 * L * P]
-    read = values.reshape(-1, dim)[row.flatten()].view(-1, share.shape[-1], dim)
-    sums = share.reshape(-1, 1, share.shape[-1]).to(values.dtype) @ read
-    return sums.view(*share.shape[:-1], dim)
+    batch, _, groups, dim = values.shape
+    levels = values.flatten(2).split([height * width for height, width in shapes], dim=1)
+    padded = [
+        F.pad(level.unflatten(1, shape), (0, 0, _BEFORE, _AFTER, _BEFORE, _AFTER)).flatten(1, 2)
+        for level, shape in zip(levels, shapes, strict=True)
+    ]
+    lines = [width + _BEFORE + _AFTER for _, width in shapes]
+    cells = [
+        (height + _BEFORE + _AFTER) * line for (height, _), line in zip(shapes, lines, strict=True)
+    ]
+    sizes = filled([[width, height] for height, width in shapes], locations)
+    line, first = filled([lines, [sum(cells[:level]) for level in range(len(cells))]], sizes)
+    column, by_x = _cell(locations[..., 0], sizes[:, :1])  # [B, Q, G, N, L, P]
+    row, by_y = _cell(locations[..., 1], sizes[:, 1:])
+    # the row of image b, cell c and group g is (b * cells + c) * G + g
+    step = groups * line.to(torch.int32)[:, None]
+    image = torch.arange(batch, device=values.device, dtype=torch.int32).view(-1, 1, 1, 1, 1, 1)
+    group = torch.arange(groups, device=values.device, dtype=torch.int32).view(-1, 1, 1, 1)
+    start = image * (groups * sum(cells)) + (groups * first.to(torch.int32)[:, None] + group)
+    upper = row * step + column * groups + start
+    lower = upper + step
+    rows = torch.cat([upper, upper + groups, lower, lower + groups], -1).flatten(-2)
+    above, below = (1 - by_y) * weights, by_y * weights
+    left = 1 - by_x
+    shares = torch.cat([above * left, above * by_x, below * left, below * by_x], -1).flatten(-2)
+    table = torch.cat(padded, dim=1).view(-1, dim)
+    read = table.index_select(0, rows.flatten()).view(-1, shares.shape[-1], dim)
+    sums = shares.reshape(-1, 1, shares.shape[-1]).to(values.dtype) @ read
+    return sums.view(*shares.shape[:-1], dim)
 
 
-def _cells(location: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Lower and upper cell of a coordinate in [0, 1], and their shares: 0 outside the level."""
-    position = location * size - 0.5
+def _cell(location: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower cell of the padded level, int32, and the share of the upper one."""
+    position = torch.minimum((location * size + (_BEFORE - 0.5)).clamp(min=0), size + _BEFORE)
     low = position.floor()
-    part = position - low
-    inside = (low >= 0) & (low < size)
-    above = (low >= -1) & (low < size - 1)
-    cells = (low.clamp(0, size - 1).long(), (low + 1).clamp(0, size - 1).long())
-    return cells, ((1 - part) * inside, part * above)
+    return low.to(torch.int32), position - low

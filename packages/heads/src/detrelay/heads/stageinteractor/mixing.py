@@ -228,6 +228,8 @@ class DynamicMixing(nn.Module):
 
 def _blend(own: Tensor, earlier: Tensor, gate: Tensor) -> Tensor:
     """(1 - gate) * own + gate * earlier; in the gate's memory if gradients are off."""
+    if torch.compiler.is_exporting():  # ONNX has no lerp: it would become a choice of two formulas
+        return own + gate * (earlier - own)
     return torch.lerp(own, earlier, gate, out=None if torch.is_grad_enabled() else gate)
 
 
@@ -242,8 +244,9 @@ def _mix(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         bias: added to the product, [R, G, M, 1] or [R, G, 1, D].
     """
     x = left @ right
-    # Only on a CPU, where memory access dominates.
-    if not torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype.itemsize >= 4:
+    # Only on a CPU, where memory access dominates. Other runtimes have a LayerNorm in one piece.
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_exporting())
+    if eager and x.device.type == "cpu" and x.dtype.itemsize >= 4:
         return _normalize_in_place(x, bias)
     x = x if bias is None else x.add_(bias)
     return F.layer_norm(x, x.shape[-2:], eps=_NORM_EPSILON).relu_()
