@@ -30,6 +30,7 @@ from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.label_map import chosen_categories
 from detrelay.core.data.places import train_and_val
 from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.data.tiles import TiledImages
 from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
@@ -126,6 +127,7 @@ def join_parts(
 ) -> TrainingParts:
     """Model and criterion with the data, augmented and encoded as the recipe says."""
     data = recipe.data
+    images = training_images(data, train)
     settings: dict[str, Any] = {
         "size": {"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size},
         "pad_size_divisor": data.pad_size_divisor,
@@ -140,7 +142,7 @@ def join_parts(
         processor=processor,
         criterion=criterion,
         train_data=DetectionDataset(
-            train,
+            images,
             build_train_transform(data),
             processor,
             seed=recipe.train.seed,
@@ -150,15 +152,28 @@ def join_parts(
             strong_epochs=data.strong_epochs,
             late_transform=build_train_transform(data, strong=False),
             skip_broken=data.on_bad_image == "skip",
-            wide=(train.sizes[:, 1] >= train.sizes[:, 0]).tolist(),
+            wide=(images.sizes[:, 1] >= images.sizes[:, 0]).tolist(),
             aspect_group=data.aspect_group,
-            ratios=(train.sizes[:, 1] / train.sizes[:, 0]).tolist(),
+            ratios=(images.sizes[:, 1] / images.sizes[:, 0]).tolist(),
             shape_group=recipe.train.batch_size if data.batch_by_shape else 1,
         ),
         val_data=eval_data(val, processor),
         ground_truth=val.ground_truth,
         category_ids=[category.id for category in train.categories],
         evaluator=_evaluator(recipe),
+    )
+
+
+def training_images(data: DataConfig, train: AnyDataset) -> AnyDataset | TiledImages:
+    """The images, or their tiles, as the settings say."""
+    if not data.tile_size or isinstance(train, ShapesDataset):
+        return train
+    return TiledImages(
+        train,
+        size=data.tile_size,
+        overlap=data.tile_overlap,
+        visible=data.tile_visible,
+        keep_empty=data.tile_empty,
     )
 
 

@@ -22,6 +22,7 @@ from detrelay.apps.sources import open_source
 from detrelay.apps.sources.dataset import open_dataset
 from detrelay.apps.sources.item import FrameChoice, Input, Source, Wanted
 from detrelay.apps.stopwatch import Stopwatch
+from detrelay.apps.tiling import check_tiles, in_tiles
 from detrelay.apps.writers import WRITERS
 from detrelay.apps.writers.base import Classes, Detection, Seen, Writer
 from detrelay.core.data.formats import MAX_PIXELS
@@ -73,6 +74,10 @@ class Arguments:
     """Of so many frames of a video take the first."""
     max_frames: int | None = None
     """Most frames of a video; all if not named."""
+    tiles: int = 0
+    """Side of overlapping tiles to look at instead of the whole image, pixels; 0 for the whole."""
+    overlap: float = 0.2
+    """Minimum share of a tile that the next one shows again."""
     head: str | None = None
     """The model's head as module:ConfigClass, for a custom head."""
     max_pixels: int = MAX_PIXELS
@@ -114,6 +119,7 @@ def predict(arguments: Arguments) -> int:
 
 def _check(arguments: Arguments) -> None:
     """Refuse numbers and names that cannot be meant."""
+    check_tiles(arguments.tiles, arguments.overlap)
     overlap = arguments.nms_iou_threshold
     for name, value in (("--threshold", arguments.threshold), ("--nms-iou-threshold", overlap)):
         if value is not None and not 0 <= value <= 1:
@@ -249,7 +255,8 @@ class Job:
     def _detect_each(self, images: Sequence[Tensor]) -> list[Found | Exception]:
         """What was found in each image, or why nothing could be; one by one after an error."""
         try:
-            return [*self.detector(images)] if images else []
+            detect = in_tiles(self.detector, self.arguments.tiles, self.arguments.overlap)
+            return [*detect(images)] if images else []
         except (ValueError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise

@@ -97,11 +97,16 @@ class AnnotatedImages(Dataset[Sample]):
         rows = slice(self._starts[index], self._starts[index + 1])
         return Sample(
             image=image,
-            boxes_xyxy=torch.from_numpy(self._boxes[rows].copy()),
+            boxes_xyxy=self.boxes(index),
             class_labels=torch.from_numpy(self._labels[rows].copy()),
             image_id=int(self.annotations.image_ids[index]),
             original_size=(height, width),
         )
+
+    def boxes(self, index: int) -> torch.Tensor:
+        """Boxes of the sample of image `index`, without reading it: float32 [n, 4] xyxy, pixels."""
+        rows = slice(self._starts[index], self._starts[index + 1])
+        return torch.from_numpy(self._boxes[rows].copy())
 
     @cached_property
     def ground_truth(self) -> dict[str, Any]:

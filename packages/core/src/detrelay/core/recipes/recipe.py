@@ -34,7 +34,7 @@ Scale = Annotated[float, Interval(ge=0.01)]
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
 # settings that are image sides, and the smallest useful one
 _SIDES = (
-    *("short_sides", "max_size", "crop_short_sides", "crop_range", "jitter_size"),
+    *("short_sides", "max_size", "crop_short_sides", "crop_range", "jitter_size", "tile_size"),
     *("eval_short_side", "eval_max_size"),
 )
 _SMALLEST_SIDE = 8  # pixels
@@ -115,6 +115,11 @@ class DataConfig:
             `TRANSFORMS` or module:Class for a custom one, and its options; empty for flip, then
             crop and resize or jitter, then colours, with the settings above. Omitted options are
             taken from those settings. A mosaic comes before the list.
+        tile_size: side of the overlapping tiles that training images are cut into, pixels; each
+            tile is then an image of its own; 0 for whole images.
+        tile_overlap: minimum share of a tile that the next one shows too.
+        tile_visible: minimum share of a box that a tile must show to keep it.
+        tile_empty: also train on tiles without any box.
         aspect_group: how many consecutive training images are all wide or all high. A value equal
             to `train.batch_size` minimises padding; the order does not depend on the batch size.
         batch_by_shape: batches hold images of similar aspect ratio that share their random size,
@@ -159,6 +164,10 @@ class DataConfig:
     strong_epochs: NonNegative = 0
     color_jitter: Fraction = 0.0
     transforms: tuple[dict[str, Any], ...] = ()
+    tile_size: NonNegative = 0
+    tile_overlap: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    tile_visible: Fraction = 0.3
+    tile_empty: bool = False
     aspect_group: Count = 1
     batch_by_shape: bool = False
     keep_empty: bool = True
@@ -449,7 +458,7 @@ def _check_sizes(data: DataConfig, source: str) -> None:
     for key in _SIDES:
         value = getattr(data, key)
         side = min(value) if isinstance(value, tuple) else value
-        if side < _SMALLEST_SIDE and (side or key != "jitter_size"):
+        if side < _SMALLEST_SIDE and (side or key not in ("jitter_size", "tile_size")):
             raise RecipeError(
                 f"{source}: data.{key} must be at least {_SMALLEST_SIDE} pixels, found {side}"
             )
@@ -463,6 +472,8 @@ def _check_sizes(data: DataConfig, source: str) -> None:
             raise RecipeError(f"{source}: data.{key} must be [minimum, maximum]")
     if data.crop and data.jitter_size:
         raise RecipeError(f"{source}: data.crop and data.jitter_size exclude each other")
+    if data.tile_size and data.train_annotations is None:
+        raise RecipeError(f"{source}: data.tile_size cuts images of data.train_annotations only")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
