@@ -71,9 +71,13 @@ def kept_by_part(recipe: str, size: tuple[int, int]) -> dict[str, float]:
     model = make(recipe)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     inside: list[str] = []
+
+    def leave(*_: object) -> None:  # what a hook returns would replace the output
+        inside.pop()
+
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
-        module.register_forward_hook(lambda *_: inside.pop())
+        module.register_forward_hook(leave)
     seen: dict[int, Tensor] = {}  # the tensors too: an address is not used anew while they live
     kept: Counter[str] = Counter()
 

@@ -21,7 +21,7 @@ def compilations(objects: list[int], **options: bool) -> list[int]:
     model = HEADS["dino"].model(config).train()
     counter = CompileCounter()  # runs the graphs as they are
     model.compile(backend=counter, dynamic=True)
-    pixels = torch.randn(1, 3, 64, 64)
+    pixels = torch.randn(1, 3, 128, 128)
     counts = []
     for number in objects:
         image = torch.zeros(number, dtype=torch.int64)
