@@ -41,9 +41,9 @@ class DenoisingConfig(PassesConfig):
             the released code, where one image with 1,500 objects gets 3,000 (DINO) or 7,500
             (DN-DETR). Beyond it there are fewer groups, and in the end a random choice of targets.
         denoising_padding: round the number of targets of the fullest image up to a power of two;
-            the excess places stay unused. There are then few different numbers of queries, and a
-            compiled model is compiled few times. Where `denoising_groups` is None there are fewer
-            groups than published: 6 instead of 11 for an image with 9 objects.
+            the excess places stay unused. There are then few different numbers of queries to
+            compile a model for. Where `denoising_groups` is None there are fewer groups than
+            published: 6 instead of 11 for an image with 9 objects.
         label_flip_chance: share of queries whose label is redrawn from all classes.
         box_noise_scale: maximum shift of a box side, in half sides.
     """
