@@ -302,6 +302,9 @@ class RecordedProcessor:
     def __init__(self, results: list[ImageResult]) -> None:
         self.results = results
 
+    def normalize_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
     def post_process_object_detection(
         self, output: Tensor, *_: object, **options: object
     ) -> list[ImageResult]:

@@ -35,7 +35,7 @@ def test_flags_of_the_other_commands_are_frozen() -> None:
     assert [field.name for field in dataclasses.fields(predict.Arguments)] == [
         "model", "output", "input", "data", "images", "format", "threshold", "top_k", "classes",
         "nms_iou_threshold", "batch_size", "device", "dtype", "threads", "frame_step",
-        "max_frames", "head", "max_pixels", "allow_outside", "debug",
+        "max_frames", "tiles", "overlap", "head", "max_pixels", "allow_outside", "debug",
     ]  # fmt: skip
     assert [field.name for field in dataclasses.fields(replay.Arguments)] == ["file", "debug"]
 

@@ -107,6 +107,7 @@ def test_pipeline_gives_labelled_boxes(folder: Path, batch_size: int) -> None:
         assert set(result[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
 
 
+@pytest.mark.slow
 def test_one_import_registers_and_needs_neither_evaluation_nor_plotting(folder: Path) -> None:
     code = (
         "import detrelay.heads, sys; from transformers import AutoModelForObjectDetection as A; "

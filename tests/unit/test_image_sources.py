@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import urllib.request
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ def test_floats_are_taken_only_where_allowed() -> None:
 
 
 def test_an_address_is_fetched_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(address: str, timeout: float) -> BytesIO:
-        if address.endswith("none"):
+    def fetch(request: urllib.request.Request, timeout: float) -> BytesIO:
+        if request.full_url.endswith("none"):
             raise OSError("no\nroute")
         return BytesIO(encoded())
 

