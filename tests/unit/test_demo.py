@@ -159,7 +159,7 @@ def test_objects_that_cannot_be_read_are_refused(text: str, message: str) -> Non
 
 
 def test_objects_are_read() -> None:
-    text = "circle 4 2 20 16\n\n cross | x  30 10 12 14"
+    text = "circle, 4, 2, 20, 16\n\n cross | x  30 10 12 14"
     found = read_objects(text, NAMES, (32, 48))
     assert found is not None
     assert found.labels.tolist() == [0, 3]

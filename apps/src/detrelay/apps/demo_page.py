@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,11 +38,15 @@ _THRESHOLD = 0.5
 _MOST_CHOICES = 500
 _BLANK = 64  # side of an image to count stages with, pixels
 _COLUMNS = ["query", "object", "class", "label from", "IoU"]
-_HELP = """Boxes as if the decoder ended with this stage. With objects (one a line: class, left,
+_HELP = """Boxes as if the decoder ended with this stage. With objects (one per line: class, left,
 top, width, height in pixels) the second picture shows which queries learn a label in this stage:
 solid lines are the stage's own matching, dashed ones learn a label that travelled from another
 stage, white ones are the objects."""
 _FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+
+
+# class, left, top, width, height; a class may have spaces and commas of its own
+_OBJECT = re.compile(r"(.+?)" + 4 * r"[\s,]+([^\s,]+)")
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ class Demo:
 def read_objects(text: str, names: list[str], size: tuple[int, int]) -> Objects | None:
     """Objects as they are typed: on each line class, left, top, width, height in pixels.
 
+    Spaces or commas separate them.
+
     Args:
         text: empty where nothing is known.
         names: of the model's classes.
@@ -163,8 +170,9 @@ def read_objects(text: str, names: list[str], size: tuple[int, int]) -> Objects 
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        name, *sides = line.strip().rsplit(maxsplit=4)
+        found = _OBJECT.fullmatch(line.strip())
         try:
+            name, *sides = found.groups() if found else ()
             left, top, width, height = map(float, sides)
         except ValueError:
             raise ValueError(
