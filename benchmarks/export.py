@@ -1,7 +1,7 @@
 """Time of detectors of published size in PyTorch and exported, in one process and in turn.
 
-python benchmarks/export.py --head stageinteractor --folder /tmp/exported --sides 640x640 800x1344
-python benchmarks/export.py --head dino --folder /tmp/exported --batches 1 --threads 2 --profile
+python benchmarks/export.py --head stageinteractor --folder exported --sides 640x640 800x1344
+python benchmarks/export.py --head dino --folder exported --batches 1 --threads 2 --profile
 
 The weights are random, the ResNet-50 and the head as published. Files are written into the folder
 once; a second run reads them. One line for each size, batch and number of threads.
@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.export.comparison import median_seconds
 from detrelay.core.export.runtimes import FORMATS, open_file
 from detrelay.core.export.writing import trace, write_file, write_onnx
 from detrelay.heads import HEADS
@@ -107,14 +107,7 @@ def times(
     for kind in _TIMED.values():
         run = open_file(kind, folder / FORMATS[kind].file, case.threads)
         calls.append(lambda run=run: run(pixels, mask))  # type: ignore[misc]
-    seconds: list[list[float]] = [[] for _ in calls]
-    for number in range(rounds + 1):
-        for call, taken in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            if number:
-                taken.append(time.perf_counter() - start)
-    return [median(taken) for taken in seconds]
+    return median_seconds(calls, rounds)
 
 
 def inputs(case: Case) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,19 +1,16 @@
-"""Memory of a training step by setting, and which part of a detector keeps it for its gradients.
+"""Which part of a detector keeps memory for its gradients in a training step.
 
     python benchmarks/training_memory.py [--height 800 --width 1344]
 
-One image of noise with seven objects, float32, on the CPU. First what each part keeps between the
-forward and the backward pass, in MiB: activations without parameters, storage by storage, each
-counted where it was first kept. Then the largest resident size of a fresh process that does a
-forward pass, losses and gradients, with and without activation checkpointing.
+One image of noise with seven objects, float32, on the CPU: what each part keeps between the forward
+and the backward pass, in MiB: activations without parameters, storage by storage, each counted
+where it was first kept. `detrelay cost` measures the peak of a whole step.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +19,7 @@ from torch import Tensor
 
 from detrelay.apps.build import build_criterion, build_model, find_recipe
 from detrelay.core.data.sample import Category
-from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.engine.memory import peak_memory_mib
 from detrelay.core.structures import Targets
 from detrelay.heads.stageinteractor.mixing import DynamicMixing
 
@@ -104,31 +99,15 @@ def kept_by_part(recipe: str, size: tuple[int, int]) -> dict[str, float]:
     return rows
 
 
-def peak(recipe: str, size: tuple[int, int], is_checkpointed: bool) -> float:
-    """Largest resident size of this process, MiB, after a step."""
-    torch.set_num_threads(1)
-    model = make(recipe)
-    if is_checkpointed:
-        checkpoint_activations(model)
-    step(model, recipe, size).backward()
-    return peak_memory_mib(torch.device("cpu"))
-
-
 def main(arguments: Arguments) -> None:
-    """Print both tables."""
+    """Print a table per recipe."""
     torch.set_num_threads(1)
     size = arguments.height, arguments.width
     print(f"one image of {size[0]} x {size[1]}, torch {torch.__version__}")
-    context = multiprocessing.get_context("spawn")
     for recipe in arguments.recipes:
         print(f"\n{recipe}: MiB kept for the backward pass")
         for part, mib in kept_by_part(recipe, size).items():
             print(f"  {part:28}{mib:8.0f}")
-        for is_checkpointed in (False, True):
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                mib = pool.submit(peak, recipe, size, is_checkpointed).result()
-            name = "with" if is_checkpointed else "without"
-            print(f"  peak, {name + ' checkpointing':22}{mib:8.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 def write_constant(folder: Path, offset: float = 0.0) -> None:
     """An ONNX file whose logits are the mean of the pixels, and whose boxes are alike."""
-    helper, kinds = onnx.helper, onnx.TensorProto
+    helper = onnx.helper
     nodes = [
         helper.make_node("ReduceMean", ["pixel_values"], ["mean"], axes=[1, 2, 3], keepdims=1),
         helper.make_node("Squeeze", ["mean", "last"], ["flat"]),
@@ -43,9 +43,17 @@ def write_constant(folder: Path, offset: float = 0.0) -> None:
         "zero": np.array(0, dtype=np.float32),
         "box": np.array([0.5, 0.5, 0.5, 0.25], dtype=np.float32),
     }
+    _save(nodes, numbers, folder / "model.onnx", opset=17, ir_version=9)
+
+
+def _save(
+    nodes: list[Any], numbers: dict[str, Any], file: Path, *, opset: int, ir_version: int
+) -> None:
+    """Write nodes between the inputs and outputs of a detector."""
+    helper, kinds = onnx.helper, onnx.TensorProto
     graph = helper.make_graph(
         nodes,
-        "constant",
+        "detector",
         [
             helper.make_tensor_value_info("pixel_values", kinds.FLOAT, ["b", 3, "h", "w"]),
             helper.make_tensor_value_info("pixel_mask", kinds.INT64, ["b", "h", "w"]),
@@ -56,8 +64,8 @@ def write_constant(folder: Path, offset: float = 0.0) -> None:
         ],
         [onnx.numpy_helper.from_array(value, name) for name, value in numbers.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, folder / "model.onnx")
+    opsets = [helper.make_opsetid("", opset)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=ir_version), file)
 
 
 def constant_folder(folder: Path, **settings: Any) -> Path:
@@ -74,7 +82,7 @@ def constant_folder(folder: Path, **settings: Any) -> Path:
 
 def write_layers(file: Path) -> None:
     """An ONNX file with a convolution of the backbone and a linear map of a class branch."""
-    helper, kinds = onnx.helper, onnx.TensorProto
+    helper = onnx.helper
     generator = np.random.default_rng(0)
     nodes = [
         helper.make_node("Conv", ["pixel_values", "kernel"], ["maps"], "conv"),
@@ -93,18 +101,4 @@ def write_layers(file: Path) -> None:
         "weight": 0.2 * generator.standard_normal((16, QUERIES * CLASSES), dtype=np.float32),
         "shape": np.array([-1, QUERIES, CLASSES]),
     }
-    graph = helper.make_graph(
-        nodes,
-        "layers",
-        [
-            helper.make_tensor_value_info("pixel_values", kinds.FLOAT, ["b", 3, "h", "w"]),
-            helper.make_tensor_value_info("pixel_mask", kinds.INT64, ["b", "h", "w"]),
-        ],
-        [
-            helper.make_tensor_value_info("logits", kinds.FLOAT, ["b", QUERIES, CLASSES]),
-            helper.make_tensor_value_info("pred_boxes", kinds.FLOAT, ["b", QUERIES, 4]),
-        ],
-        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    onnx.save(model, file)
+    _save(nodes, weights, file, opset=17, ir_version=10)

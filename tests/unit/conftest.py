@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from fixed_model import Fixed
 
 
 @pytest.fixture
@@ -45,6 +49,22 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         shrink_backbone(patch)
         yield write_run(tmp_path_factory.mktemp("run"), small_model())
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Fixed:
+    """A model that knows its answer, in place of whatever a command loads."""
+    from fixed_model import fixed_model
+
+    return fixed_model(monkeypatch)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of three photos."""
+    from fixed_model import write_photos
+
+    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture

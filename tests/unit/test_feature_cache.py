@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from detrelay.core.backbones import ResNetBackbone
@@ -26,21 +24,13 @@ from detrelay.core.engine.logging import read_metrics
 from detrelay.core.recipes.recipe import DataConfig
 from detrelay.heads import HEADS
 from factories import small_head_config
-from tiny_run import final_weights, shrink_backbone, skip_pictures, tiny_run
+from tiny_run import final_weights, tiny_run
 
 FROZEN = ("model.backbone_norm=frozen", "model.backbone_frozen_stages=4")
 CACHED = (*FROZEN, "train.feature_cache_gib=1.0")
 
 
-@pytest.fixture(autouse=True)
-def small_and_silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    shrink_backbone(monkeypatch)
-    skip_pictures(monkeypatch)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_silent")
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ def test_an_address_is_fetched_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) ->
         return BytesIO(encoded())
 
     monkeypatch.setattr(image_sources.urllib.request, "urlopen", fetch)
-    assert torch.equal(pixels_of_any("https://host/a.png"), PIXELS)
+    for address in ("https://host/a.png", "HTTPS://host/a.png"):
+        assert torch.equal(pixels_of_any(address), PIXELS)
     with pytest.raises(ImageError, match=r"cannot fetch image https://host/none: no route"):
         pixels_of_any("https://host/none")
     monkeypatch.setattr(image_sources, "_LARGEST_DOWNLOAD", 10)

@@ -15,17 +15,7 @@ from detrelay.apps import evaluate
 from detrelay.core.data.decode import read_image
 from factories_data import noise_image, write_coco
 from factories_images import image_files, refused_files, saved
-from fixed_model import Fixed, fixed_model, rows, run, write_photos
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Fixed:
-    return fixed_model(monkeypatch)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
+from fixed_model import Fixed, rows, run
 
 
 def test_pixels_are_those_of_training(model: Fixed, tmp_path: Path) -> None:

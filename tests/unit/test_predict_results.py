@@ -16,17 +16,7 @@ from detrelay.apps.detector import Choice, Detector
 from detrelay.apps.writers import WRITERS
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from factories_data import noise_image, write_coco
-from fixed_model import Fixed, fixed_model, rows, run, write_photos
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Fixed:
-    return fixed_model(monkeypatch)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
+from fixed_model import Fixed, rows, run
 
 
 def test_all_formats_say_the_same(

@@ -17,20 +17,10 @@ import numpy as np
 import pytest
 
 from factories_data import noise_image, write_coco
-from fixed_model import Fixed, fixed_model, rows, run, write_photos
+from fixed_model import Fixed, rows, run
 
 av = pytest.importorskip("av", reason="videos need PyAV (the extra `video`)")
 WIDTH, HEIGHT, RATE = 48, 32, 10
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Fixed:
-    return fixed_model(monkeypatch)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture

@@ -49,6 +49,18 @@ def read_arguments(kind: type[_Arguments]) -> _Arguments:
     return tyro.cli(kind)
 
 
+def require_positive(arguments: object, *options: str) -> None:
+    """Refuse options below 1; None stands for an option that is not given.
+
+    Raises:
+        ValueError: names the option and what was found.
+    """
+    for option in options:
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, found {value}")
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Exit the process with the code that `main` returns; no exception escapes.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, read_arguments, run
+from detrelay.apps.console import Debug, read_arguments, require_positive, run
 
 if TYPE_CHECKING:
     from detrelay.core.detector.model import DetectorForObjectDetection
@@ -93,11 +93,7 @@ class Cost:
 
 def cost(arguments: Arguments) -> int:
     """Measure, print and write; returns the exit code."""
-    for name in ("height", "width", "batch_size", "classes", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be at least 1, found {getattr(arguments, name)}"
-            )
+    require_positive(arguments, "height", "width", "batch_size", "classes", "repeats")
     if not arguments.study:
         raise ValueError("name a study or a recipe, such as table6_coco")
     recipes = recipes_of(arguments)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, read_arguments, run
+from detrelay.apps.console import Debug, read_arguments, require_positive, run
 from detrelay.core.data.formats import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -73,10 +73,7 @@ def evaluate(arguments: Arguments) -> int:
     """Print the figures, write the requested files; returns the exit code."""
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("name either --model or --predictions")
-    if arguments.max_detections is not None and arguments.max_detections < 1:
-        raise ValueError(f"--max-detections must be at least 1, found {arguments.max_detections}")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, found {arguments.batch_size}")
+    require_positive(arguments, "max_detections", "batch_size")
     if arguments.predictions is not None:
         if arguments.detections is not None:
             raise ValueError("--detections writes what a model finds; it needs --model")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, read_arguments, run
+from detrelay.apps.console import Debug, read_arguments, require_positive, run
 
 if TYPE_CHECKING:
     from detrelay.core.export.report import Bounds
@@ -111,9 +111,7 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"--precision {precision} needs --data: AP on it is what bounds the loss")
     if (arguments.calibration is None) == (precision == "int8"):
         raise ValueError("--precision int8 and --calibration go together; name both or neither")
-    if arguments.calibration_images < 1:
-        found = arguments.calibration_images
-        raise ValueError(f"--calibration-images must be at least 1, found {found}")
+    require_positive(arguments, "calibration_images")
     from detrelay.core.export.runtimes import find_format, packages_of, require
 
     kind = find_format(arguments.format)

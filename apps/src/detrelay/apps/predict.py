@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, is_out_of_memory, read_arguments, run
+from detrelay.apps.console import Debug, is_out_of_memory, read_arguments, require_positive, run
 from detrelay.apps.sources import open_source
 from detrelay.apps.sources.dataset import open_dataset
 from detrelay.apps.sources.item import FrameChoice, Input, Source, Wanted
@@ -124,10 +124,9 @@ def _check(arguments: Arguments) -> None:
     for name, value in (("--threshold", arguments.threshold), ("--nms-iou-threshold", overlap)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, found {value}")
-    for option in ("top_k", "batch_size", "threads", "frame_step", "max_frames", "max_pixels"):
-        number = getattr(arguments, option)
-        if number is not None and number < 1:
-            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, found {number}")
+    require_positive(
+        *(arguments, "top_k", "batch_size", "threads", "frame_step", "max_frames", "max_pixels")
+    )
     for name in arguments.format:
         if name not in WRITERS:
             raise ValueError(f"--format: {unknown_name('format', name, WRITERS)}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from detrelay.apps.console import Debug, read_arguments, run
+from detrelay.apps.console import Debug, read_arguments, require_positive, run
 
 if TYPE_CHECKING:
     from detrelay.core.data.coco import AnnotatedImages
@@ -54,10 +54,7 @@ class Arguments:
 
 def report(arguments: Arguments) -> int:
     """Run the model, analyse its stages, write the page; returns the exit code."""
-    for name in ("max_detections", "batch_size", "num_images"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+    require_positive(arguments, "max_detections", "batch_size", "num_images")
     if arguments.gallery < 0:
         raise ValueError(f"--gallery must be at least 0, found {arguments.gallery}")
 

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 import tyro
 
 from detrelay.apps.compare import Backend, FinishedRun, read_run, write_comparison
-from detrelay.apps.console import Debug, read_arguments, run
+from detrelay.apps.console import Debug, read_arguments, require_positive, run
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.atomic_folder import write_text
 from detrelay.core.errors import nearest, unknown_name
@@ -118,8 +118,7 @@ class Job:
 
 def study(arguments: Arguments) -> int:
     """Train what is not finished, compare; returns the exit code."""
-    if arguments.parallel < 1:
-        raise ValueError(f"--parallel must be at least 1, found {arguments.parallel}")
+    require_positive(arguments, "parallel")
     plan = plan_of(arguments)
     jobs = make_jobs(plan, arguments)
     check(jobs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from detrelay.apps.sources import addresses, files, lists, video
 from detrelay.apps.sources.item import FrameChoice, Source, Wanted
+from detrelay.core.data.addresses import is_address
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ SOURCES = {
     "camera": SourceKind(video.is_camera, video.open_camera, has_frames=True),
     "stream": SourceKind(video.is_stream, video.open_stream, has_frames=True),
     "video": SourceKind(video.is_video, video.open_video, has_frames=True),
-    "address": SourceKind(addresses.is_address, addresses.open_address),
+    "address": SourceKind(is_address, addresses.open_address),
     "list": SourceKind(lists.is_list, lists.open_list),
     "files": SourceKind(lambda place: True, files.open_files),
 }

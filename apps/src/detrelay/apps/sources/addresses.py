@@ -10,13 +10,6 @@ from detrelay.core.data.addresses import without_password
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCHEMES = ("http://", "https://")
-
-
-def is_address(place: str) -> bool:
-    """Whether a text is an http or https address."""
-    return place.lower().startswith(_SCHEMES)
-
 
 def open_address(wanted: Wanted) -> Source:
     """The image at an address."""

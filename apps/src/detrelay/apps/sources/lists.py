@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from detrelay.apps.sources.addresses import address_input, is_address
+from detrelay.apps.sources.addresses import address_input
 from detrelay.apps.sources.item import Input, Source, Wanted, file_input
+from detrelay.core.data.addresses import is_address
 from detrelay.core.errors import DataError, one_line
 from detrelay.core.plain_file import refuse_endless
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from detrelay.apps.sources.addresses import is_address
 from detrelay.apps.sources.item import (
     Frame,
     FrameChoice,
@@ -19,7 +18,7 @@ from detrelay.apps.sources.item import (
     Source,
     Wanted,
 )
-from detrelay.core.data.addresses import without_password
+from detrelay.core.data.addresses import is_address, without_password
 from detrelay.core.errors import DataError, one_line
 
 if TYPE_CHECKING:

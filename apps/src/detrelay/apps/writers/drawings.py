@@ -34,6 +34,7 @@ class DrawingsWriter:
         from torchvision.transforms.v2 import functional as tv_functional
 
         from detrelay.apps.drawing import draw_boxes
+        from detrelay.core.engine.atomic_folder import written_aside
 
         drawn = draw_boxes(
             seen.pixels,
@@ -49,9 +50,8 @@ class DrawingsWriter:
                 self.videos[name] = VideoFile(self.output / f"{name}.mp4", drawn)
             self.videos[name].add(drawn, item.frame.time)
         elif target is not None:
-            aside = target.with_name(f".{target.name}.partial")
-            tv_functional.to_pil_image(drawn).save(aside, "PNG")
-            aside.replace(target)
+            with written_aside(target) as aside:
+                tv_functional.to_pil_image(drawn).save(aside, "PNG")
 
     def close(self, *, complete: bool) -> None:
         """End the videos, which can be played in any case."""

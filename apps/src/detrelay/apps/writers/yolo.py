@@ -30,6 +30,8 @@ class YoloWriter:
 
     def add(self, seen: Seen) -> None:
         """Write the file of an image."""
+        from detrelay.core.engine.atomic_folder import write_text
+
         height, width = seen.size
         lines = []
         for one in seen.found:
@@ -42,7 +44,7 @@ class YoloWriter:
                 one.score,
             )
             lines.append(f"{one.index} " + " ".join(f"{value:.6f}" for value in values) + "\n")
-        self.target(self.output, seen.item).write_text("".join(lines), encoding="utf-8")
+        write_text(self.target(self.output, seen.item), "".join(lines))
 
     def close(self, *, complete: bool) -> None:
         """Nothing is left open."""

@@ -1,4 +1,4 @@
-"""Addresses that hold a name and a password."""
+"""Addresses of images, which may hold a name and a password."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import re
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request
 
+_SCHEMES = ("http://", "https://")
 _NAME_AND_PASSWORD = re.compile(r"(?<=://)[^/?#]*@")
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an http or https address."""
+    return text.lower().startswith(_SCHEMES)
 
 
 def without_password(address: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detrelay.core.data.addresses import request_of, without_password
+from detrelay.core.data.addresses import is_address, request_of, without_password
 from detrelay.core.data.decode import (
     MAX_PIXELS,
     ImageError,
@@ -93,7 +93,7 @@ def _file_or_content(source: str | os.PathLike[str]) -> str | os.PathLike[str] |
     """A path as it is, or the content of an address or a base64 text."""
     if not isinstance(source, str) or os.path.exists(source):
         return source
-    if source.startswith(("http://", "https://")):
+    if is_address(source):
         return _download(source)
     text = source.partition(",")[2] if source.startswith("data:image/") else source
     if len(text) < _MIN_BASE64:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.ops import box_iou
 
+from detrelay.core.boxes import area, intersection, iou
 from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.geometry import cut
 from detrelay.core.data.sample import Sample
@@ -130,11 +130,10 @@ class TiledImages(Dataset[Sample]):
 
 def shown(boxes_xyxy: Tensor, window: Window, visible: float) -> Tensor:
     """Which boxes [n, 4] a tile shows by at least that share of their area, bool [n]."""
-    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    start = boxes_xyxy.new_tensor([window.left, window.top])
-    end = start + boxes_xyxy.new_tensor([window.width, window.height])
-    seen = (torch.minimum(high, end) - torch.maximum(low, start)).clamp(min=0).prod(1)
-    return (seen > 0) & (seen >= visible * (high - low).prod(1))
+    right, bottom = window.left + window.width, window.top + window.height
+    tile = boxes_xyxy.new_tensor([window.left, window.top, right, bottom])
+    seen = intersection(boxes_xyxy, tile)
+    return (seen > 0) & (seen >= visible * area(boxes_xyxy))
 
 
 def merge(
@@ -191,12 +190,9 @@ def _cut_off(boxes: Tensor, tile: Window, shape: tuple[int, int]) -> Tensor:
 
 def _distinct(boxes: Tensor, pieces: Tensor, iou_threshold: float) -> Tensor:
     """Rows of boxes, best first, that repeat no better one."""
-    overlap = box_iou(boxes, boxes)
-    areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
-    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    covered = (high - low).clamp(min=0).prod(2) / areas.clamp(min=1e-6)[None]
-    repeats = (overlap > iou_threshold) | ((covered > _COVERED) & pieces[None])
+    rows, columns = boxes[:, None], boxes[None]
+    covered = intersection(rows, columns) / area(boxes).clamp(min=1e-6)[None]
+    repeats = (iou(rows, columns) > iou_threshold) | ((covered > _COVERED) & pieces[None])
     gone = torch.zeros(len(boxes), dtype=torch.bool)
     kept = []
     for row in range(len(boxes)):

@@ -212,15 +212,7 @@ class DetectorForObjectDetection(PreTrainedModel):
             ValueError: shapes that do not fit together, an image without a real pixel, invalid
                 targets, or objects in both formats.
         """
-        if feature_maps is None:
-            if pixel_values is None:
-                raise ValueError("expected pixel_values, or feature_maps with their pixel_mask")
-            check_input(pixel_values, pixel_mask)
-            if pixel_mask is None:
-                batch, _, height, width = pixel_values.shape
-                pixel_mask = pixel_values.new_ones((batch, height, width), dtype=torch.bool)
-        elif pixel_mask is None:
-            raise ValueError("feature_maps need the pixel_mask of their images")
+        pixel_mask = _checked_mask(pixel_values, pixel_mask, feature_maps)
         if labels is not None:
             if targets is not None:
                 raise ValueError("objects are given twice, as targets and as labels; pass only one")
@@ -267,3 +259,20 @@ class DetectorForObjectDetection(PreTrainedModel):
         with torch.autocast(groups[0].stages[0].logits.device.type, enabled=False):
             result = self.loss_function(groups, targets, image_ids)
         return result.total, result.losses
+
+
+def _checked_mask(
+    pixel_values: Tensor | None, pixel_mask: Tensor | None, feature_maps: Sequence[Tensor] | None
+) -> Tensor:
+    """The mask of the images, after a check that pixels or maps can be used."""
+    if feature_maps is not None:
+        if pixel_mask is None:
+            raise ValueError("feature_maps need the pixel_mask of their images")
+        return pixel_mask
+    if pixel_values is None:
+        raise ValueError("expected pixel_values, or feature_maps with their pixel_mask")
+    check_input(pixel_values, pixel_mask)
+    if pixel_mask is not None:
+        return pixel_mask
+    batch, _, height, width = pixel_values.shape
+    return pixel_values.new_ones((batch, height, width), dtype=torch.bool)

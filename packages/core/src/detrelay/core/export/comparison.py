@@ -113,17 +113,23 @@ def measure(
             lambda: _original(model, pixels, mask),
             lambda: run(pixels, mask),
         ]
-        seconds: list[list[float]] = [[], []]
-        for number in range(rounds + 1):
-            for call, taken in zip(both, seconds, strict=True):
-                start = time.perf_counter()
-                call()
-                if number:
-                    taken.append(time.perf_counter() - start)
+        ours, theirs = median_seconds(both, rounds)
     finally:
         torch.set_num_threads(threads)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return Times(*shape, median(seconds[0]), median(seconds[1]), rounds, load)
+    return Times(*shape, ours, theirs, rounds, load)
+
+
+def median_seconds(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """The median time of each call, all in turns, after one round that does not count."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds + 1):
+        for call, taken in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            if number:
+                taken.append(time.perf_counter() - start)
+    return [median(taken) for taken in seconds]
 
 
 def _original(

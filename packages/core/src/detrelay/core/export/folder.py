@@ -77,16 +77,16 @@ def export_detector(
         processor.save_pretrained(aside)
         report = _report(model, aside, particular, bounds, measure_ap, trials)
         report.write(aside)
+        sync(aside)
         if beyond := "; ".join(report.refusals()):
-            kept = output.with_name(f"{output.name}.refused")
+            end = "--keep-refused keeps it for a look"
             if keep_refused:
-                sync(aside)
+                kept = output.with_name(f"{output.name}.refused")
                 replace(aside, kept)
-            end = f"kept as {kept}" if keep_refused else "--keep-refused keeps it for a look"
+                end = f"kept as {kept}"
             raise ExportRefused(
                 f"{output}: not written, since {kind.file} differs from its model: {beyond}; {end}"
             )
-        sync(aside)
         replace(aside, output)
     finally:
         if aside.exists():
