@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import detrelay.apps.publish as publish_app
-from detrelay.core.hub.calls import HubError
 
 
 def test_rehearsal_prints_and_asks_nothing(
@@ -24,7 +23,7 @@ def test_rehearsal_prints_and_asks_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repo_id": "a/b/c"}, "expected a name on the Hub, USER/MODEL"),
+        ({"repo_id": "a/b/c"}, "Repo id must be in the form"),
         ({"tag": "main"}, "tag 'main': would hide the branch"),
         ({"license": "MIT or so"}, "licence 'MIT or so': expected its identifier on the Hub"),
         ({"license": "x\ny: ["}, r"licence 'x\\ny: \['"),
@@ -32,5 +31,5 @@ def test_rehearsal_prints_and_asks_nothing(
 )
 def test_rehearsal_refuses_names_too(options: dict[str, str], message: str, folder: Path) -> None:
     arguments = {"folder": folder, "repo_id": "tess/shapes", "dry_run": True, **options}
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(ValueError, match=message):
         publish_app.publish(publish_app.Arguments(**arguments))  # type: ignore[arg-type]

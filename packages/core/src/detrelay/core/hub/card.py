@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.errors import one_line
+from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.citations import citations
 
 PICTURE = "predictions.png"
@@ -26,6 +27,7 @@ _UNKNOWN = "unknown"
 _LICENSE_OF_OURS = "apache-2.0"
 # folder names that say nothing about the data in them
 _PLAIN_FOLDERS = frozenset({"annotations", "images", "data", "."})
+_ANNOTATION_FILES = (".json", ".yaml", ".csv", ".xml", ".parquet")
 _METRIC_TYPES = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
 
 
@@ -48,6 +50,11 @@ class CardFacts:
     license: str
 
     @property
+    def head(self) -> str:
+        """Name of the head."""
+        return str(self.model.config.model_type.removeprefix("detrelay_"))
+
+    @property
     def recipe(self) -> Mapping[str, Any]:
         """The training recipe; empty if unknown."""
         return self.training.get("recipe") or {}
@@ -64,10 +71,53 @@ class CardFacts:
         return self.training.get("converted") or {}
 
     @property
+    def measured(self) -> Mapping[str, Any]:
+        """What the evaluation of these weights found; empty if unknown."""
+        return self.training.get("measured") or {}
+
+    @property
     def stats(self) -> Mapping[str, float]:
         """The COCO figures that could be measured, as fractions."""
-        stats = (self.training.get("measured") or {}).get("stats") or {}
+        stats = self.measured.get("stats") or {}
         return {name: value for name, value in stats.items() if value >= 0}
+
+    @property
+    def dataset(self) -> str | None:
+        """A name for the data: that of the folder that holds the evaluated file."""
+        data = self.recipe.get("data")
+        if not data:
+            return None
+        file = data.get("val_annotations") or data.get("train_annotations")
+        if file is None:
+            return "shapes drawn by detrelay"
+        parts = PurePath(file).parts
+        is_file = PurePath(file).suffix in _ANNOTATION_FILES
+        folders = [part for part in parts[: -1 if is_file else None] if part not in _PLAIN_FOLDERS]
+        return folders[-1] if folders else PurePath(file).stem
+
+    @property
+    def split(self) -> str | None:
+        """Name of the evaluated file; None if unknown."""
+        file = (self.recipe.get("data") or {}).get("val_annotations")
+        return None if file is None else PurePath(file).stem
+
+    @property
+    def start(self) -> str:
+        """The weights that training started from, as markdown."""
+        if self.training.get("init"):
+            return f"weights of {_code(self.training['init'])}"
+        weights = (self.recipe.get("train") or {}).get("backbone_weights")
+        known = {"none": "random weights", "imagenet": "torchvision's ImageNet backbone"}
+        return _UNKNOWN if weights is None else known.get(weights, f"backbone {_code(weights)}")
+
+    @property
+    def speed(self) -> Mapping[str, Any]:
+        """Measured speeds; empty if there are none."""
+        file = self.folder / SPEED
+        speeds = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not isinstance(speeds, dict):
+            raise ValueError(f"{file}: expected a JSON object of measured speeds")
+        return speeds
 
 
 def build_card(repo_id: str, facts: CardFacts) -> str:
@@ -79,19 +129,14 @@ def build_card(repo_id: str, facts: CardFacts) -> str:
     """
     text = _template().render(
         repo_id=repo_id,
-        head=_head(facts),
-        config=facts.model.config,
-        parameters=sum(parameter.numel() for parameter in facts.model.parameters()),
         facts=facts,
+        config=facts.model.config,
         training=facts.training,
-        versions=[f"{name} {v}" for name, v in (facts.training.get("versions") or {}).items()],
-        measured=facts.training.get("measured") or {},
-        train=facts.recipe.get("train") or {},
         converted=facts.converted,
-        dataset=_dataset(facts),
-        split=_split(facts),
-        start=_start(facts),
-        speed=_speed(facts),
+        measured=facts.measured,
+        train=facts.recipe.get("train") or {},
+        parameters=sum(parameter.numel() for parameter in facts.model.parameters()),
+        versions=[f"{name} {v}" for name, v in (facts.training.get("versions") or {}).items()],
         picture=PICTURE if (facts.folder / PICTURE).is_file() else None,
         citations=citations(
             facts.model.config.model_type,
@@ -130,25 +175,20 @@ def default_license(training: Mapping[str, Any]) -> str:
 
 
 def check_card(text: str, source: str) -> None:
-    """Reject a card that the Hub would reject.
+    """Reject a card whose metadata cannot be read or name no licence; the Hub checks the rest.
 
     Raises:
-        ValueError: no metadata, unreadable metadata, or a figure that is not a number.
+        HubError: names `source` and what is wrong.
     """
-    if not re.match(r"\s*---\r?\n", text):
-        raise ValueError(f"{source}: has no metadata; it must begin with a YAML block between ---")
     try:
-        data: Any = ModelCard(text).data
+        license = ModelCard(text).data.get("license")
     except Exception as error:  # from the YAML parser or the model-index reader
-        raise ValueError(f"{source}: its metadata cannot be read ({one_line(error)})") from error
-    if not isinstance(data.license, str):
-        raise ValueError(f"{source}: its metadata must name a licence (`license: apache-2.0`)")
-    for result in data.eval_results or []:
-        value = result.metric_value
-        if not isinstance(value, int | float | str) or value != value:
-            raise ValueError(
-                f"{source}: metric {result.metric_type} must be a number, found {value!r}"
-            )
+        raise HubError(f"{source}: its metadata cannot be read ({one_line(error)})") from error
+    if not isinstance(license, str):
+        raise HubError(
+            f"{source}: must begin with metadata between lines of ---, which name a licence "
+            f"(`license: apache-2.0`)"
+        )
 
 
 def median_speed(metrics: Path) -> float | None:
@@ -159,7 +199,7 @@ def median_speed(metrics: Path) -> float | None:
 
 
 def _metadata(repo_id: str, facts: CardFacts) -> ModelCardData:
-    dataset = _dataset(facts)
+    dataset = facts.dataset
     results = None
     if dataset is not None and facts.stats:
         results = [
@@ -168,67 +208,22 @@ def _metadata(repo_id: str, facts: CardFacts) -> ModelCardData:
                 task_name="Object detection",
                 dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-"),
                 dataset_name=dataset,
-                dataset_split=_split(facts),
+                dataset_split=facts.split,
                 metric_type=_METRIC_TYPES.get(name, name.lower()),
                 metric_name=name,
                 metric_value=round(value, 4),
             )
             for name, value in facts.stats.items()
         ]
-    tags = ["detrelay", "detr", _head(facts), facts.assigner]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="object-detection",
         license=facts.license,
-        tags=[tag for tag in tags if tag is not None],
+        tags=["detrelay", "detr", facts.head, *([facts.assigner] if facts.assigner else [])],
         metrics=["map"] if results else None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=results,
     )
-
-
-def _speed(facts: CardFacts) -> dict[str, Any]:
-    file = facts.folder / SPEED
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: expected a JSON object of measured speeds ({error})") from error
-
-
-def _head(facts: CardFacts) -> str:
-    return str(facts.model.config.model_type.removeprefix("detrelay_"))
-
-
-_ANNOTATION_FILES = (".json", ".yaml", ".csv", ".xml", ".parquet")
-
-
-def _dataset(facts: CardFacts) -> str | None:
-    """A name for the data: that of the folder that holds the evaluated file."""
-    data = facts.recipe.get("data")
-    if not data:
-        return None
-    file = data.get("val_annotations") or data.get("train_annotations")
-    if file is None:
-        return "shapes drawn by detrelay"
-    parts = PurePath(file).parts
-    is_file = PurePath(file).suffix in _ANNOTATION_FILES
-    folders = [part for part in parts[: -1 if is_file else None] if part not in _PLAIN_FOLDERS]
-    return folders[-1] if folders else PurePath(file).stem
-
-
-def _split(facts: CardFacts) -> str | None:
-    file = (facts.recipe.get("data") or {}).get("val_annotations")
-    return None if file is None else PurePath(file).stem
-
-
-def _start(facts: CardFacts) -> str:
-    if facts.training.get("init"):
-        return f"weights of {_code(facts.training['init'])}"
-    weights = (facts.recipe.get("train") or {}).get("backbone_weights")
-    known = {"none": "random weights", "imagenet": "torchvision's ImageNet backbone"}
-    return _UNKNOWN if weights is None else known.get(weights, f"backbone {_code(weights)}")
 
 
 def _table(rows: Iterable[tuple[str, str]], left: str, right: str) -> str:

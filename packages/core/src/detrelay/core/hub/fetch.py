@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 
-from detrelay.core.hub.calls import CALL_ERRORS, HubError, explain, patiently
+from detrelay.core.hub.calls import HubError, ask
 
 _REPOSITORY = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./+-]+))?")
 
@@ -57,26 +57,21 @@ def fetch_verified(
     Raises:
         HubError: it cannot be downloaded, or a file is damaged; names the file.
     """
-    try:
-        folder = Path(
-            patiently(
-                lambda: snapshot_download(
-                    repo_id,
-                    revision=revision,
-                    cache_dir=cache,
-                    token=api.token,
-                    endpoint=api.endpoint,
-                ),
-                reachable=reachable,
-            )
+    what = f"{repo_id}: cannot be downloaded"
+
+    def download() -> str:
+        return snapshot_download(
+            repo_id, revision=revision, cache_dir=cache, token=api.token, endpoint=api.endpoint
         )
-        if is_offline_mode():  # it was verified when it was downloaded
-            return folder
-        found = patiently(
-            lambda: api.verify_repo_checksums(repo_id, revision=folder.name, local_dir=folder)
-        )
-    except CALL_ERRORS as error:
-        raise HubError(f"{repo_id}: cannot be downloaded: {explain(error, api)}") from error
+
+    folder = Path(ask(api, what, download, reachable=reachable))
+    if is_offline_mode():  # it was verified when it was downloaded
+        return folder
+    found = ask(
+        api,
+        what,
+        lambda: api.verify_repo_checksums(repo_id, revision=folder.name, local_dir=folder),
+    )
     for entry in found.mismatches:
         file = (folder / entry["path"]).resolve()
         raise HubError(

@@ -1,4 +1,4 @@
-"""Prepare a model folder for upload: copied, completed, loaded and run."""
+"""Prepare a model folder for upload: loaded, run, saved again and completed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
@@ -29,14 +28,14 @@ from detrelay.core.hub.card import (
     default_license,
     median_speed,
 )
-from detrelay.core.hub.shim import SHIM, write_shim
+from detrelay.core.hub.shim import SHIM, add_shim
 
-_NEEDED = ("config.json", "preprocessor_config.json", run_folder.RECORD)
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-# other files of a model folder, apart from pictures for its card and the shards of its index
-_OTHERS = frozenset({"README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", SHIM, SPEED})
-_PICTURES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 CARD = "README.md"
+_NEEDED = ("config.json", "preprocessor_config.json", run_folder.RECORD)
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+# what is copied, apart from pictures for the card
+_TEXTS = frozenset({CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", SPEED})
+_PICTURES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 _PROBE_SIZE = (96, 128)
 
 
@@ -58,49 +57,50 @@ class CheckedFolder:
 
     @property
     def files(self) -> list[str]:
-        """Paths of the files, relative to the folder."""
-        found = (path for path in self.folder.rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+        """Names of the files."""
+        return sorted(path.name for path in self.folder.iterdir())
 
 
 def complete_folder(source: Path, target: Path, repo_id: str, license: str | None) -> CheckedFolder:
-    """Copy a saved model, add what is missing for the Hub, and try it.
+    """Load a saved model, try it, and save it again with what is missing for the Hub.
 
-    Hidden files are skipped; anything else that a model does not need is rejected, whatever its
-    name. The shim is added, as are a card, if the folder has no README.md, and the picture of the
-    run, if there is one. The source is not changed.
+    Settings and weights are written from the loaded model, so that nothing else is uploaded under
+    their names. Texts and pictures are copied. Hidden files are skipped; any other file is
+    rejected. The shim is added, as are a card, if the folder has no README.md, and the picture of
+    the run, if there is one. The source is not changed.
 
     Args:
         source: a folder as training writes it, such as `best` of a run.
-        target: where the copy goes; must not exist.
+        target: the new folder; must not exist.
         repo_id: name on the Hub, "user/model", for the card.
         license: identifier of the weights' licence, for the card; None for `default_license`.
 
     Raises:
         HubError: a file is missing, damaged or not to be published, or the model does not run.
     """
-    training = _check_files(source)
-    target.mkdir()
-    for path in _shown(source):
-        shutil.copyfile(path, target / path.name)
-    model, processor = load_folder(target, str(source))
+    extras = _extras(source)
+    training = _facts(source)
+    model, processor = load_folder(source, str(source))
     logits, boxes = run_once(model, processor, str(source))
-    write_shim(target, model, processor)
+    target.mkdir()
+    add_shim(target, model, processor)
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    shutil.copyfile(source / run_folder.RECORD, target / run_folder.RECORD)
+    for path in extras:
+        _copy(path, target / path.name)
     _add_picture(source.resolve().parent, training, target)
     card = target / CARD
-    try:
-        if not card.is_file():
-            speed = median_speed(source.resolve().parent / run_folder.METRICS)
-            license = license or default_license(training)
-            facts = CardFacts(model, training, target, speed, license)
+    if not card.is_file():
+        speed = median_speed(source.resolve().parent / run_folder.METRICS)
+        facts = CardFacts(model, training, target, speed, license or default_license(training))
+        try:
             card.write_text(build_card(repo_id, facts), encoding="utf-8")
-        check_card(card.read_text(encoding="utf-8"), str(source / CARD))
-    except (ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
-        raise HubError(
-            f"{source}: no card can be made of training.json ({one_line(error)})"
-            if not isinstance(error, ValueError)
-            else one_line(error)
-        ) from error
+        except Exception as error:  # of the template, or of facts of any shape
+            raise HubError(
+                f"{source}: no card can be made of training.json ({one_line(error)})"
+            ) from error
+    check_card(card.read_text(encoding="utf-8"), str(source / CARD))
     return CheckedFolder(target, dict(model.state_dict()), logits, boxes)
 
 
@@ -134,13 +134,9 @@ def load_folder(
                 f"{name}: its weights are not those of its config; {len(keys)} "
                 f"{kind.replace('_', ' ')}, such as {keys[0]}"
             )
-    if not isinstance(model, DetectorForObjectDetection):
-        raise HubError(f"{name}: holds a {type(model).__name__}, not a detector of this project")
-    if not isinstance(processor, DetrelayImageProcessor):
-        raise HubError(
-            f"{name}: its image processor is a {type(processor).__name__}, not a "
-            f"DetrelayImageProcessor"
-        )
+    for part, expected in (model, DetectorForObjectDetection), (processor, DetrelayImageProcessor):
+        if not isinstance(part, expected):
+            raise HubError(f"{name}: holds a {type(part).__name__}, not a {expected.__name__}")
     return model.eval(), processor
 
 
@@ -163,77 +159,60 @@ def run_once(
     return output.logits, output.pred_boxes
 
 
-def _check_files(folder: Path) -> Mapping[str, Any]:
-    """The content of training.json, if all files exist and may be published."""
+def _facts(folder: Path) -> Mapping[str, Any]:
+    """The content of training.json."""
+    file = folder / run_folder.RECORD
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise HubError(f"{file}: not JSON ({one_line(error)})") from error
+    if not isinstance(facts, dict):
+        raise HubError(f"{file}: expected an object with facts of the training")
+    return facts
+
+
+def _extras(folder: Path) -> list[Path]:
+    """The files that are uploaded as they are; rejects what a model does not need."""
     for name in _NEEDED:
         if not (folder / name).is_file():
-            inside = folder / run_folder.BEST
-            hint = f"; did you mean {inside}?" if (inside / name).is_file() else ""
-            if not hint and name == run_folder.RECORD:
+            best = folder / run_folder.BEST
+            hint = f"; did you mean {best}?" if best.is_dir() else ""
+            if name == run_folder.RECORD:
                 hint = " (facts of the training as a JSON object; {} if nothing is known)"
             raise HubError(
                 f"{folder}: no published model can be made of it, it has no {name}{hint}"
             )
-    weights, index = ((folder / name).is_file() for name in (_WEIGHTS, _INDEX))
-    if weights == index:
-        found = "both" if weights else "neither"
-        raise HubError(f"{folder}: expected {_WEIGHTS} or {_INDEX} with its shards, found {found}")
-    contents = {path.name: _content(path) for path in _shown(folder) if path.name != _INDEX}
-    shards = set() if weights else _shards(folder / _INDEX)
-    for name in contents:
-        known = {*_NEEDED, *_OTHERS, *(shards or {_WEIGHTS})}
-        if name not in known and Path(name).suffix.lower() not in _PICTURES:
-            raise HubError(
-                f"{folder / name}: pickles are not published, nor is anything else that a model "
-                f"does not need; move it away"
-            )
-    training = contents[run_folder.RECORD]
-    if not isinstance(training, dict):
-        raise HubError(
-            f"{folder / run_folder.RECORD}: expected an object with facts of the training"
-        )
-    return training
-
-
-def _shown(folder: Path) -> list[Path]:
-    """The visible files of a folder; folders and links in it are rejected."""
-    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    for path in found:
+    extras = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
         if path.is_symlink() or not path.is_file():
             raise HubError(
                 f"{path}: a model folder holds plain files only, no folders and no links; move it "
                 f"away"
             )
-    return found
+        if path.name in _TEXTS or path.suffix.lower() in _PICTURES:
+            extras.append(path)
+        elif path.name not in (*_NEEDED, SHIM) and not path.name.endswith(_WEIGHTS):
+            raise HubError(
+                f"{path}: pickles are not published, nor is anything else that a model does not "
+                f"need; move it away"
+            )
+    return extras
 
 
-def _content(path: Path) -> Any:
-    """The content of a file, read as far as needed to check that it matches its name.
-
-    Weights are read when the model is loaded; the shim is rewritten.
-    """
-    suffix = path.suffix.lower()
+def _copy(path: Path, target: Path) -> None:
+    """Copy a text or a picture that is what its name says."""
+    kind = _PICTURES.get(path.suffix.lower())
     try:
-        if suffix == ".json":
-            return json.loads(path.read_text(encoding="utf-8"))
-        if suffix in _PICTURES:
-            with Image.open(path, formats=[_PICTURES[suffix]]) as picture:
-                picture.verify()
-        elif path.name in _OTHERS:
+        if kind is None:
             path.read_text(encoding="utf-8")
-    except (ValueError, OSError, SyntaxError, RecursionError) as error:
-        kind = suffix.removeprefix(".") or "text"
-        raise HubError(f"{path}: not {kind} ({one_line(error)})") from error
-    return None
-
-
-def _shards(index: Path) -> set[str]:
-    """The files that an index of weights lists, and the index."""
-    files = _content(index)
-    try:
-        return {_INDEX, *files["weight_map"].values()}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise HubError(f"{index}: not an index of weights (it has no weight_map)") from error
+        else:
+            with Image.open(path, formats=[kind]) as picture:
+                picture.verify()
+    except (ValueError, OSError, SyntaxError) as error:
+        raise HubError(f"{path}: not {kind or 'text'} ({one_line(error)})") from error
+    shutil.copyfile(path, target)
 
 
 def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
@@ -244,5 +223,4 @@ def _add_picture(run: Path, training: Mapping[str, Any], target: Path) -> None:
     if type(epoch) is not int or picture.is_symlink() or not picture.is_file():
         return
     if not (target / PICTURE).exists():
-        _content(picture)
-        shutil.copyfile(picture, target / PICTURE)
+        _copy(picture, target / PICTURE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,12 +28,12 @@ __all__ = {names}
 '''
 
 
-def write_shim(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
-    """Add the shim to a saved model and name it in its two configs.
+def add_shim(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+    """Write the shim into a folder, and let both settings name it when they are saved.
 
     Args:
-        folder: contains config.json and preprocessor_config.json.
-        model: the model in the folder; the shim imports its class and that of its config.
+        folder: will hold the saved model.
+        model: the shim imports its class and that of its config.
         processor: its image processor.
     """
     classes = (type(model.config), type(model), type(processor))
@@ -44,20 +43,10 @@ def write_shim(folder: Path, model: PreTrainedModel, processor: BaseImageProcess
         names=[cls.__name__ for cls in classes],
     )
     (folder / SHIM).write_text(text, encoding="utf-8")
+    autos = ("AutoConfig", "AutoModelForObjectDetection", "AutoImageProcessor")
     module = SHIM.removesuffix(".py")
-    config, detector, image_processor = (f"{module}.{cls.__name__}" for cls in classes)
-    _add(folder / "preprocessor_config.json", {"AutoImageProcessor": image_processor})
-    _add(
-        folder / "config.json",
-        {
-            "AutoConfig": config,
-            "AutoModelForObjectDetection": detector,
-            "AutoImageProcessor": image_processor,
-        },
-    )
-
-
-def _add(file: Path, auto_map: dict[str, str]) -> None:
-    values = json.loads(file.read_text(encoding="utf-8"))
-    values["auto_map"] = auto_map
-    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model.config.auto_map = {
+        auto: f"{module}.{cls.__name__}" for auto, cls in zip(autos, classes, strict=True)
+    }
+    shown = {autos[2]: model.config.auto_map[autos[2]]}
+    processor.auto_map = shown  # type: ignore[attr-defined]  # saved, though not declared
