@@ -11,7 +11,7 @@ import openvino
 import pytest
 import torch
 
-from detrelay.core.export.chunks import sum_in_chunks
+from detrelay.core.export.chunks import sort_nodes, sum_in_chunks
 from detrelay.core.ops.reference import sample_by_definition
 from detrelay.core.ops.traced import sample_by_gather
 
@@ -78,3 +78,16 @@ def test_other_products_stay_as_they_are() -> None:
     before = [node.op_type for node in graph.graph.node]
     assert sum_in_chunks(graph) == 0
     assert [node.op_type for node in graph.graph.node][-2:] == before[-2:]
+
+
+def test_nodes_are_sorted_by_what_loops_read() -> None:
+    graph = sampling_graph(32, 64)
+    sum_in_chunks(graph)
+    nodes = list(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(reversed(nodes))
+    with pytest.raises(onnx.checker.ValidationError, match="topologically sorted"):
+        onnx.checker.check_model(graph)
+    sort_nodes(graph)
+    onnx.checker.check_model(graph)
+    assert len(graph.graph.node) == len(nodes)

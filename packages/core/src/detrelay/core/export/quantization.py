@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from detrelay.core.data.decode import Pixels
 from detrelay.core.engine.atomic_folder import remove
+from detrelay.core.export.chunks import sort_nodes
 from detrelay.core.export.detections import Detection
 from detrelay.core.export.detector import ExportedDetector, Facts
 from detrelay.core.export.pixels import PixelSettings, prepare
@@ -177,6 +178,7 @@ def quantize(
         facts: of the exported folder: how images become pixels.
         ranges: file of the ranges, made by the first call.
     """
+    onnx = importlib.import_module("onnx")
     tools = importlib.import_module("onnxruntime.quantization")
     root = logging.getLogger()
     before = root.level
@@ -196,6 +198,9 @@ def quantize(
         )
     finally:
         root.setLevel(before)
+    written = onnx.load(target)
+    sort_nodes(written)
+    onnx.save(written, target)
 
 
 class _Reader:
