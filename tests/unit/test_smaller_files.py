@@ -312,6 +312,7 @@ def test_a_bad_quantisation_is_refused_and_a_good_one_kept(
         return []
 
     monkeypatch.setattr(export_folder, "quantize_parts", plant)
-    with pytest.raises(ExportRefused, match=r"differs from its model: AP by (1|0\.\d+) \(bound 0.3\)"):
+    refused = r"differs from its model: AP by (1|0\.\d+) \(bound 0.3\)"
+    with pytest.raises(ExportRefused, match=refused):
         export_app.export(export_app.Arguments(**{**vars(arguments), "output": tmp_path / "bad"}))
     assert not (tmp_path / "bad").exists()
