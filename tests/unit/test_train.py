@@ -112,7 +112,7 @@ def test_options_win_over_the_recipe_and_set_over_options(tmp_path: Path) -> Non
         (["--recipe", "shape"], "unknown recipe shape; did you mean shapes?"),
         (["--data", "a", "b", "c"], "--data: expected a place, or one to train on and one"),
         (["--head", "dino", "--recipe", "shapes"], "has model settings of head stageinteractor"),
-        (["--seed", "-1"], "train.seed must be between 0 and"),
+        (["--seed", "-1"], "train.seed must be at least 0"),
         (["--set", "train.epoch=3"], "did you mean train.epochs?"),
     ],
 )

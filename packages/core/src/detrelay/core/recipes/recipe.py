@@ -18,9 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_
 from annotated_types import Interval
 
 from detrelay.core.data.formats import MAX_PIXELS
-from detrelay.core.errors import RecipeError, unknown_name
+from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.files import parse_value, read_recipe, to_toml
-from detrelay.core.recipes.validation import STRICT, convert
+from detrelay.core.recipes.validation import STRICT, convert, unknown_key
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 ScalingRule = Literal["none", "linear", "sqrt"]
@@ -401,7 +401,7 @@ def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
         if is_dataclass(hint):
             hints = get_type_hints(hint)
             if name not in hints:
-                raise RecipeError(f"{source}: {_unknown_key(key)}")
+                raise RecipeError(f"{source}: {unknown_key(Recipe, key)}")
             hint = _table_in(hints[name])
         elif get_origin(hint) is dict:
             inner = get_args(hint)[1]
@@ -410,7 +410,7 @@ def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
                 return
             hint = inner
         else:
-            raise RecipeError(f"{source}: {_unknown_key(key)}")
+            raise RecipeError(f"{source}: {unknown_key(Recipe, key)}")
         if not dot:
             values[name] = value
             return
@@ -423,21 +423,6 @@ def _table_in(hint: Any) -> Any:
     """The dataclass in an annotation that also allows None; others unchanged."""
     tables = [item for item in get_args(hint) if is_dataclass(item)]
     return tables[0] if tables and get_origin(hint) is not dict else hint
-
-
-def _unknown_key(key: str) -> str:
-    known = _dotted_names(Recipe, "")
-    same_ending = [name for name in known if name.endswith(f".{key}")]
-    if same_ending:
-        return f"unknown key {key}; did you mean {same_ending[0]}?"
-    return unknown_name("key", key, known)
-
-
-def _dotted_names(table: Any, prefix: str) -> list[str]:
-    names = []
-    for name, hint in get_type_hints(table).items():
-        names += _dotted_names(hint, f"{prefix}{name}.") if is_dataclass(hint) else [prefix + name]
-    return names
 
 
 def _check_relations(recipe: Recipe, source: str) -> None:

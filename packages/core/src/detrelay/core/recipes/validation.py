@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 from typing import get_type_hints as hints_of
 
 from detrelay.core.errors import RecipeError, unknown_name
@@ -24,7 +24,13 @@ STRICT: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 _DEEPEST = 20
 _MAX_SHOWN = 80
 _LARGEST = 2**63  # TOML has integers of 64 bits
-_NAMES = {str: "string", bool: "boolean", int: "integer", float: "number"}
+# of JSON and pydantic, and what TOML and plain English call it
+_WORDS = {
+    "an object": "a table",
+    "a valid array": "a list",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
 
 
 def convert(kind: type[_Table], values: Any, source: str) -> _Table:
@@ -71,7 +77,7 @@ def _require_plain(value: Any, location: tuple[Any, ...], source: str) -> None:
     elif isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
         raise RecipeError(f"{source}: {key} must be an integer of at most 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"{source}: {key} must be of type number, found {_show(value)}")
+        raise RecipeError(f"{source}: {key} must be a finite number, found {_show(value)}")
     elif value is not None and not isinstance(value, str | bool | int | float):
         raise RecipeError(
             f"{source}: {key} must be a string, a number, a boolean, a list or a table, found "
@@ -79,65 +85,38 @@ def _require_plain(value: Any, location: tuple[Any, ...], source: str) -> None:
         )
 
 
+def unknown_key(kind: type, key: str) -> str:
+    """Half a sentence that rejects a dotted key of a dataclass and suggests the closest one."""
+    known = _dotted_names(kind, "")
+    same_ending = [name for name in known if name.endswith(f".{key}")]
+    if same_ending:
+        return f"unknown key {key}; did you mean {same_ending[0]}?"
+    return unknown_name("key", key, known)
+
+
+def _dotted_names(table: Any, prefix: str) -> list[str]:
+    """The dotted names of a dataclass and of those in it."""
+    names = []
+    for name, hint in hints_of(table).items():
+        names.append(f"{prefix}{name}")
+        if is_dataclass(hint):
+            names += _dotted_names(hint, f"{prefix}{name}.")
+        elif get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            names += _dotted_names(get_args(hint)[1], f"{prefix}{name}.NAME.")
+    return names
+
+
 def _describe(kind: type, problem: ErrorDetails) -> str:
     """A description of what is wrong with one value."""
-    location, found = problem["loc"], problem["input"]
-    key = _dotted(location)
+    location, found = problem["loc"], _show(problem["input"])
     if problem["type"] == "unexpected_keyword_argument":
-        table = _bare(_declared(kind, location[:-1]))
-        prefix = key.removesuffix(str(location[-1]))
-        return unknown_name("key", key, [prefix + item.name for item in fields(table)])
-    if problem["type"] in ("missing", "too_long"):  # lengths of a tuple
-        location = location[:-1] if problem["type"] == "missing" else location
-        size = len(get_args(_bare(_declared(kind, location))))
-        return f"{_dotted(location)} must have {size} values, found {_show(found)}"
-    if problem["type"] == "literal_error":
-        choices = problem["ctx"]["expected"].replace(", ", " or ")
-        return f"{key} must be {choices}, found {_show(found)}"
-    declared = _declared(kind, location)
-    if problem["type"] in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        return f"{key} must be {_limits(declared)}, found {found}"
-    return f"{key} must be {_type_name(declared)}, found {_show(found)}"
-
-
-def _declared(kind: Any, location: Sequence[str | int]) -> Any:
-    """The annotation of the value at a location."""
-    for part in location:
-        kind = _bare(kind)
-        if is_dataclass(kind):
-            kind = hints_of(kind, include_extras=True)[str(part)]
-        else:  # a tuple or a dict
-            kind = get_args(kind)[0 if isinstance(part, int) else 1]
-    return kind
-
-
-def _bare(hint: Any) -> Any:
-    """An annotation without its limits and without None."""
-    if get_origin(hint) is Annotated:
-        hint = hint.__origin__
-    if get_origin(hint) in (Union, UnionType):
-        return _bare(next(item for item in get_args(hint) if item is not type(None)))
-    return hint
-
-
-def _limits(hint: Any) -> str:
-    if get_origin(hint) in (Union, UnionType):
-        return _limits(next(item for item in get_args(hint) if item is not type(None)))
-    limits = hint.__metadata__[0]
-    if limits.le is not None:
-        return f"between {limits.ge} and {limits.le}"
-    if limits.lt is not None:
-        return f"at least {limits.ge} and below {limits.lt}"
-    return f"at least {limits.ge}" if limits.ge is not None else f"above {limits.gt}"
-
-
-def _type_name(hint: Any) -> str:
-    hint = _bare(hint)
-    if is_dataclass(hint):
-        return "a table"
-    if get_origin(hint) is tuple:
-        return f"a list of {_NAMES.get(_bare(get_args(hint)[0]), 'value')}s"
-    return f"of type {_NAMES.get(hint, 'table')}"
+        return unknown_key(kind, _dotted(location))
+    if problem["type"] == "missing":  # in a tuple of fixed length
+        return f"{_dotted(location)} must have more values, found {found}"
+    rule = re.sub(r"^\w+ should", "must", problem["msg"])
+    for theirs, ours in _WORDS.items():
+        rule = rule.replace(theirs, ours)
+    return f"{_dotted(location)} {rule}, found {found}"
 
 
 def _dotted(location: Sequence[Any]) -> str:
