@@ -34,6 +34,8 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
         group([finished("a"), finished("b")])
     with pytest.raises(ValueError, match="would both be called a, but their recipes differ"):
         group([finished("a"), finished("a-seed1", "train.seed=1", "train.epochs=24")])
+    with pytest.raises(ValueError, match="would both be called a, but their recipes differ"):
+        group([finished("a"), finished("more/a", "train.epochs=24")])
 
 
 def test_a_run_that_is_not_finished_has_no_mean(tmp_path: Path) -> None:

@@ -102,14 +102,15 @@ def group(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
         known = settings.setdefault(name, [])
         for other in known:
             apart = other.recipe.to_mapping()
-            if apart["train"].pop("seed", None) == seed:
-                raise ValueError(
-                    f"{other.folder} and {entry.folder}: two runs of {name} with the same seed"
-                )
+            same_seed = apart["train"].pop("seed", None) == seed
             if apart != values:
                 raise ValueError(
                     f"{other.folder} and {entry.folder}: would both be called {name}, but their "
                     f"recipes differ; rename one of the folders"
+                )
+            if same_seed:
+                raise ValueError(
+                    f"{other.folder} and {entry.folder}: two runs of {name} with the same seed"
                 )
         known.append(entry)
     return settings
