@@ -24,6 +24,8 @@ TESTED_ELSEWHERE = {
     "core.data.formats": "a table of names; test_decode.py reads a file of each",
     "core.engine.parts": "dataclasses without code",
     "core.progress": "one number",
+    "core.engine.batches": "test_streaming.py and test_trainer.py take batches of both kinds",
+    "core.recipes.data_config": "test_recipe.py and test_augmentation.py reject its settings",
     "core.ops.traced": "test_export.py compares it with the definition of sampling",
     "core.export.folder": "test_exported_folder.py writes, reads and refuses whole folders",
     "core.export.writing": "test_exported_folder.py writes files of every format",

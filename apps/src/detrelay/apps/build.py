@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from detrelay.core.data.coco import AnnotatedImages, Category
 from detrelay.core.data.fingerprint import fingerprint
 from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.data.label_map import chosen_categories
-from detrelay.core.data.places import train_and_val
+from detrelay.core.data.label_map import chosen_categories, with_categories
+from detrelay.core.data.places import evaluation_split, open_stream, train_and_val
 from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.data.streaming import StreamedImages, StreamedSamples
 from detrelay.core.data.tiles import TiledImages
 from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
@@ -40,6 +42,7 @@ from detrelay.core.evaluation.evaluators import Evaluator, build_evaluator
 from detrelay.core.recipes.recipe import DataConfig, Recipe
 
 AnyDataset = AnnotatedImages | ShapesDataset
+TrainDataset = AnyDataset | StreamedImages
 
 # The drawn images do not depend on the training seed, so runs with different seeds compare.
 _DRAWN_TRAIN_SEED, _DRAWN_VAL_SEED = 0, 1
@@ -71,7 +74,7 @@ def find_recipe(
     return resolve(Arguments(name, head=head, assigner=assigner, data=paths, set=(settings,)))
 
 
-def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
+def build_datasets(data: DataConfig) -> tuple[TrainDataset, AnyDataset]:
     """Images to train on and to evaluate on, with the same categories.
 
     Raises:
@@ -82,6 +85,8 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
             ShapesDataset(data.num_train, image_size=data.image_size, seed=_DRAWN_TRAIN_SEED),
             ShapesDataset(data.num_val, image_size=data.image_size, seed=_DRAWN_VAL_SEED),
         )
+    if data.stream:
+        return _stream_and_val(data, data.train_annotations)
     folders = [
         None if images is None else Path(images) for images in (data.train_images, data.val_images)
     ]
@@ -102,8 +107,26 @@ def build_datasets(data: DataConfig) -> tuple[AnyDataset, AnyDataset]:
     )
 
 
+def _stream_and_val(data: DataConfig, place: str) -> tuple[StreamedImages, AnnotatedImages]:
+    """A stream to train on, and images to evaluate on with its categories."""
+    stream = open_stream(place, data.categories)
+    train = StreamedImages(
+        stream,
+        names=data.categories,
+        rows=data.stream_rows,
+        buffer=data.stream_buffer,
+        strict=data.strict,
+        max_pixels=data.max_pixels,
+    )
+    folder = None if data.val_images is None else Path(data.val_images)
+    val = evaluation_split(data.val_annotations or place, folder, allow_outside=data.allow_outside)
+    like = replace(val, source=stream.source, categories=stream.categories, own_ids=stream.own_ids)
+    val = chosen_categories(with_categories(val, like), data.categories)
+    return train, AnnotatedImages(val, strict=data.strict, max_pixels=data.max_pixels)
+
+
 def build_parts(
-    recipe: Recipe, train: AnyDataset, val: AnyDataset, init: Path | None, *, fresh: bool
+    recipe: Recipe, train: TrainDataset, val: AnyDataset, init: Path | None, *, fresh: bool
 ) -> TrainingParts:
     """Model, criterion and encoded data of a run.
 
@@ -120,14 +143,13 @@ def build_parts(
 
 def join_parts(
     recipe: Recipe,
-    train: AnyDataset,
+    train: TrainDataset,
     val: AnyDataset,
     model: DetectorForObjectDetection,
     criterion: Criterion,
 ) -> TrainingParts:
     """Model and criterion with the data, augmented and encoded as the recipe says."""
     data = recipe.data
-    images = training_images(data, train)
     settings: dict[str, Any] = {
         "size": {"shortest_edge": data.eval_short_side, "longest_edge": data.eval_max_size},
         "pad_size_divisor": data.pad_size_divisor,
@@ -141,26 +163,40 @@ def join_parts(
         model=model,
         processor=processor,
         criterion=criterion,
-        train_data=DetectionDataset(
-            images,
-            build_train_transform(data),
-            processor,
-            seed=recipe.train.seed,
-            mosaic=data.mosaic,
-            mosaic_tile=data.mosaic_tile,
-            mixup=data.mixup,
-            strong_epochs=data.strong_epochs,
-            late_transform=build_train_transform(data, strong=False),
-            skip_broken=data.on_bad_image == "skip",
-            wide=(images.sizes[:, 1] >= images.sizes[:, 0]).tolist(),
-            aspect_group=data.aspect_group,
-            ratios=(images.sizes[:, 1] / images.sizes[:, 0]).tolist(),
-            shape_group=recipe.train.batch_size if data.batch_by_shape else 1,
-        ),
+        train_data=train_data(recipe, train, processor),
         val_data=eval_data(val, processor),
         ground_truth=val.ground_truth,
         category_ids=[category.id for category in train.categories],
         evaluator=_evaluator(recipe),
+    )
+
+
+def train_data(
+    recipe: Recipe, train: TrainDataset, processor: DetrelayImageProcessor
+) -> DetectionDataset | StreamedSamples:
+    """Images to learn from, augmented and encoded as the recipe says."""
+    data = recipe.data
+    common: dict[str, Any] = {
+        "seed": recipe.train.seed,
+        "strong_epochs": data.strong_epochs,
+        "late_transform": build_train_transform(data, strong=False),
+    }
+    if isinstance(train, StreamedImages):
+        return StreamedSamples(train, build_train_transform(data), processor, **common)
+    images = training_images(data, train)
+    return DetectionDataset(
+        images,
+        build_train_transform(data),
+        processor,
+        mosaic=data.mosaic,
+        mosaic_tile=data.mosaic_tile,
+        mixup=data.mixup,
+        skip_broken=data.on_bad_image == "skip",
+        wide=(images.sizes[:, 1] >= images.sizes[:, 0]).tolist(),
+        aspect_group=data.aspect_group,
+        ratios=(images.sizes[:, 1] / images.sizes[:, 0]).tolist(),
+        shape_group=recipe.train.batch_size if data.batch_by_shape else 1,
+        **common,
     )
 
 
@@ -224,7 +260,7 @@ def build_model(
 
 def build_trainer(
     recipe: Recipe,
-    train: AnyDataset,
+    train: TrainDataset,
     val: AnyDataset,
     model: DetectorForObjectDetection,
     criterion: Criterion,
@@ -283,7 +319,7 @@ def facts_of_run(recipe: Recipe, init: Path | None, command: str) -> dict[str, A
     }
 
 
-def facts_of_data(train: AnyDataset, val: AnyDataset) -> dict[str, Any]:
+def facts_of_data(train: TrainDataset, val: AnyDataset) -> dict[str, Any]:
     """Fingerprints of the splits, for `--resume`; drawn images are determined by the recipe."""
     splits = {"train": train, "val": val}
     return {

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from detrelay.apps.build import AnyDataset, build_criterion, build_datasets, build_model
+from detrelay.apps.build import TrainDataset, build_criterion, build_datasets, build_model
 from detrelay.apps.launch import make_accelerator
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.coco import Category
@@ -67,7 +67,7 @@ def dry_run(recipe: Recipe, *, needs_data: bool) -> int:
     """
     accelerator = make_accelerator(recipe)
     say = accelerator.print
-    samples: AnyDataset | None = None
+    samples: TrainDataset | None = None
     problem: DataError | None = None
     try:
         samples, val = build_datasets(recipe.data)

@@ -31,6 +31,8 @@ _CHANGE_NO_RESULT = (
     "train.log_every",
     "train.trackers",
 )
+# the rows are dealt out to processes and loader workers, whose numbers must stay
+_ORDER_OF_A_STREAM = (*_SHARE_OUT_A_STEP, "data.num_workers", "data.train_annotations")
 # the data's fingerprint shows whether they are the same
 DATA_PATHS = (
     "data.train_annotations",
@@ -160,6 +162,8 @@ def check_data(
 
 def _may_change(key: str, values: tuple[Any, Any], recipe: Recipe) -> bool:
     before, after = values
+    if recipe.data.stream and key in _ORDER_OF_A_STREAM:
+        return False
     if key == "train.epochs":
         return bool(recipe.train.schedule == "multi_step" and after > before)
     if key in DATA_PATHS:

@@ -59,14 +59,34 @@ def with_kept_ids(place: Path, splits: Mapping[str, Annotations]) -> dict[str, A
     Raises:
         DataError: the file cannot be read.
     """
+    kept = _read(place)
+    if kept is None:
+        return dict(splits)
+    return {split: _applied(part, kept, split) for split, part in splits.items()}
+
+
+def with_kept_category_ids(place: Path, categories: tuple[Category, ...]) -> tuple[Category, ...]:
+    """The categories with the ids from that file, if it names the same in the same order.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    kept = _read(place)
+    if kept is None:
+        return categories
+    found = tuple(sorted((Category(*entry) for entry in kept.categories), key=lambda c: c.id))
+    same = [category.name for category in found] == [category.name for category in categories]
+    return found if same else categories
+
+
+def _read(place: Path) -> _Ids | None:
     file = (place if place.is_dir() else place.parent) / FILE
     if not file.is_file():
-        return dict(splits)
+        return None
     try:
-        kept = msgspec.json.decode(file.read_bytes(), type=_Ids)
+        return msgspec.json.decode(file.read_bytes(), type=_Ids)
     except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the ids in {file}: {one_line(error)}") from error
-    return {split: _applied(part, kept, split) for split, part in splits.items()}
 
 
 def _applied(part: Annotations, kept: _Ids, split: str) -> Annotations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from detrelay.core.data.annotations import Annotations
-from detrelay.core.data.kept_ids import with_kept_ids
+from detrelay.core.data.kept_ids import with_kept_category_ids, with_kept_ids
 from detrelay.core.data.label_map import with_categories
 from detrelay.core.data.readers import (
     coco_folders,
@@ -134,6 +134,32 @@ def open_place(place: str, images: Path | None = None, *, allow_outside: bool = 
         )
     splits = _read(names[0], path, images, allow_outside)
     return Found(place, names[0], splits, tuple(names[1:]))
+
+
+def open_stream(place: str, names: Sequence[str] = ()) -> hub.Stream:
+    """The training split of a data set in the Hub's layout, to be read row by row.
+
+    Args:
+        place: a file or folder, or `hub:NAME` (`hub_xyxy:NAME` if boxes are corners).
+        names: see `hub.stream`.
+
+    Raises:
+        DataError: it has another format, or cannot be read as a stream.
+    """
+    name, colon, rest = place.partition(":")
+    if not colon or name not in ("hub", "hub_xyxy") or Path(place).exists():
+        name, rest = "hub", place
+        _check_exists(Path(place))
+    path = Path(rest)
+    if not path.exists():
+        return hub.stream(rest, names, corners=name == "hub_xyxy")
+    if not _recognised(name, path):
+        raise DataError(
+            f"{rest} does not look like {FORMATS[name].title}, the one format that can be "
+            f"streamed; set data.stream=false"
+        )
+    found = hub.stream(path, names, corners=name == "hub_xyxy")
+    return replace(found, categories=with_kept_category_ids(path, found.categories))
 
 
 def _recognised(name: str, path: Path) -> bool:

@@ -128,7 +128,7 @@ class DetectionDataset(Dataset[EncodedSample]):
         """Let torch draw the numbers of a visit; the global state is as before afterwards."""
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reset the generators of the accelerators as well
-            torch.default_generator.manual_seed(_mix(_IMAGE, self.seed, visit))
+            torch.default_generator.manual_seed(mixed_seed(_IMAGE, self.seed, visit))
             yield
 
     @property
@@ -145,7 +145,7 @@ class DetectionDataset(Dataset[EncodedSample]):
             draws = [0.0] * len(self)
             for place, other in enumerate(sampler):
                 group = epoch * len(self) + place // self.shape_group
-                draws[other % len(self)] = _mix(_SIZE, self.seed, group) / 2**32
+                draws[other % len(self)] = mixed_seed(_SIZE, self.seed, group) / 2**32
             self._draws = (epoch, draws)
         return self._draws[1][index]
 
@@ -254,7 +254,7 @@ class VisitSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = list(range(self.num_samples))
-        generator = torch.Generator().manual_seed(_mix(_ORDER, self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mixed_seed(_ORDER, self.seed, self.epoch))
         if self.shuffle:
             order = torch.randperm(self.num_samples, generator=generator).tolist()
         if self.shape_group > 1:
@@ -342,9 +342,9 @@ def _of_like_shape(
     return [index for number in mixed for index in groups[number]] + left
 
 
-def _mix(purpose: int, seed: int, number: int) -> int:
-    """A seed for torch in which every bit depends on all three numbers.
+def mixed_seed(*numbers: int) -> int:
+    """A seed for torch in which every bit depends on all numbers: a purpose, a seed and others.
 
     torch's CPU generator reads only the low 32 bits of a seed, so sums or shifts would repeat.
     """
-    return int(np.random.SeedSequence([purpose, seed, number]).generate_state(1)[0])
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

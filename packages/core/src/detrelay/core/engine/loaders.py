@@ -85,6 +85,17 @@ def make_eval_loader(
     return _loader(data, batches, divisor, num_workers)
 
 
+def worker_settings(num_workers: int) -> dict[str, Any]:
+    """What all loaders share: how their workers live, and that none touches the global state."""
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": partial(_outlive_signals, _closing(os.getpid())) if num_workers else None,
+        "generator": torch.Generator(),  # the default draws worker seeds from the global state
+    }
+
+
 def _loader(
     data: DetectionDataset | CachedFeatures,
     batches: Sampler[list[int]],
@@ -98,11 +109,7 @@ def _loader(
         UnnormalizedVisits(data) if isinstance(data, DetectionDataset) else data,
         batch_sampler=batches,
         collate_fn=partial(join, divisor=divisor),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(_outlive_signals, _closing(os.getpid())) if num_workers else None,
-        generator=torch.Generator(),  # the default draws worker seeds from the global state
+        **worker_settings(num_workers),
     )
 
 

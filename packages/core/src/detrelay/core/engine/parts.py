@@ -7,6 +7,7 @@ from typing import Any
 
 from detrelay.core.criterion import Criterion
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.data.streaming import StreamedSamples
 from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.inference import ImageResult
@@ -32,7 +33,7 @@ class TrainingParts:
     model: DetectorForObjectDetection
     processor: DetrelayImageProcessor
     criterion: Criterion
-    train_data: DetectionDataset
+    train_data: DetectionDataset | StreamedSamples
     val_data: DetectionDataset
     ground_truth: dict[str, Any]
     category_ids: list[int]

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from detrelay.core.data.streaming import StreamedSamples
 from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.detector.checkpointing import checkpoint_activations
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
+from detrelay.core.engine.batches import train_batches
 from detrelay.core.engine.checkpoint import (
     CheckpointError,
     RunPosition,
@@ -31,7 +32,7 @@ from detrelay.core.engine.ema import average_of
 from detrelay.core.engine.failure import NonFiniteStep, random_states, save_failure
 from detrelay.core.engine.feature_cache import CachedFeatures, FeatureMemory
 from detrelay.core.engine.inference import ImageResult, detect
-from detrelay.core.engine.loaders import make_eval_loader, make_loader
+from detrelay.core.engine.loaders import make_eval_loader
 from detrelay.core.engine.logging import MetricsLog, Progress, SpeedMeter
 from detrelay.core.engine.memory import peak_memory_mib
 from detrelay.core.engine.optimizer import (
@@ -93,48 +94,52 @@ class Trainer:
         per_process = settings.batch_size * settings.accumulation_steps
         self.images_per_step = per_process * accelerator.num_processes
         self.position = RunPosition(images_per_step=self.images_per_step)
-        self._sampler = parts.train_data.sampler()
-        train_loader, self._val_loader = self._make_loaders(num_workers)
-        self._prepare(train_loader)
-        self.steps_per_epoch = len(self._train_loader) // settings.accumulation_steps
+        train_data, val_data = self._data()
+        self._batches = train_batches(
+            accelerator,
+            train_data,
+            settings.batch_size,
+            settings.accumulation_steps,
+            num_workers=num_workers,
+            divisor=parts.processor.pad_size_divisor,
+        )
+        self._val_loader = make_eval_loader(
+            val_data,
+            settings.batch_size,
+            parts.processor.pad_size_divisor,
+            num_workers=num_workers,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        self._prepare()
+        self.steps_per_epoch = len(self._batches) // settings.accumulation_steps
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"one step takes {self.images_per_step} images, but there are "
-                f"{len(parts.train_data)} to train on; lower train.batch_size"
+                f"{self._batches.num_images} to train on; lower train.batch_size"
             )
 
-    def _make_loaders(self, num_workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        settings = self.settings
-        train_data, val_data = self._data()
-        train_loader = make_loader(
-            train_data,
-            self._sampler,
-            settings.batch_size,
-            num_workers=num_workers,
-            drop_last=True,
-            divisor=self.parts.processor.pad_size_divisor,
-        )
-        val_loader = make_eval_loader(
-            val_data,
-            settings.batch_size,
-            self.parts.processor.pad_size_divisor,
-            num_workers=num_workers,
-            process=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-        )
-        return train_loader, val_loader
-
-    def _data(self) -> Sequence[DetectionDataset | CachedFeatures]:
+    def _data(
+        self,
+    ) -> tuple[
+        DetectionDataset | StreamedSamples | CachedFeatures, DetectionDataset | CachedFeatures
+    ]:
         """What is trained on and what is evaluated on."""
-        data = self.parts.train_data, self.parts.val_data
+        train, val = self.parts.train_data, self.parts.val_data
         if not self.settings.feature_cache_gib:
-            return data
+            return train, val
+        if isinstance(train, StreamedSamples):
+            raise ValueError(
+                "train.feature_cache_gib keeps the feature maps of every image, for which a stream "
+                "(data.stream) is too long; set train.feature_cache_gib=0"
+            )
         _refuse_sharding(self.accelerator, "train.feature_cache_gib", "0")
         memory = FeatureMemory(int(self.settings.feature_cache_gib * 2**30))
         model, accelerator = self.parts.model, self.accelerator
-        return [CachedFeatures(part, model, accelerator, memory) for part in data]
+        cached = [CachedFeatures(part, model, accelerator, memory) for part in (train, val)]
+        return cached[0], cached[1]
 
-    def _prepare(self, train_loader: DataLoader[Any]) -> None:
+    def _prepare(self) -> None:
         accelerator, model, settings = self.accelerator, self.parts.model, self.settings
         allow_tf32(settings.tf32)
         if settings.accumulation_steps > 1:
@@ -148,9 +153,9 @@ class Trainer:
         if settings.compile:
             model.compile(dynamic=True)
         optimizer = build_optimizer(model, with_scaled_rate(settings, self.images_per_step))
-        self._model, self._optimizer, self._train_loader = accelerator.prepare(
-            model, optimizer, train_loader
-        )
+        loaders = self._batches.unprepared
+        self._model, self._optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders)
+        self._batches.take(prepared)
         if self._average is not None:
             # as one of the accelerator's models it is part of every checkpoint
             accelerator.prepare_model(self._average.module, evaluation_mode=True)
@@ -259,14 +264,10 @@ class Trainer:
 
     def _train_epoch(self, stop: StopSignals, progress: Progress) -> None:
         """Train from the current position to the end of its epoch."""
-        # accelerate renumbers the epoch from its own counter at each pass: set both
-        self._train_loader.set_epoch(self.position.epoch)
-        self._sampler.set_epoch(self.position.epoch)
         if self.position.batch == self.steps_per_epoch:
             return
-        loader, count = self._train_loader, self.settings.accumulation_steps
-        if self.position.batch:
-            loader = self.accelerator.skip_first_batches(loader, self.position.batch * count)
+        count = self.settings.accumulation_steps
+        loader = self._batches.epoch(self.position.epoch, self.position.batch * count)
         self._model.train()
         meter = SpeedMeter(self.images_per_step)
         for loaded in _whole_groups(loader, count):

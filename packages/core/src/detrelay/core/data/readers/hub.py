@@ -6,8 +6,8 @@ Boxes are x, y, width, height in pixels, as the Hub's guide has it; `hub_xyxy` r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from detrelay.core.data.annotations import Annotations, Ints
 from detrelay.core.data.decode import upright_size
-from detrelay.core.data.readers.table import Table, finish, split_name, to_number
+from detrelay.core.data.readers.table import TRAIN, Table, finish, split_name, to_number
 from detrelay.core.data.sample import Category, shown, some
 from detrelay.core.errors import DataError, one_line
 
@@ -112,12 +112,8 @@ def read(
         stores[split] = HubImages(data, image, rows.names, source)
         ids[split] = rows.ids
         box_ids[split] = rows.box_ids
-    categories = None if names is None else [Category(i, name) for i, name in enumerate(names)]
-    if names is None and all(
-        label.isdigit() for table in tables.values() for label in table.labels
-    ):
-        numbers = sorted({int(label) for table in tables.values() for label in table.labels})
-        categories = [Category(number, str(number)) for number in numbers]
+    labels = {label for table in tables.values() for label in table.labels}
+    categories = _with_ids(names, labels)
     return {
         split: replace(
             found,
@@ -132,6 +128,117 @@ def read(
 read_corners = partial(read, corners=True)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A split whose rows come one after the other.
+
+    Attributes:
+        data: the `datasets.IterableDataset`; images are not decoded.
+        source: what is read, for messages.
+        categories: in the order of the class indices.
+        own_ids: see `Annotations`.
+        rows: number of rows that the data set states; None if it states none.
+        image: name of the image column.
+        objects: name of the column of objects.
+        class_names: those of the ClassLabel; None if there is none.
+        corners: boxes are x1, y1, x2, y2.
+    """
+
+    data: Any
+    source: str
+    categories: tuple[Category, ...]
+    own_ids: bool
+    rows: int | None
+    image: str
+    objects: str
+    class_names: Sequence[str] | None
+    corners: bool
+
+    def annotations(self, row: Mapping[str, Any]) -> Annotations:
+        """A row as a split of one image, as `read` gives it; the id is 0 if the row has none.
+
+        Raises:
+            DataError: the row cannot be used.
+        """
+        rows = _Rows(Table(Path(self.source), Path()), self.source, self.class_names, self.corners)
+        rows.add(row, self.image, row[self.objects], _name_in_stream(row, self))
+        known = {category.name for category in self.categories}
+        if strange := [label for label in rows.table.labels if label not in known]:
+            raise DataError(
+                f"{self.source}, {_name_in_stream(row, self)}: category {strange[0]!r} is not in "
+                f"data.categories, which must name all of a stream without a ClassLabel"
+            )
+        (found,) = finish({TRAIN: rows.table}, self.categories).values()
+        own = rows.ids[0] if type(rows.ids[0]) is int else 0
+        return replace(
+            found,
+            images=HubImages([row], self.image, rows.names, self.source),
+            image_ids=np.array([own], dtype=np.int64),
+        )
+
+
+def stream(place: Path | str, names: Sequence[str] = (), *, corners: bool = False) -> Stream:
+    """The training split of a data set; no row is read yet.
+
+    Args:
+        place: see `read`.
+        names: the categories of a data set that does not name them by a ClassLabel.
+        corners: boxes are x1, y1, x2, y2.
+
+    Raises:
+        DataError: it cannot be loaded or has no training split, or its categories are not known.
+    """
+    if isinstance(place, Path) and (place / "dataset_dict.json").is_file():
+        raise DataError(
+            f"{place} is mapped into memory as it is, not read from end to end; set "
+            f"data.stream=false"
+        )
+    loaded = _load(place, streaming=True)
+    data = loaded.get(TRAIN, next(iter(loaded.values())) if len(loaded) == 1 else None)
+    if data is None:
+        raise DataError(f"{place} has no split {TRAIN!r}, only {', '.join(loaded)}")
+    source = f"{place} (stream)"
+    image, objects, feature = _columns(data, source)
+    class_names = _class_names(feature)
+    if class_names is None and not names:
+        raise DataError(
+            f"{source}: its categories have no names before the rows are read (no ClassLabel); "
+            f"name them all in data.categories"
+        )
+    known = _with_ids(class_names, names)
+    categories = known or [Category(i, name) for i, name in enumerate(sorted(names), start=1)]
+    stated = (data.info.splits or {}).values()
+    counts = {split_name(part.name) or part.name: part.num_examples for part in stated}
+    return Stream(
+        data=_undecoded(data, image),
+        source=source,
+        categories=tuple(categories),
+        own_ids=known is not None,
+        rows=counts.get(TRAIN) or None,
+        image=image,
+        objects=objects,
+        class_names=class_names,
+        corners=corners,
+    )
+
+
+def _with_ids(class_names: Sequence[str] | None, labels: Collection[str]) -> list[Category] | None:
+    """The categories of a ClassLabel, or of labels that are numbers; None if they have no ids."""
+    if class_names is not None:
+        return [Category(number, name) for number, name in enumerate(class_names)]
+    if not all(label.isdigit() for label in labels):
+        return None
+    return [Category(number, str(number)) for number in sorted(set(map(int, labels)))]
+
+
+def _name_in_stream(row: Mapping[str, Any], part: Stream) -> str:
+    """What to call a row whose number is not known."""
+    image = row[part.image]
+    path = image.get("path") if isinstance(image, dict) else None
+    number = row.get("image_id", row.get("id"))
+    return f"image {Path(path).name if path else number}"
+
+
 def _own_ids(ids: Mapping[str, Sequence[Any]], split: str, numbered: Ints) -> Ints:
     """The ids of the data set, if they are whole numbers and unique over all splits."""
     given = [number for part in ids.values() for number in part]
@@ -140,7 +247,7 @@ def _own_ids(ids: Mapping[str, Sequence[Any]], split: str, numbered: Ints) -> In
     return np.array(ids[split], dtype=np.int64)
 
 
-def _load(place: Path | str) -> dict[str, Any]:
+def _load(place: Path | str, *, streaming: bool = False) -> dict[str, Any]:
     """The splits as `datasets` gives them, images not decoded, in the order train, val, test."""
     import datasets
 
@@ -149,17 +256,17 @@ def _load(place: Path | str) -> dict[str, Any]:
         if isinstance(place, Path):
             place = place.resolve()  # of "." it would take no name
         if isinstance(place, str):
-            found = datasets.load_dataset(place)
+            found = datasets.load_dataset(place, streaming=streaming)
         elif place.is_file():
             kind = "parquet" if place.suffix == ".parquet" else "imagefolder"
             files = (
                 {"data_files": str(place)} if kind == "parquet" else {"data_dir": str(place.parent)}
             )
-            found = datasets.load_dataset(kind, **files)
+            found = datasets.load_dataset(kind, **files, streaming=streaming)
         elif (place / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(str(place))
         else:
-            found = datasets.load_dataset(str(place))
+            found = datasets.load_dataset(str(place), streaming=streaming)
     except (
         Exception
     ) as error:  # datasets hands on errors of Arrow, fsspec, huggingface_hub and json
@@ -175,7 +282,7 @@ def _columns(data: Any, source: str) -> tuple[str, str, Any]:
     """Names of the image and object columns, and the feature of the categories."""
     import datasets
 
-    names = list(data.features)
+    names = list(data.features or ())
     image = next((name for name in names if isinstance(data.features[name], datasets.Image)), None)
     image = image or next((name for name in _IMAGE if name in names), None)
     objects = next((name for name in _OBJECTS if name in names), None)
@@ -219,9 +326,21 @@ def _file_of(value: object, where: str) -> Path | BytesIO:
     if isinstance(value, dict):
         if value.get("bytes"):
             return BytesIO(value["bytes"])
-        if isinstance(value.get("path"), str):
-            return Path(value["path"])
+        path = value.get("path")
+        if isinstance(path, str):
+            return _bytes_at(path, where) if "://" in path else Path(path)
     raise DataError(f"{where}: expected an image, found {shown(value)}")
+
+
+def _bytes_at(address: str, where: str) -> BytesIO:
+    """An image of a streamed folder, which `datasets` leaves where it is."""
+    import fsspec
+
+    try:
+        with fsspec.open(address, "rb") as file:
+            return BytesIO(file.read())
+    except Exception as error:  # each kind of address has its own
+        raise DataError(f"{where}: cannot read {address}: {one_line(error)}") from error
 
 
 class _Rows:
@@ -238,9 +357,11 @@ class _Rows:
         self.ids: list[Any] = []
         self.box_ids: list[Any] = []
 
-    def add(self, row: Mapping[str, Any], image: str, objects: object) -> None:
+    def add(
+        self, row: Mapping[str, Any], image: str, objects: object, name: str | None = None
+    ) -> None:
         number = len(self.names)
-        where = f"{self.source} row {number}"
+        where = f"{self.source} row {number}" if name is None else f"{self.source}, {name}"
         file = _file_of(row[image], where)
         size = (row.get("height"), row.get("width"))
         if not all(type(side) is int and side > 0 for side in size):
