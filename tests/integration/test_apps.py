@@ -21,7 +21,9 @@ from commands import command
 from detrelay.apps import console, evaluate, predict
 from detrelay.apps.build import build_datasets, build_parts
 from detrelay.apps.train import Arguments, resolve, train
+from detrelay.core.data.augmentation import Mosaic, Resize
 from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.data.transforms import DetectionDataset
 from detrelay.core.recipes.recipe import DataConfig, Recipe, override
 from factories_data import write_shapes
 from tiny_run import TINY, shrink_backbone, skip_pictures, tiny_arguments, tiny_run
@@ -325,8 +327,8 @@ def test_image_folders_of_the_recipe_are_used(coco_folder: Path) -> None:
 def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def note(config: DataConfig, *, strong: bool = True) -> None:
-        seen.append((config, strong))
+    def note(config: DataConfig) -> None:
+        seen.append(config)
 
     monkeypatch.setattr("detrelay.apps.build.build_train_transform", note)
     values = {
@@ -346,7 +348,7 @@ def test_augmentation_of_the_recipe_reaches_the_data(monkeypatch: pytest.MonkeyP
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **values))
     samples = ShapesDataset(2, image_size=64, seed=0)
     build_parts(recipe, samples, samples, None, fresh=False)
-    assert seen == [(recipe.data, True), (recipe.data, False)]
+    assert seen == [recipe.data]
 
 
 def test_data_settings_of_the_recipe_reach_the_training_data(coco_folder: Path) -> None:
@@ -354,12 +356,14 @@ def test_data_settings_of_the_recipe_reach_the_training_data(coco_folder: Path) 
     recipe = override(Recipe(), [entry for entry in settings if not entry.startswith("train")])
     samples = ShapesDataset(6, image_size=64, seed=0)
     parts = build_parts(recipe, samples, samples, None, fresh=False)
-    data, sampler = parts.train_data, parts.train_data.sampler()
-    assert (data.mosaic, data.mosaic_tile, data.skips_broken) == (0.25, 64, True)
-    assert (sampler.seed, sampler.aspect_group) == (recipe.train.seed, 2)
+    data, sampler = parts.train_data, parts.train_data.sampler()  # type: ignore[union-attr]
+    assert isinstance(data, DetectionDataset)
+    assert data.transform.steps[0].transform == Mosaic(0.25, 64)
+    assert (data.skips_broken, parts.val_data.skips_broken) == (True, False)
+    assert (sampler.seed, sampler.order.aspect_group) == (recipe.train.seed, 2)
     sizes = [samples[index].original_size for index in range(6)]
-    assert list(sampler.wide) == [width >= height for height, width in sizes]
-    assert (parts.val_data.mosaic, parts.val_data.skips_broken) == (0, False)
+    assert list(sampler.order.ratios) == [width / height for height, width in sizes]
+    assert [type(step.transform) for step in parts.val_data.transform.steps] == [Resize]
 
 
 def test_images_without_annotations_are_left_out_of_training_only(

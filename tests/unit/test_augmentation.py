@@ -133,6 +133,27 @@ def test_a_recipe_with_a_list_reads_back_equal() -> None:
             {"transforms": ({"name": "flip"},), "jitter_size": 64, "color_jitter": 0.1},
             "leaves out scale_jitter, color_jitter",
         ),
+        ({"transforms": ({"name": "mosaic"},)}, "'mosaic': .*missing.* argument: 'probability'"),
+        (
+            {"transforms": ({"name": "mixup", "probability": 2},)},
+            "transform 'mixup': probability must lie between 0 and 1, found 2",
+        ),
+        (
+            {"transforms": ({"name": "mosaic", "probability": 1, "tile": 3},)},
+            "transform 'mosaic': tile must be at least 8 pixels, found 3",
+        ),
+        (
+            {"transforms": ({"name": "flip", "epochs": -1},)},
+            "transform 'flip': epochs must be a number from 0, found -1",
+        ),
+        (
+            {"multi_scale_by_step": True},
+            "draws a size for each step, but there is only one; list several in data.short_sides",
+        ),
+        (
+            {"multi_scale_epochs": 2, "transforms": ({"name": "flip"},)},
+            "has neither 'resize' nor 'scale_jitter'",
+        ),
     ],
 )
 def test_lists_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -186,9 +207,60 @@ def test_iou_crop_keeps_boxes_on_their_pixels() -> None:
 def test_strong_transforms_are_left_out_late() -> None:
     listed = (*STRONG, {"name": "resize", "short_sides": [30]})
     config = DataConfig(transforms=listed)
-    late = build_train_transform(config, strong=False)
+    transform = build_train_transform(replace(config, strong_epochs=2))
     sample = make_sample()
-    assert_same([late(sample)], [resize(sample, 30, config.max_size)])
+    expected = [resize(sample, 30, config.max_size)]
+    assert_same([transform(sample, 2)], expected)
+    torch.manual_seed(0)
+    strong = transform(sample, 1)
+    torch.manual_seed(0)
+    assert_same([build_train_transform(config)(sample, 9)], [strong])
+    assert strong.image.shape != expected[0].image.shape
+
+
+JOINING = (
+    {"name": "mosaic", "probability": 0.7, "tile": 40},
+    {"name": "mixup", "probability": 0.6},
+)
+
+
+def joined(config: DataConfig, epoch: int = 0) -> list[Sample]:
+    """Images of several seeds, with another one for mosaics and mixtures."""
+    transform = pickle.loads(pickle.dumps(build_train_transform(config)))
+    results = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        results.append(transform(make_sample(60, 80), epoch, marked_sample))
+    return results
+
+
+def test_mosaic_and_mixup_are_transforms_of_the_list() -> None:
+    usual = ({"name": "flip"}, {"name": "resize"})
+    beside = DataConfig(short_sides=(40,), mosaic=0.7, mixup=0.6, strong_epochs=3)
+    within = replace(beside, mosaic=0.0, mixup=0.0, transforms=(*JOINING, *usual))
+    names_only = replace(beside, transforms=({"name": "mosaic"}, {"name": "mixup"}, *usual))
+    expected = joined(beside)
+    assert max(len(sample.boxes_xyxy) for sample in expected) > 4
+    for config in (within, names_only, replace(beside, transforms=usual)):
+        assert_same(joined(config), expected)
+    plain = replace(beside, mosaic=0.0, mixup=0.0)
+    assert_same(joined(beside, epoch=3), joined(plain))
+    ends = ({**JOINING[0], "epochs": 1}, {**JOINING[1], "epochs": 2}, *usual)
+    listed = replace(within, transforms=ends)
+    assert_same(joined(listed, epoch=0), expected)
+    assert_same(joined(listed, epoch=1), joined(replace(plain, mixup=0.6)))
+    assert_same(joined(listed, epoch=2), joined(plain))
+
+
+def test_images_have_the_size_of_evaluation_after_the_multi_scale_epochs() -> None:
+    sizes = {"eval_short_side": 50, "eval_max_size": 60, "flip_probability": 0.0}
+    for changes in ({"short_sides": (32, 40)}, {"jitter_size": 64}):
+        config = DataConfig(**sizes, **changes, multi_scale_epochs=4)
+        transform = build_train_transform(config)
+        early = {tuple(transform(make_sample(60, 80), 3).image.shape[1:]) for _ in range(9)}
+        assert len(early) > 1
+        assert (45, 60) not in early
+        assert transform(make_sample(60, 80), 4).image.shape[1:] == (45, 60)
 
 
 def test_half_of_the_images_are_cropped() -> None:

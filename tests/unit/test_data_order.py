@@ -12,38 +12,37 @@ from accelerate import Accelerator
 from detrelay.core.data.augmentation import build_train_transform
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.data.transforms import DetectionDataset
-from detrelay.core.engine.loaders import make_loader
+from detrelay.core.data.transforms import DetectionDataset, Order
+from detrelay.core.engine.batches import train_batches
 from detrelay.core.recipes.recipe import DataConfig
 
 BATCH = 2
 
 
 def batches(
-    num_workers: int, *, skip: int = 0, by_shape: bool = False, mosaic: float = 0.3
+    num_workers: int, *, skip: int = 0, epoch: int = 1, order: str = "aspect", mosaic: float = 0.3
 ) -> list[Mapping[str, Any]]:
-    """Batches of the second epoch, read as the trainer reads them."""
+    """Batches of an epoch, read as the trainer reads them; a step has two of two images each."""
     samples = ShapesDataset(11, image_size=48)
-    augmentation = DataConfig(short_sides=(32, 40), max_size=64, mosaic=mosaic)
+    augmentation = DataConfig(
+        short_sides=(32, 40), max_size=64, mosaic=mosaic, multi_scale_epochs=3, eval_short_side=48
+    )
     data = DetectionDataset(
         samples,
         build_train_transform(augmentation),
         DetrelayImageProcessor(),
         seed=3,
-        mosaic=augmentation.mosaic,
-        mosaic_tile=augmentation.mosaic_tile,
-        wide=[image["width"] >= image["height"] for image in samples.ground_truth["images"]],
-        aspect_group=BATCH,
-        ratios=(samples.sizes[:, 1] / samples.sizes[:, 0]).tolist(),
-        shape_group=BATCH if by_shape else 1,
+        order=Order(
+            ratios=(samples.sizes[:, 1] / samples.sizes[:, 0]).tolist(),
+            aspect_group=BATCH,
+            shape_group=BATCH if "shape" in order else 1,
+        ),
+        size_by_step="step" in order,
     )
-    accelerator, sampler = Accelerator(cpu=True), data.sampler()
-    loader = accelerator.prepare(
-        make_loader(data, sampler, BATCH, num_workers=num_workers, drop_last=True)
-    )
-    loader.set_epoch(1)
-    sampler.set_epoch(1)
-    return list(accelerator.skip_first_batches(loader, skip) if skip else loader)
+    accelerator = Accelerator(cpu=True)
+    found = train_batches(accelerator, data, BATCH, 2, num_workers=num_workers, divisor=32)
+    found.take([accelerator.prepare(loader) for loader in found.unprepared])
+    return list(found.epoch(epoch, skip))
 
 
 def assert_same(found: list[Mapping[str, Any]], expected: list[Mapping[str, Any]]) -> None:
@@ -54,23 +53,37 @@ def assert_same(found: list[Mapping[str, Any]], expected: list[Mapping[str, Any]
             assert torch.equal(first["boxes"], second["boxes"])
 
 
-@pytest.mark.parametrize("by_shape", [False, True])
-def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_is_taken_up(by_shape: bool) -> None:
-    whole = batches(0, by_shape=by_shape)
+@pytest.mark.parametrize("order", ["aspect", "shape", "step", "shape and step"])
+def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_is_taken_up(order: str) -> None:
+    whole = batches(0, order=order)
     assert len(whole) == 5
     assert {batch["pixel_values"].dtype for batch in whole} == {torch.uint8}
-    assert_same(batches(2, by_shape=by_shape), whole)
-    assert_same(batches(0, skip=3, by_shape=by_shape), whole[3:])
-    if not by_shape:
-        assert_same(batches(2, skip=1), whole[1:])
+    assert_same(batches(0, skip=3, order=order), whole[3:])
+    if order in ("aspect", "shape and step"):
+        assert_same(batches(2, skip=1, order=order), whole[1:])
+
+
+def short_sides(found: list[Mapping[str, Any]]) -> list[set[int]]:
+    return [{int(label["size"].min()) for label in batch["labels"]} for batch in found]
 
 
 def test_images_of_a_batch_by_shape_share_their_size() -> None:
     shares = []
-    for by_shape in (False, True):
-        found = batches(0, by_shape=by_shape, mosaic=0)
+    for order in ("aspect", "shape"):
+        found = batches(0, order=order, mosaic=0)
         shares.append(min(float(batch["pixel_mask"].float().mean()) for batch in found))
-        short = [{int(label["size"].min()) for label in batch["labels"]} for batch in found]
-        assert all(len(sides) == 1 for sides in short) == by_shape
+        short = short_sides(found)
+        assert all(len(sides) == 1 for sides in short) == (order == "shape")
         assert {side for sides in short for side in sides} == {32, 40}
     assert shares[1] > shares[0]
+
+
+@pytest.mark.parametrize("order", ["step", "shape and step"])
+def test_images_of_a_step_share_their_size_until_its_epochs_end(order: str) -> None:
+    steps = []
+    for epoch in range(3):
+        short = short_sides(batches(0, epoch=epoch, order=order, mosaic=0))
+        steps += [short[0] | short[1], short[2] | short[3]]
+    assert all(len(sides) == 1 for sides in steps)
+    assert set.union(*steps) == {32, 40}
+    assert set.union(*short_sides(batches(0, epoch=3, order=order, mosaic=0))) == {48}

@@ -87,7 +87,7 @@ def test_a_resumed_run_and_one_without_room_end_alike(
     [
         ((*CACHED, "data.color_jitter=0.1"), "color_jitter (in data) is none of flip, first, and"),
         ((*CACHED, "data.short_sides=[48,64]"), "data.short_sides is a choice of 2 sizes"),
-        ((*CACHED, "data.mosaic=0.5"), "data.mosaic and data.mixup join images at random"),
+        ((*CACHED, "data.mosaic=0.5"), "mosaic (in data) is none of flip, first, and resize"),
         (("train.feature_cache_gib=1.0",), "parameters of the backbone learn, such as"),
     ],
 )

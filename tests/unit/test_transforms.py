@@ -18,7 +18,7 @@ from detrelay.core.data.coco import CocoDataset
 from detrelay.core.data.collate import EncodedSample
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
-from detrelay.core.data.transforms import DetectionDataset, ShapeBatches, VisitSampler
+from detrelay.core.data.transforms import DetectionDataset, Order, ShapeBatches, VisitSampler
 from detrelay.core.errors import DataError
 from detrelay.core.recipes.recipe import DataConfig
 from factories_data import write_coco
@@ -35,12 +35,11 @@ def make_visits(seed: int = 0, num_images: int = 4, mosaic: float = 0.0) -> Dete
                 crop_short_sides=(48, 64),
                 crop_range=(32, 48),
                 color_jitter=0.2,
+                mosaic=mosaic,
             )
         ),
         DetrelayImageProcessor(),
         seed=seed,
-        mosaic=mosaic,
-        mosaic_tile=40,
     )
 
 
@@ -185,7 +184,8 @@ def test_sampler_without_shuffling_keeps_the_order() -> None:
 def test_groups_share_their_aspect_and_each_image_comes_once() -> None:
     wide = [index % 3 > 0 for index in range(50)]  # 33 wide, 17 high
     plain = VisitSampler(50, seed=3)
-    grouped = VisitSampler(50, seed=3, wide=wide, aspect_group=4)
+    ratios = [1.0 if one else 0.99 for one in wide]
+    grouped = VisitSampler(50, seed=3, order=Order(ratios, aspect_group=4))
     orders = []
     for epoch in range(3):
         plain.set_epoch(epoch)
@@ -203,7 +203,7 @@ def test_groups_share_their_aspect_and_each_image_comes_once() -> None:
 
 def test_groups_by_shape_hold_neighbours_and_leave_out_others_each_epoch() -> None:
     ratios = [0.5 + 0.01 * ((37 * index) % 150) for index in range(150)]  # 50 high, 100 wide
-    sampler = VisitSampler(150, seed=3, ratios=ratios, shape_group=4)
+    sampler = VisitSampler(150, seed=3, order=Order(ratios, shape_group=4))
     orders, last = [], []
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -228,11 +228,10 @@ def test_data_knows_the_order_of_its_visits() -> None:
         build_train_transform(DataConfig()),
         DetrelayImageProcessor(),
         seed=5,
-        wide=[True, False] * 3,
-        aspect_group=2,
+        order=Order([1.5, 0.5] * 3, aspect_group=2),
     )
     order = list(data.sampler())
-    assert order == list(VisitSampler(6, seed=5, wide=[True, False] * 3, aspect_group=2))
+    assert order == list(VisitSampler(6, seed=5, order=data.order))
     assert order[0] % 2 == order[1] % 2
 
 
@@ -244,15 +243,9 @@ def test_strong_augmentation_stops_and_repeats_by_visit() -> None:
     )
 
     def data(**options: Any) -> DetectionDataset:
-        return DetectionDataset(
-            samples,
-            build_train_transform(strong),
-            DetrelayImageProcessor(),
-            seed=4,
-            late_transform=build_train_transform(strong, strong=False),
-            mosaic_tile=48,
-            **options,
-        )
+        config = dataclasses.replace(strong, **options)
+        transform = build_train_transform(config)
+        return DetectionDataset(samples, transform, DetrelayImageProcessor(), seed=4)
 
     late = data(strong_epochs=2, mosaic=1.0, mixup=1.0)
     never = data(mosaic=1.0, mixup=1.0)

@@ -33,7 +33,7 @@ from detrelay.core.data.places import evaluation_split, open_stream, train_and_v
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.streaming import StreamedImages, StreamedSamples
 from detrelay.core.data.tiles import TiledImages
-from detrelay.core.data.transforms import DetectionDataset
+from detrelay.core.data.transforms import DetectionDataset, Order
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
 from detrelay.core.engine.trainer import Trainer, TrainingParts
@@ -175,28 +175,23 @@ def train_data(
     recipe: Recipe, train: TrainDataset, processor: DetrelayImageProcessor
 ) -> DetectionDataset | StreamedSamples:
     """Images to learn from, augmented and encoded as the recipe says."""
-    data = recipe.data
-    common: dict[str, Any] = {
-        "seed": recipe.train.seed,
-        "strong_epochs": data.strong_epochs,
-        "late_transform": build_train_transform(data, strong=False),
-    }
+    data, seed, transform = recipe.data, recipe.train.seed, build_train_transform(recipe.data)
     if isinstance(train, StreamedImages):
-        return StreamedSamples(train, build_train_transform(data), processor, **common)
+        return StreamedSamples(train, transform, processor, seed=seed)
     images = training_images(data, train)
+    order = Order(
+        ratios=(images.sizes[:, 1] / images.sizes[:, 0]).tolist(),
+        aspect_group=data.aspect_group,
+        shape_group=recipe.train.batch_size if data.batch_by_shape else 1,
+    )
     return DetectionDataset(
         images,
-        build_train_transform(data),
+        transform,
         processor,
-        mosaic=data.mosaic,
-        mosaic_tile=data.mosaic_tile,
-        mixup=data.mixup,
+        seed=seed,
+        order=order,
+        size_by_step=data.multi_scale_by_step,
         skip_broken=data.on_bad_image == "skip",
-        wide=(images.sizes[:, 1] >= images.sizes[:, 0]).tolist(),
-        aspect_group=data.aspect_group,
-        ratios=(images.sizes[:, 1] / images.sizes[:, 0]).tolist(),
-        shape_group=recipe.train.batch_size if data.batch_by_shape else 1,
-        **common,
     )
 
 

@@ -203,6 +203,8 @@ def largest_batch(recipe: Recipe) -> tuple[int, int]:
         short = long = data.jitter_size
     else:
         short, long = max(data.short_sides), data.max_size
+    if data.multi_scale_epochs:
+        short, long = max(short, data.eval_short_side), max(long, data.eval_max_size)
     grouped = (
         recipe.train.batch_size == 1
         or data.batch_by_shape

@@ -164,6 +164,8 @@ def _may_change(key: str, values: tuple[Any, Any], recipe: Recipe) -> bool:
     before, after = values
     if recipe.data.stream and key in _ORDER_OF_A_STREAM:
         return False
+    if recipe.data.batch_by_shape and key == "train.batch_size":
+        return False
     if key == "train.epochs":
         return bool(recipe.train.schedule == "multi_step" and after > before)
     if key in DATA_PATHS:

@@ -1,4 +1,4 @@
-"""Transforms of training by name: the one place where a new one is entered.
+"""Transforms of training images by name: the one place where a new one is entered.
 
 Everything random comes from torch's default CPU generator, whose state `DetectionDataset` sets by
 visit. Transforms are classes and not closures: loaders that start their workers afresh, as on macOS
@@ -17,12 +17,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
 from detrelay.core.data.coco import Sample
-from detrelay.core.data.geometry import on_both, random_crop, resize, scale
+from detrelay.core.data.geometry import make_mosaic, mix, on_both, random_crop, resize, scale
 from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.recipe import DataConfig
 from detrelay.core.registry import find_part, make_part
 
 Transform = Callable[[Sample], Sample]
+Another = Callable[[], Sample]
 
 
 @dataclass(frozen=True)
@@ -176,23 +177,94 @@ class IouCrop:
 
 
 @dataclass(frozen=True)
-class InTurn:
-    """Several transforms, one after the other.
+class Mosaic:
+    """Four images on one canvas; see `make_mosaic`.
 
     Attributes:
-        transforms: the first one first.
+        probability: how often.
+        tile: side of the square that each image is fitted into, pixels.
     """
 
-    transforms: tuple[Transform, ...]
+    probability: float
+    tile: int
 
-    def __call__(self, sample: Sample) -> Sample:
-        """The sample after the last of them."""
-        for transform in self.transforms:
-            sample = transform(sample)
+    def __post_init__(self) -> None:
+        _check_probability(self.probability)
+        if type(self.tile) is not int or self.tile < _SMALLEST_TILE:
+            raise ValueError(f"tile must be at least {_SMALLEST_TILE} pixels, found {self.tile}")
+
+    def join(self, sample: Sample, another: Another) -> Sample:
+        """A mosaic of the image and three others, or the sample as it is."""
+        if torch.rand(()) < self.probability:
+            return make_mosaic([sample, *(another() for _ in range(3))], self.tile)
         return sample
 
 
-TRANSFORMS: dict[str, Callable[..., Transform]] = {
+@dataclass(frozen=True)
+class Mixup:
+    """Two images over each other; see `mix`.
+
+    Attributes:
+        probability: how often.
+    """
+
+    probability: float
+
+    def __post_init__(self) -> None:
+        _check_probability(self.probability)
+
+    def join(self, sample: Sample, another: Another) -> Sample:
+        """The image blended with another, or the sample as it is."""
+        return mix(sample, another()) if torch.rand(()) < self.probability else sample
+
+
+@dataclass(frozen=True)
+class Step:
+    """An entry of the list of transforms.
+
+    Attributes:
+        transform: what happens to a sample.
+        epochs: number of epochs after which that ends; 0 for never.
+        late: what replaces it then; None for nothing.
+    """
+
+    transform: Transform | Mosaic | Mixup
+    epochs: int = 0
+    late: Transform | None = None
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Several transforms, one after the other.
+
+    Attributes:
+        steps: the first one first.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, sample: Sample, epoch: int = 0, another: Another | None = None) -> Sample:
+        """The sample after the last of them.
+
+        Args:
+            sample: an image with its objects.
+            epoch: number of the epoch, from 0.
+            another: reads a random sample, unchanged; needed for mosaics and mixtures.
+        """
+        for step in self.steps:
+            ended = step.epochs and epoch >= step.epochs
+            transform = step.late if ended else step.transform
+            if isinstance(transform, Mosaic | Mixup):
+                assert another is not None
+                sample = transform.join(sample, another)
+            elif transform is not None:
+                sample = transform(sample)
+        return sample
+
+
+TRANSFORMS: dict[str, Callable[..., Transform | Mosaic | Mixup]] = {
+    "mosaic": Mosaic,
+    "mixup": Mixup,
     "flip": Flip,
     "crop": Crop,
     "resize": Resize,
@@ -201,34 +273,29 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "photometric_distort": PhotometricDistort,
     "iou_crop": IouCrop,
 }
-# `strong_epochs` ends them, as it ends mosaics and mixtures
-_STRONG = frozenset({"photometric_distort", "iou_crop"})
+# `strong_epochs` ends them
+_STRONG = frozenset({"mosaic", "mixup", "photometric_distort", "iou_crop"})
+# `multi_scale_epochs` replaces them with the size of evaluation
+_SIZES = frozenset({"resize", "scale_jitter"})
 # there only where a setting asks for them
 _OPTIONAL = frozenset({"crop", "scale_jitter", "color_jitter"})
+_SMALLEST_TILE = 8  # pixels
 
 
-def build_train_transform(config: DataConfig, *, strong: bool = True) -> Transform:
+def build_train_transform(config: DataConfig) -> Augmentation:
     """The transforms that `config.transforms` lists, or those that its other settings ask for.
+
+    Options that an entry omits are taken from the settings of the same thing: the size of "resize"
+    is that of `short_sides` and `max_size`.
 
     Args:
         config: settings of the data.
-        strong: with the strong ones, as until `config.strong_epochs`.
-
-    What an entry leaves out, it takes from the settings of the same thing: the size of "resize" is
-    that of `short_sides` and `max_size`.
 
     Raises:
-        RecipeError: settings that are out of range or wrong together, or an unknown transform.
+        RecipeError: settings that are out of range or inconsistent, or an unknown transform.
     """
     config.check()
     listed = config.transforms or tuple({"name": name} for name in _asked_for(config))
-    given: dict[str, dict[str, Any]] = {
-        "flip": {"probability": config.flip_probability},
-        "crop": {"short_sides": config.crop_short_sides, "window": config.crop_range},
-        "resize": {"short_sides": config.short_sides, "max_size": config.max_size},
-        "scale_jitter": {"size": config.jitter_size, "scales": config.jitter_range},
-        "color_jitter": {"strength": config.color_jitter},
-    }
     names = [str(entry.get("name")) for entry in listed]
     if forgotten := [
         name for name in _asked_for(config) if name not in names and name in _OPTIONAL
@@ -237,12 +304,14 @@ def build_train_transform(config: DataConfig, *, strong: bool = True) -> Transfo
             f"data.transforms leaves out {', '.join(forgotten)}, which other settings of data ask "
             f"for; list it, or take these settings back"
         )
-    if not strong:
-        listed = tuple(entry for entry in listed if entry.get("name") not in _STRONG)
+    joining = {"mosaic": config.mosaic, "mixup": config.mixup}
+    first = [{"name": name} for name, chance in joining.items() if chance and name not in names]
     try:
-        return InTurn(tuple(_build(entry, given) for entry in listed))
+        steps = tuple(_build(entry, config) for entry in (*first, *listed))
     except ValueError as error:
         raise RecipeError(f"data.transforms: {error}") from error
+    _check_multi_scale(config, steps)
+    return Augmentation(steps)
 
 
 def _asked_for(config: DataConfig) -> list[str]:
@@ -255,24 +324,65 @@ def _asked_for(config: DataConfig) -> list[str]:
     return [*names, "color_jitter"] if config.color_jitter > 0 else names
 
 
-def _build(entry: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> Transform:
+def _build(entry: Mapping[str, Any], config: DataConfig) -> Step:
     options = dict(entry)
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f'each entry needs a name, such as {{name = "flip"}}; found {dict(entry)}')
+    usual = config.strong_epochs if name in _STRONG else 0
+    epochs = options.pop("epochs", config.multi_scale_epochs if name in _SIZES else usual)
+    if type(epochs) is not int or epochs < 0:
+        raise ValueError(f"transform {name!r}: epochs must be a number from 0, found {epochs!r}")
     part = find_part("transform", name, TRANSFORMS)
-    transform: Transform = make_part("transform", name, part, options, given.get(name, {}))
-    return transform
+    transform = make_part("transform", name, part, options, _given(name, config))
+    late = Resize((config.eval_short_side,), config.eval_max_size) if name in _SIZES else None
+    return Step(transform, epochs, late if epochs else None)
 
 
-def build_eval_transform(short_side: int, max_size: int) -> Transform:
+def _given(name: str, config: DataConfig) -> dict[str, Any]:
+    """The options of a transform that the settings beside the list have."""
+    given: dict[str, dict[str, Any]] = {
+        "mosaic": {"tile": config.mosaic_tile},
+        "flip": {"probability": config.flip_probability},
+        "crop": {"short_sides": config.crop_short_sides, "window": config.crop_range},
+        "resize": {"short_sides": config.short_sides, "max_size": config.max_size},
+        "scale_jitter": {"size": config.jitter_size, "scales": config.jitter_range},
+        "color_jitter": {"strength": config.color_jitter},
+    }
+    options = given.get(name, {})
+    chance = {"mosaic": config.mosaic, "mixup": config.mixup}.get(name)
+    return options | {"probability": chance} if chance else options
+
+
+def _check_multi_scale(config: DataConfig, steps: Sequence[Step]) -> None:
+    parts = [step.transform for step in steps]
+    sizes = [part for part in parts if isinstance(part, Resize | ScaleJitter)]
+    if config.multi_scale_epochs and not sizes:
+        raise RecipeError(
+            "data.multi_scale_epochs ends random sizes, but data.transforms has neither "
+            "'resize' nor 'scale_jitter'"
+        )
+    drawn = any(isinstance(part, ScaleJitter) or len(part.short_sides) > 1 for part in sizes)
+    if config.multi_scale_by_step and not drawn:
+        raise RecipeError(
+            "data.multi_scale_by_step draws a size for each step, but there is only one; list "
+            "several in data.short_sides"
+        )
+
+
+def _check_probability(value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"probability must lie between 0 and 1, found {value!r}")
+
+
+def build_eval_transform(short_side: int, max_size: int | None) -> Augmentation:
     """Resize only: short side to `short_side` unless the long side would exceed `max_size`."""
-    return InTurn((Resize((short_side,), max_size),))
+    return Augmentation((Step(Resize((short_side,), max_size)),))
 
 
 def with_and_without_flip(
-    transform: Transform,
-) -> tuple[Flip | None, tuple[Transform, Transform]]:
+    transform: Augmentation,
+) -> tuple[Flip | None, tuple[Augmentation, Augmentation]]:
     """Transforms that are not random, of one that is so by its flip only.
 
     Args:
@@ -285,22 +395,24 @@ def with_and_without_flip(
     Raises:
         ValueError: it gives other images than these two; says which part of it does.
     """
-    parts = transform.transforms if isinstance(transform, InTurn) else (transform,)
-    flip, rest = None, parts
-    if parts and isinstance(parts[0], Flip):
-        flip, rest = parts[0], parts[1:]
-    for part in rest:
+    flip, rest = None, transform.steps
+    if rest and isinstance(rest[0].transform, Flip):
+        flip, rest = rest[0].transform, rest[1:]
+    for step in rest:
+        part = step.transform
         if not isinstance(part, Resize):
             raise ValueError(f"{_name_of(part)} (in data) is none of flip, first, and resize")
         if len(part.short_sides) > 1:
             raise ValueError(
                 f"data.short_sides is a choice of {len(part.short_sides)} sizes; expected one"
             )
-    never, always = (InTurn((Flip(chance), *rest)) for chance in (0.0, 1.0))
+    if any(step.epochs for step in transform.steps):
+        raise ValueError("a transform of data ends after some epochs; expected the same in all")
+    never, always = (Augmentation((Step(Flip(chance)), *rest)) for chance in (0.0, 1.0))
     return flip, (never, always)
 
 
-def _name_of(part: Transform) -> str:
+def _name_of(part: Transform | Mosaic | Mixup) -> str:
     names = {kind: name for name, kind in TRANSFORMS.items()}
     return names.get(type(part), type(part).__name__)
 

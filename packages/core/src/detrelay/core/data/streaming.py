@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from detrelay.core.data.augmentation import Transform
+from detrelay.core.data.augmentation import Augmentation
 from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.collate import EncodedSample
 from detrelay.core.data.decode import MAX_PIXELS
@@ -135,11 +135,9 @@ class StreamedSamples(IterableDataset[Any]):
 
     Args:
         images: the stream.
-        transform: applied to each sample.
+        transform: applied to each sample; neither mosaic nor mixup.
         processor: encodes the transformed sample.
         seed: which random numbers.
-        strong_epochs: epochs after which `late_transform` replaces `transform`; 0 for never.
-        late_transform: what replaces it; None for the same.
 
     Attributes:
         next_pass: to be set before each iteration.
@@ -148,19 +146,15 @@ class StreamedSamples(IterableDataset[Any]):
     def __init__(
         self,
         images: StreamedImages,
-        transform: Transform,
+        transform: Augmentation,
         processor: SampleEncoder,
         *,
         seed: int,
-        strong_epochs: int = 0,
-        late_transform: Transform | None = None,
     ) -> None:
         self.images = images
         self.transform = transform
         self.processor = processor
         self.seed = seed
-        self.strong_epochs = strong_epochs
-        self.late_transform = late_transform or transform
         self.next_pass = Pass()
         self._rows = images.stream.data
 
@@ -190,8 +184,6 @@ class StreamedSamples(IterableDataset[Any]):
     def __iter__(self) -> Iterator[EncodedSample | str]:
         info, now = get_worker_info(), self.next_pass
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        late = self.strong_epochs and now.epoch >= self.strong_epochs
-        transform = self.late_transform if late else self.transform
         for number, row in enumerate(self._shuffled(now)):
             if number < now.skip // num_workers:
                 yield TAKEN
@@ -201,7 +193,7 @@ class StreamedSamples(IterableDataset[Any]):
                 torch.default_generator.manual_seed(
                     mixed_seed(_IMAGE, self.seed, now.epoch, now.lap, now.process, worker, number)
                 )
-                sample = transform(sample)
+                sample = self.transform(sample, now.epoch)
             yield self.processor.encode(sample, normalize=False)
         while True:
             yield END

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from detrelay.core.data.augmentation import Transform
+from detrelay.core.data.augmentation import Augmentation
 from detrelay.core.data.coco import Sample
 from detrelay.core.data.collate import EncodedSample
-from detrelay.core.data.geometry import make_mosaic, mix
 from detrelay.core.errors import DataError
 
 # What a seed is used for; keeps the random numbers of the order and of the images apart.
@@ -34,6 +33,23 @@ class SampleEncoder(Protocol):
         """The sample as the model takes it, or with pixels as they are; its size stays."""
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which images come one after the other in an epoch; any ones by default.
+
+    Attributes:
+        ratios: width over height of each image; needed for groups.
+        aspect_group: how many images in a row are all wide or all high, so that batches of as many
+            need little padding; what is left of either kind comes last.
+        shape_group: how many images in a row are of like shape and share their random size, which
+            replaces `aspect_group`; what is left, any images of the epoch, comes last.
+    """
+
+    ratios: Sequence[float] = ()
+    aspect_group: int = 1
+    shape_group: int = 1
+
+
 class DetectionDataset(Dataset[EncodedSample]):
     """Transformed and encoded samples, by visit.
 
@@ -46,54 +62,37 @@ class DetectionDataset(Dataset[EncodedSample]):
         transform: applied to each sample.
         processor: encodes the transformed sample.
         seed: which random numbers.
-        mosaic: chance that a sample becomes one of four before the transform.
-        mosaic_tile: side of each, pixels; see `make_mosaic`.
-        mixup: chance that a sample, or a mosaic, is laid over another; see `mix`.
-        strong_epochs: epochs after which mosaics and mixtures stop; 0 for never.
-        late_transform: what then stands in for `transform`; None for the same.
+        order: which images come one after the other; read by `sampler`.
+        size_by_step: the images of a step share their random size.
         skip_broken: an image that cannot be read is reported once, by the process that first meets
             it, and the next readable one takes its place; otherwise its `DataError` is raised.
-        wide: which samples are wider than high; read by `sampler`.
-        aspect_group: how many samples in a row share that; 1 for any order.
-        ratios: width over height of each sample; read where `shape_group` is above 1.
-        shape_group: how many samples in a row are of like shape and share their random size; 1 for
-            any order.
         shapes: (height, width) of each encoded sample, pixels, where they are known beforehand; by
             them `ShapeBatches` joins images.
+
+    Attributes:
+        images_per_step: images of a step over all processes, which the training loop sets; read
+            where they share their size.
     """
 
     def __init__(
         self,
         samples: Dataset[Sample],
-        transform: Transform,
+        transform: Augmentation,
         processor: SampleEncoder,
         *,
         seed: int,
-        mosaic: float = 0.0,
-        mosaic_tile: int = 640,
-        mixup: float = 0.0,
-        strong_epochs: int = 0,
-        late_transform: Transform | None = None,
+        order: Order | None = None,
+        size_by_step: bool = False,
         skip_broken: bool = False,
-        wide: Sequence[bool] = (),
-        aspect_group: int = 1,
-        ratios: Sequence[float] = (),
-        shape_group: int = 1,
         shapes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.samples = samples
         self.transform = transform
         self.processor = processor
         self.seed = seed
-        self.mosaic = mosaic
-        self.mosaic_tile = mosaic_tile
-        self.mixup = mixup
-        self.strong_epochs = strong_epochs
-        self.late_transform = late_transform or transform
-        self.wide = wide
-        self.aspect_group = aspect_group
-        self.ratios = ratios
-        self.shape_group = shape_group
+        self.order = order or Order()
+        self.size_by_step = size_by_step
+        self.images_per_step = 1
         self.shapes = shapes
         self._draws: tuple[int, list[float]] = (-1, [])
         # shared with the loader's processes, so that only one of them reports an image
@@ -113,15 +112,12 @@ class DetectionDataset(Dataset[EncodedSample]):
 
     def transformed(self, visit: int) -> Sample:
         """The sample of a visit before it is encoded; see `__getitem__`."""
-        sample = self.read(visit % len(self))
-        if self.shape_group > 1:
+        epoch, index = divmod(visit, len(self))
+        sample = self.read(index)
+        if self.size_by_step or self.order.shape_group > 1:
             sample = replace(sample, size_draw=self._size_draw(visit))
         with self.random_numbers(visit):
-            if self.strong_epochs and visit // len(self) >= self.strong_epochs:
-                sample = self.late_transform(sample)
-            else:
-                sample = self.transform(self._joined(sample))
-        return sample
+            return self.transform(sample, epoch, self._any)
 
     @contextmanager
     def random_numbers(self, visit: int) -> Iterator[None]:
@@ -131,31 +127,19 @@ class DetectionDataset(Dataset[EncodedSample]):
             torch.default_generator.manual_seed(mixed_seed(_IMAGE, self.seed, visit))
             yield
 
-    @property
-    def joins_images(self) -> bool:
-        """Whether a visit may show several images at once."""
-        return self.mosaic > 0 or self.mixup > 0
-
     def _size_draw(self, visit: int) -> float:
-        """The number that the group of a visit shares."""
+        """The number that the images of a step, or of a group by shape, share."""
         epoch, index = divmod(visit, len(self))
+        size = self.images_per_step if self.size_by_step else self.order.shape_group
         if self._draws[0] != epoch:
             sampler = self.sampler()
             sampler.set_epoch(epoch)
             draws = [0.0] * len(self)
             for place, other in enumerate(sampler):
-                group = epoch * len(self) + place // self.shape_group
+                group = epoch * len(self) + place // size
                 draws[other % len(self)] = mixed_seed(_SIZE, self.seed, group) / 2**32
             self._draws = (epoch, draws)
         return self._draws[1][index]
-
-    def _joined(self, sample: Sample) -> Sample:
-        """The sample, or one made of it and others."""
-        if self.mosaic > 0 and torch.rand(()) < self.mosaic:
-            sample = make_mosaic([sample, *(self._any() for _ in range(3))], self.mosaic_tile)
-        if self.mixup > 0 and torch.rand(()) < self.mixup:
-            sample = mix(sample, self._any())
-        return sample
 
     def _any(self) -> Sample:
         return self.read(int(torch.randint(len(self), ())))
@@ -167,14 +151,7 @@ class DetectionDataset(Dataset[EncodedSample]):
 
     def sampler(self) -> VisitSampler:
         """The visits to train on, in an order that follows from the seed and the epoch."""
-        return VisitSampler(
-            len(self),
-            seed=self.seed,
-            wide=self.wide,
-            aspect_group=self.aspect_group,
-            ratios=self.ratios,
-            shape_group=self.shape_group,
-        )
+        return VisitSampler(len(self), seed=self.seed, order=self.order)
 
     def read(self, index: int) -> Sample:
         """Sample `index` as it is stored; where broken ones are skipped, the next readable one."""
@@ -217,32 +194,16 @@ class VisitSampler(Sampler[int]):
         num_samples: number of images.
         seed: which orders.
         shuffle: draw a new order each epoch; otherwise images come by index.
-        wide: which images are wider than high; read where `aspect_group` is above 1.
-        aspect_group: how many images in a row are all wide or all high, so that batches of as many
-            need little padding; what is left of either kind comes last.
-        ratios: width over height of each image; read where `shape_group` is above 1.
-        shape_group: how many images in a row are of like shape, which takes the place of
-            `aspect_group`; what is left, any images of the epoch, comes last.
+        order: which images come one after the other.
     """
 
     def __init__(
-        self,
-        num_samples: int,
-        *,
-        seed: int,
-        shuffle: bool = True,
-        wide: Sequence[bool] = (),
-        aspect_group: int = 1,
-        ratios: Sequence[float] = (),
-        shape_group: int = 1,
+        self, num_samples: int, *, seed: int, shuffle: bool = True, order: Order | None = None
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.shuffle = shuffle
-        self.wide = wide
-        self.aspect_group = aspect_group
-        self.ratios = ratios
-        self.shape_group = shape_group
+        self.order = order or Order()
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -257,10 +218,11 @@ class VisitSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(mixed_seed(_ORDER, self.seed, self.epoch))
         if self.shuffle:
             order = torch.randperm(self.num_samples, generator=generator).tolist()
-        if self.shape_group > 1:
-            order = _of_like_shape(order, self.ratios, self.shape_group, generator)
-        elif self.aspect_group > 1:
-            order = _grouped(order, self.wide, self.aspect_group)
+        groups = self.order
+        if groups.shape_group > 1:
+            order = _of_like_shape(order, groups.ratios, groups.shape_group, generator)
+        elif groups.aspect_group > 1:
+            order = _grouped(order, groups.ratios, groups.aspect_group)
         first = self.epoch * self.num_samples
         return iter([first + index for index in order])
 
@@ -305,12 +267,12 @@ class ShapeBatches(Sampler[list[int]]):
         return iter(self.batches)
 
 
-def _grouped(order: Sequence[int], wide: Sequence[bool], size: int) -> list[int]:
+def _grouped(order: Sequence[int], ratios: Sequence[float], size: int) -> list[int]:
     """The same indices in groups of one kind; a group comes when its last member is due."""
     waiting: dict[bool, list[int]] = {True: [], False: []}
     result: list[int] = []
     for index in order:
-        group = waiting[wide[index]]
+        group = waiting[ratios[index] >= 1]
         group.append(index)
         if len(group) == size:
             result += group

@@ -50,6 +50,7 @@ class VisitBatches:
         accelerator: distributes the batches over the processes.
         data: indexed by visit.
         batch_size: images of a batch.
+        images_per_step: images of a step over all processes.
         num_workers: loader workers; 0 loads in the calling process.
         divisor: of the padded sides, pixels: the `pad_size_divisor` of the model's processor.
     """
@@ -59,12 +60,15 @@ class VisitBatches:
         accelerator: Accelerator,
         data: DetectionDataset | CachedFeatures,
         batch_size: int,
+        images_per_step: int,
         *,
         num_workers: int,
         divisor: int,
     ) -> None:
         self.accelerator = accelerator
         self.num_images = len(data)
+        if isinstance(data, DetectionDataset):
+            data.images_per_step = images_per_step
         self.sampler = data.sampler()
         loader = make_loader(
             data,
@@ -215,9 +219,11 @@ def train_batches(
         num_workers: loader workers of each process.
         divisor: see `VisitBatches`.
     """
-    if not isinstance(data, StreamedSamples):
-        return VisitBatches(accelerator, data, batch_size, num_workers=num_workers, divisor=divisor)
     images_per_step = batch_size * accumulation_steps * accelerator.num_processes
+    if not isinstance(data, StreamedSamples):
+        return VisitBatches(
+            accelerator, data, batch_size, images_per_step, num_workers=num_workers, divisor=divisor
+        )
     batches = StreamBatches(
         data,
         batch_size,

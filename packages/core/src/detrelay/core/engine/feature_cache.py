@@ -96,8 +96,6 @@ class CachedFeatures(Dataset[Variant]):
         memory: FeatureMemory,
     ) -> None:
         refuse_learning(model.backbone)
-        if data.joins_images:
-            raise ValueError(_why("data.mosaic and data.mixup join images at random"))
         try:
             self._flip, self._transforms = with_and_without_flip(data.transform)
         except ValueError as error:

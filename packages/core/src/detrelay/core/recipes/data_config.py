@@ -48,6 +48,10 @@ class DataConfig:
         flip_probability: chance of a horizontal flip; 0.5 in DETR and its descendants.
         short_sides: short sides to choose from in training, pixels; one value is a fixed size.
         max_size: limit of the long side in training, pixels.
+        multi_scale_by_step: draw one size for all images of a step, as RT-DETR and D-FINE do, and
+            not one for each image.
+        multi_scale_epochs: epochs after which training images have the size of evaluation; 0 for
+            never.
         crop: DETR's scheme: half of the images are resized, cropped and resized again.
         crop_short_sides: short sides to choose from before a crop, pixels (DETR).
         crop_range: minimum and maximum side of a crop, pixels (DETR).
@@ -63,7 +67,8 @@ class DataConfig:
         transforms: transforms of a training image, in this order, as tables with a `name`, a key of
             `TRANSFORMS` or module:Class for a custom one, and its options; empty for flip, then
             crop and resize or jitter, then colours, with the settings above. Omitted options are
-            taken from those settings. A mosaic comes before the list.
+            taken from those settings. `epochs` in a table ends its transform after so many epochs.
+            Mosaic and mixup, if only asked for by the settings above, come first.
         tile_size: side of the overlapping tiles that training images are cut into, pixels; each
             tile is then an image of its own; 0 for whole images.
         tile_overlap: minimum share of a tile that the next one shows too.
@@ -107,6 +112,8 @@ class DataConfig:
     flip_probability: Fraction = 0.5
     short_sides: tuple[Count, ...] = (_COCO_SHORT_SIDE,)
     max_size: Count = _COCO_LONG_SIDE
+    multi_scale_by_step: bool = False
+    multi_scale_epochs: NonNegative = 0
     crop: bool = False
     crop_short_sides: tuple[Count, ...] = (400, 500, 600)
     crop_range: tuple[Count, Count] = (384, 600)
@@ -194,9 +201,12 @@ def _check_stream(data: DataConfig, source: str) -> None:
     default = DataConfig()
     needs_access = (
         *("train_images", "keep_unused_categories", "mosaic", "mixup", "tile_size"),
-        *("aspect_group", "batch_by_shape", "keep_empty", "on_bad_image"),
+        *("aspect_group", "batch_by_shape", "multi_scale_by_step", "keep_empty", "on_bad_image"),
     )
-    if asked := [key for key in needs_access if getattr(data, key) != getattr(default, key)]:
+    asked = [key for key in needs_access if getattr(data, key) != getattr(default, key)]
+    if {"mosaic", "mixup"} & {str(entry.get("name")) for entry in data.transforms}:
+        asked.append("transforms (mosaic, mixup)")
+    if asked:
         raise RecipeError(
             f"{source}: data.stream reads each row once, in turn, which excludes "
             f"{', '.join(f'data.{key}' for key in asked)}; leave out one or the other"
