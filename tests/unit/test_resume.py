@@ -79,6 +79,29 @@ def test_resume_with_a_changed_recipe_names_the_keys(
         check_output(output, resolve(arguments), arguments)
 
 
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        (("data.batch_by_shape=true",), "train.batch_size=4"),
+        (("data.stream=true", "data.train_annotations=hub:me/set"), "data.num_workers=7"),
+        (("data.stream=true", "data.train_annotations=hub:me/set"), "train.accumulation_steps=2"),
+    ],
+)
+def test_what_decides_the_order_of_images_must_stay(
+    settings: tuple[str, ...], change: str, tmp_path: Path
+) -> None:
+    begin_run(tmp_path / "run", Arguments(set=(settings,)))
+    begin_run(tmp_path / "free", Arguments())
+    for name in ("run", "free"):
+        arguments = parsed("--resume", "--output", str(tmp_path / name), "--set", change)
+        recipe = resolve(arguments)
+        if name == "free":
+            check_output(tmp_path / name, recipe, arguments)
+            break
+        with pytest.raises(RecipeError, match=rf"{change.partition('=')[0]} .*; leave it as it"):
+            check_output(tmp_path / name, recipe, arguments)
+
+
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(
         RunFolderError, match=r"--resume: .* holds no run \(it has no training.json\)"
