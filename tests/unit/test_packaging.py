@@ -33,7 +33,7 @@ TESTED_ELSEWHERE = {
     **dict.fromkeys(
         [
             *("apps.report", "apps.report_figures", "apps.report_gallery", "apps.report_page"),
-            *("apps.report_queries", "apps.report_stages"),
+            "apps.report_queries",
         ],
         "tests/integration/test_report.py makes whole reports",
     ),

@@ -23,6 +23,8 @@ from detrelay.core.evaluation.tide import KINDS, MEANINGS
 _MOST_CATEGORIES = 15
 # smaller changes of AP, as fractions, are reported as none
 _NOTHING = 0.0005
+# from how much more AP on a detector needs NMS
+_WORTH_NMS = 0.005
 
 
 def precision(figures: Figures) -> Section:
@@ -272,7 +274,7 @@ def duplicates(figures: Figures) -> Section:
         beyond = (
             "no object is found" if surplus is None else f"{surplus:.2f} detections are surplus"
         )
-        verdict = "the detector needs it" if change >= _NOTHING else "the detector needs none"
+        verdict = "the detector needs it" if change >= _WORTH_NMS else "the detector needs none"
         return f"In the last stage {beyond} per found object and NMS {effect}: {verdict}."
 
     return Section(
