@@ -22,7 +22,7 @@ from detrelay.core.engine.checkpoint import save_model
 from detrelay.core.evaluation.coco_ap import CocoResult
 from detrelay.core.hub.folder import CheckedFolder, complete_folder
 from detrelay.core.recipes.recipe import DataConfig, Recipe, override
-from factories import small_config
+from factories import SMALL_HEADS, small_config, small_head_config
 from hub_server import WRITE_TOKEN, HubServer
 
 from detrelay.heads import HEADS  # isort: skip
@@ -58,6 +58,19 @@ def write_run(folder: Path, model: DetectorForObjectDetection) -> Path:
     processor = DetrelayImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     save_model(model, processor, {**record, "measured": measured}, folder / "best")
     return folder / "best"
+
+
+def save_small_head(case: str, folder: Path, dtype: torch.dtype, **changes: object) -> Path:
+    """A model folder with any head of `SMALL_HEADS` and four classes of drawn shapes."""
+    names = dict(enumerate(["circle", "triangle", "ring", "cross"]))
+    torch.manual_seed(0)
+    config = small_head_config(
+        case, id2label=names, category_ids=[1, 2, 3, 4], d_model=64, **changes
+    )
+    HEADS[SMALL_HEADS[case][0]].model(config).to(dtype).save_pretrained(folder)
+    settings = {"size": {"shortest_edge": 64, "longest_edge": 96}, "pad_size_divisor": 16}
+    DetrelayImageProcessor(**settings).save_pretrained(folder)
+    return folder
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from transformers import AutoModelForObjectDetection
 from detrelay.apps import convert, publish
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.engine.checkpoint import save_model
-from detrelay.core.hub.calls import HubError
 from hub_model import only_hub
 from hub_server import USER, HubServer, running_hub
 from official import write_small_checkpoint
@@ -94,7 +93,7 @@ def test_an_own_head_is_published_by_its_name(
     save_model(model, DetrelayImageProcessor(), {}, Path("mine"))
     sys.modules.pop("unheard")
 
-    with pytest.raises(HubError, match="a head must be registered first"):
+    with pytest.raises(ValueError, match="register its head first"):
         command("mine", "model")
     assert hub.repositories == {}
     assert command("mine", "model", "--head", "unheard:MyHeadConfig") == 0

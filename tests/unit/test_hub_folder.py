@@ -41,7 +41,7 @@ def test_the_copy_is_complete_and_the_source_untouched(folder: Path) -> None:
 )
 def test_a_missing_file_is_named(missing: str, message: str, folder: Path) -> None:
     (folder / missing).unlink()
-    with pytest.raises(HubError, match=message):
+    with pytest.raises(ValueError, match=message):
         complete(folder)
 
 
@@ -136,19 +136,19 @@ def test_weights_must_be_those_of_the_config(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     key = "head.content.weight"
     save_file({k: v for k, v in weights.items() if k != key}, folder / "model.safetensors")
-    with pytest.raises(HubError, match=f"weights are not those .* 1 missing keys, such as {key}"):
+    with pytest.raises(ValueError, match=rf"weights are not those .* 1 missing \(such as {key}"):
         complete(folder)
     weights[key] = torch.full_like(weights[key], torch.nan)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(HubError, match=r"the model does not run .*not finite"):
         complete(folder, "again")
     (folder / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(HubError, match="cannot be loaded as a model"):
+    with pytest.raises(ValueError, match="cannot be loaded as a model"):
         complete(folder, "third")
 
 
 def test_a_model_of_others_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "detrelay_unheard"}))
-    with pytest.raises(HubError, match=r"cannot be loaded .*import detrelay.heads"):
+    with pytest.raises(ValueError, match=r"cannot be loaded .*import detrelay.heads"):
         complete(folder)

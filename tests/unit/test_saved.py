@@ -1,93 +1,62 @@
-"""A model folder is what it claims to be, or it is rejected."""
+"""What fine-tuning takes from a saved model, and which models it rejects."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import DetrImageProcessor
 
-from detrelay.apps.saved import load_saved
+from detrelay.apps.train import Arguments, resolve
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.heads import HEADS
-from factories import SMALL_HEADS, small_head_config
+from hub_model import save_small_head
 from tiny_run import shrink_backbone
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        shrink_backbone(patch)
-        yield
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_backbone(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def saved(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "saved"
-    HEADS[SMALL_HEADS["dn_detr"][0]].model(small_head_config("dn_detr")).save_pretrained(folder)
-    DetrelayImageProcessor().save_pretrained(folder)
-    return folder
+def test_settings_sizes_and_padding_are_those_of_the_model(tmp_path: Path) -> None:
+    folder = save_small_head("dn_detr", tmp_path / "saved", torch.float32, denoising_groups=None)
+    recipe = resolve(Arguments(init=folder, set=(("model.num_queries=5",),)))
+    assert recipe.head == "dn_detr"
+    assert recipe.model["num_queries"] == 5
+    assert recipe.model["d_model"] == 64
+    assert recipe.model["denoising_groups"] is None  # which is not the default
+    assert "category_ids" not in recipe.model
+    sides = (recipe.data.short_sides, recipe.data.max_size, recipe.data.pad_size_divisor)
+    assert sides == ((64,), 96, 16)
+    assert (recipe.train.schedule, recipe.train.warmup_share) == ("cosine", 0.05)
+    named = resolve(Arguments("dn_detr_r50_12e", init=folder))
+    assert named.model["d_model"] == 64
+    assert (named.data.eval_short_side, named.train.epochs) == (800, 12)
 
 
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(saved, tmp_path / "model")
-
-
-def test_weights_of_another_model_are_refused(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    for change, message in (
-        ({}, None),
-        ({"head.anchors.weight": None}, "1 missing (such as head.anchors.weight)"),
-        ({"head.more": torch.zeros(3)}, "1 unknown (such as head.more)"),
-        ({"head.anchors.weight": torch.zeros(9, 4)}, "1 of another shape (such as"),
-    ):
-        changed = {**weights, **change}
-        save_file(
-            {key: value for key, value in changed.items() if value is not None},
-            file,
-            metadata={"format": "pt"},
-        )
-        if message is None:
-            load_saved(folder)
-            continue
-        with pytest.raises(ValueError, match=f"^{folder}: .*{re.escape(message)}"):
-            load_saved(folder)
-
-
-def test_another_image_processor_is_refused(folder: Path) -> None:
-    DetrImageProcessor().save_pretrained(folder)
-    with pytest.raises(ValueError, match="image processor is a DetrImageProcessor"):
-        load_saved(folder)
-
-
-def test_the_code_of_a_folder_is_not_run_and_nobody_is_asked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ask(*_: object) -> str:
-        raise AssertionError("asked")
-
-    monkeypatch.setattr("builtins.input", ask)
+def refusals(folder: Path) -> Iterator[tuple[Arguments, str]]:
+    yield Arguments("dino_r50_4scale_12e", init=folder), "is a dn_detr, but --recipe dino"
+    yield Arguments(init=folder, head="dino"), "its head is dn_detr; omit --head dino"
     config = json.loads((folder / "config.json").read_text())
-    foreign = {"AutoConfig": "own.C", "AutoModelForObjectDetection": "own.M"}
-    (folder / "config.json").write_text(
-        json.dumps({**config, "model_type": "foreign", "auto_map": foreign})
-    )
-    (folder / "own.py").write_text("raise AssertionError('run')")
-    with pytest.raises(ValueError, match="cannot be loaded as a model: ") as error:
-        load_saved(folder)
-    assert "trust_remote_code" not in str(error.value)
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "detr"}))
+    yield Arguments(init=folder), "holds a 'detr'; expected one of the heads deformable_detr"
+    (folder / "config.json").write_text("[]")
+    yield Arguments(init=folder), "is not the config of a model"
 
 
-def test_weights_in_a_pickle_are_not_loaded(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"cannot be loaded as a model: .*model.safetensors"):
-        load_saved(folder)
+def test_what_cannot_be_fine_tuned_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = save_small_head("dn_detr", tmp_path / "saved", torch.float32)
+    other = DetrelayImageProcessor(image_mean=[0.5, 0.5, 0.5])
+    other.save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match=r"image_mean \(0.5, 0.5, 0.5\); training a resnet18 supports"
+    ):
+        resolve(Arguments(init=folder))
+    DetrelayImageProcessor().save_pretrained(folder)
+    for arguments, message in refusals(folder):
+        with pytest.raises(ValueError, match=re.escape(message)) as refused:
+            resolve(arguments)
+        assert len(str(refused.value).splitlines()) == 1

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedConfig
 
 from detrelay.apps.training_targets import head_entry
 from detrelay.core.backbones import build_backbone
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.config import DetectorConfig
+from detrelay.core.detector.loading import load_model, load_processor
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.detector.transfer import Transfer, transfer_weights
 from detrelay.core.errors import RecipeError, one_line
@@ -44,8 +42,7 @@ def load_saved(
     if head is not None:
         head_entry(head)
     folder = checked_folder(folder)
-    model = _whole_model(AutoModelForObjectDetection, folder)
-    return model, _processor(folder)
+    return load_model(folder, str(folder)), load_processor(folder, str(folder))
 
 
 def checked_folder(source: Path) -> Path:
@@ -103,7 +100,7 @@ def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Reci
     try:
         config = kind.from_pretrained(folder)
         default = kind()
-        processor = _processor(folder)
+        processor = load_processor(folder, str(folder))
     except Exception as error:
         raise RecipeError(f"--init {init}: {one_line(error)}") from error
     trained = _processor_of_training(config)
@@ -149,7 +146,8 @@ def start_from_saved(
     Raises:
         ValueError: the saved model is incomplete.
     """
-    old = _whole_model(entry.model, checked_folder(init), dtype=torch.float32)
+    folder = checked_folder(init)
+    old = load_model(folder, str(folder), entry.model, dtype=torch.float32)
     model = entry.model(config)
     found = transfer_weights(old, model)
     if os.environ.get("RANK", "0") == "0":
@@ -187,74 +185,3 @@ def _summary(init: Path, old: DetectorConfig, config: DetectorConfig, found: Tra
     ]
     others = "all other weights" if lines else "all weights"
     return [f"start from {init}: {others} are kept", *changed, *lines]
-
-
-def _whole_model(kind: Any, folder: Path, **options: Any) -> DetectorForObjectDetection:
-    """The model of a folder, in the dtype of its file unless told otherwise."""
-    try:
-        with _quiet_loading():  # transformers would print a table of mismatches
-            # no code of the folder is run, nor is the user asked whether it should be; no pickles
-            model, report = kind.from_pretrained(
-                folder,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-    except Exception as error:
-        raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
-    if not isinstance(model, DetectorForObjectDetection):
-        raise ValueError(
-            f"{folder}: holds a {type(model).__name__}; expected one of the heads "
-            f"{', '.join(sorted(HEADS))}"
-        )
-    _refuse_incomplete(folder, report)
-    return model
-
-
-def _processor(folder: Path) -> DetrelayImageProcessor:
-    try:
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise ValueError(f"{folder}: cannot be loaded as a model: {one_line(error)}") from error
-    if not isinstance(processor, DetrelayImageProcessor):
-        raise ValueError(
-            f"{folder}: its image processor is a {type(processor).__name__}, which prepares other "
-            f"pixels than the model has learned from; expected a DetrelayImageProcessor in "
-            f"preprocessor_config.json"
-        )
-    return processor
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def _refuse_incomplete(folder: Path, report: Mapping[str, Any]) -> None:
-    """Reject weights that are not exactly those of the model that config.json describes.
-
-    Args:
-        folder: where they are.
-        report: transformers' loading report.
-
-    Raises:
-        ValueError: an entry is missing, unknown or of another shape; names one.
-    """
-    kinds = {
-        "missing": sorted(report["missing_keys"]),
-        "unknown": sorted(report["unexpected_keys"]),
-        "of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
-    }
-    found = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in kinds.items() if keys]
-    if found:
-        raise ValueError(
-            f"{folder}: its weights are not those of the model in its config.json: "
-            f"{', '.join(found)}; save or download the model again"
-        )

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.loading import load_model, load_processor
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine import run_folder
 from detrelay.core.errors import one_line
@@ -76,11 +76,12 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str | Non
         license: identifier of the weights' licence, for the card; None for `default_license`.
 
     Raises:
-        HubError: a file is missing, damaged or not to be published, or the model does not run.
+        ValueError: a file is missing, damaged or not to be published, or the model does not run.
     """
     extras = _extras(source)
     training = _facts(source)
-    model, processor = load_folder(source, str(source))
+    model = load_model(source, str(source), local_files_only=True)
+    processor = load_processor(source, str(source), local_files_only=True)
     logits, boxes = run_once(model, processor, str(source))
     target.mkdir()
     add_shim(target, model, processor)
@@ -104,42 +105,6 @@ def complete_folder(source: Path, target: Path, repo_id: str, license: str | Non
     return CheckedFolder(target, dict(model.state_dict()), logits, boxes)
 
 
-def load_folder(
-    source: str | Path, name: str, **hub: Any
-) -> tuple[DetectorForObjectDetection, DetrelayImageProcessor]:
-    """Model and processor through the Auto classes, without a network.
-
-    Args:
-        source: folder, or name on the Hub of a model in the cache.
-        name: what to call it in messages.
-        **hub: `revision` and `cache_dir` of a model in the cache.
-
-    Raises:
-        HubError: it cannot be loaded, or its weights are not exactly those of its config.
-    """
-    offline = {"local_files_only": True, "trust_remote_code": False, **hub}
-    try:
-        model, report = AutoModelForObjectDetection.from_pretrained(
-            source, output_loading_info=True, use_safetensors=True, **offline
-        )
-        processor = AutoImageProcessor.from_pretrained(source, **offline)
-    except Exception as error:
-        raise HubError(
-            f"{name}: cannot be loaded as a model ({one_line(error)}); a head must be registered "
-            f"first, as `import detrelay.heads` does"
-        ) from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, report[kind])):
-            raise HubError(
-                f"{name}: its weights are not those of its config; {len(keys)} "
-                f"{kind.replace('_', ' ')}, such as {keys[0]}"
-            )
-    for part, expected in (model, DetectorForObjectDetection), (processor, DetrelayImageProcessor):
-        if not isinstance(part, expected):
-            raise HubError(f"{name}: holds a {type(part).__name__}, not a {expected.__name__}")
-    return model.eval(), processor
-
-
 def run_once(
     model: DetectorForObjectDetection, processor: DetrelayImageProcessor, name: str
 ) -> tuple[Tensor, Tensor]:
@@ -152,7 +117,7 @@ def run_once(
     image = torch.randint(0, 256, (3, *_PROBE_SIZE), generator=generator, dtype=torch.uint8)
     try:
         with torch.no_grad():
-            output = model(**processor(images=image, return_tensors="pt"))
+            output = model.eval()(**processor(images=image, return_tensors="pt"))
         processor.post_process_object_detection(output, 0.0, [_PROBE_SIZE])
     except Exception as error:
         raise HubError(f"{name}: the model does not run ({one_line(error)})") from error

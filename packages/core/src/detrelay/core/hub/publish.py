@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import (
@@ -22,11 +22,12 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
     validate_repo_id,
 )
 
+from detrelay.core.detector.loading import load_model, load_processor
 from detrelay.core.engine import run_folder
 from detrelay.core.errors import one_line
 from detrelay.core.hub.calls import HubError, ask
 from detrelay.core.hub.fetch import fetch_verified
-from detrelay.core.hub.folder import CARD, CheckedFolder, complete_folder, load_folder, run_once
+from detrelay.core.hub.folder import CARD, CheckedFolder, complete_folder, run_once
 from detrelay.core.hub.shim import SHIM
 
 _Answer = TypeVar("_Answer")
@@ -113,13 +114,18 @@ def publish(
         HubError: in one line: what is wrong and whether anything was published.
     """
     check_names(repo_id, tag, license)
-    destination = check_destination(repo_id, private=private, token=token, tag=tag)
-    repo_id = destination.repo_id
+    options: dict[str, Any] = {"private": private, "token": token, "tag": tag}
+    destination = check_destination(repo_id, **options)
+    api, repo_id = destination.api, destination.repo_id
     with tempfile.TemporaryDirectory() as temporary:
         checked = complete_folder(Path(folder), Path(temporary) / "model", repo_id, license)
         _check_card(destination, checked.folder / CARD)
         if destination.head is None:
-            destination = _create(destination)
+            destination.ask(
+                "cannot be created, nothing was published",
+                lambda: api.create_repo(repo_id, private=private, exist_ok=True),
+            )
+            destination = check_destination(repo_id, **options)
         commit = destination.ask(
             "not published; the repository has its old content, or all of the new if an answer was "
             "lost, and the same command resumes from there",
@@ -131,13 +137,12 @@ def publish(
         )
         try:
             _try_out(destination, name, checked, Path(temporary) / "cache")
-        except HubError as error:
+        except ValueError as error:
             raise HubError(
                 f"{error}; the files on the Hub have the right checksums (commit {commit}, tag "
                 f"{name}), the download is at fault: try the same command again"
             ) from error
-    url = f"{destination.api.endpoint}/{repo_id}"
-    return Published(repo_id, url, commit, name, private)
+    return Published(repo_id, f"{api.endpoint}/{repo_id}", commit, name, private)
 
 
 def check_destination(
@@ -236,20 +241,6 @@ def _check_card(destination: Destination, card: Path) -> None:
     )
 
 
-def _create(destination: Destination) -> Destination:
-    """Create the repository; a repeated call finds what was created if the answer was lost."""
-    api, repo_id, private = destination.api, destination.repo_id, destination.private
-    what = "cannot be created, nothing was published"
-    destination.ask(what, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-    info = destination.ask(what, lambda: api.model_info(repo_id))
-    if bool(info.private) != private:
-        raise HubError(
-            f"{repo_id}: should be {'private' if private else 'public'} but is not; nothing was "
-            f"published"
-        )
-    return replace(destination, head=info.sha)
-
-
 def _commit(destination: Destination, folder: Path, tag: str | None, message: str) -> str:
     """Make the repository hold exactly the files of a folder, and return the commit that does.
 
@@ -314,7 +305,9 @@ def _try_out(destination: Destination, tag: str, checked: CheckedFolder, cache: 
     """Download by tag into an empty cache and compare."""
     name = f"{destination.repo_id} at {tag}"
     fetch_verified(destination.api, destination.repo_id, tag, cache)
-    model, processor = load_folder(destination.repo_id, name, revision=tag, cache_dir=cache)
+    downloaded = {"local_files_only": True, "revision": tag, "cache_dir": cache}
+    model = load_model(destination.repo_id, name, **downloaded)
+    processor = load_processor(destination.repo_id, name, **downloaded)
     found, expected = run_once(model, processor, name), (checked.logits, checked.boxes)
     try:
         torch.testing.assert_close(dict(model.state_dict()), checked.weights, rtol=0, atol=0)

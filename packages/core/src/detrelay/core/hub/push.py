@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor
 from transformers.utils.hub import cached_file
 
 from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.detector.loading import load_processor
 from detrelay.core.detector.model import DetectorForObjectDetection
-from detrelay.core.errors import one_line
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.publish import Published, publish
 
@@ -62,15 +61,9 @@ def _processor_of(source: str, repo_id: str) -> DetrelayImageProcessor:
             f"pass processor=DetrelayImageProcessor(...)"
         )
     try:
-        found: DetrelayImageProcessor = AutoImageProcessor.from_pretrained(
-            source, trust_remote_code=False
-        )
-    except Exception as error:  # may come from any library below
-        raise HubError(
-            f"{repo_id}: there is no image processor next to the model in {source} "
-            f"({one_line(error)}); pass processor=DetrelayImageProcessor(...)"
-        ) from error
-    return found
+        return load_processor(source, source)
+    except ValueError as error:
+        raise HubError(f"{repo_id}: {error}; pass processor=DetrelayImageProcessor(...)") from error
 
 
 def _facts_of(model: DetectorForObjectDetection, source: str) -> dict[str, Any]:
