@@ -467,7 +467,7 @@ def test_evaluate_accepts_a_model_that_knows_more(
     ("change", "message"),
     [
         ({"--input": "nothing"}, "--input nothing: no image there"),
-        ({"--threshold": "2"}, "--threshold must lie between 0 and 1, found 2.0"),
+        ({"--threshold": "2"}, "--threshold must be between 0 and 1, found 2.0"),
         ({"--model": "nowhere"}, "nowhere: no saved model"),
         ({"--input": "*/a.png"}, "two images have the same file name"),
     ],

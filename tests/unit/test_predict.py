@@ -251,7 +251,7 @@ def test_damaged_weights_end_in_one_line(
     nn.init.constant_(model.weight, value)
     assert run(input=photos, output=tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: m: 1 of its weights hold NaN or infinite values, such as weight")
+    assert line.startswith("error: m: 1 of its weights have NaN or infinite values, such as weight")
     assert not (tmp_path / "out" / "predictions.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""A page on which a saved model can be tried out, stage by stage.
+"""Serve a web page for trying out a saved model, stage by stage.
 
 detrelay demo runs/stageinteractor-cross_stage/best
 detrelay demo USER/MODEL --data val.json
@@ -27,27 +27,27 @@ class Arguments:
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
     """Folder of a saved model, or its name on the Hub."""
     data: Path | None = None
-    """COCO json, or another data set, whose images to offer; their objects are known."""
+    """COCO json, or another dataset, whose images and objects to offer."""
     images: Path | None = None
-    """Folder of the images of --data; the json's own surroundings if not named."""
+    """Folder of the images of --data; looked for near the json if not given."""
     assigner: str = "cross_stage"
-    """Whose labels to show beside each stage's own matching."""
+    """Assigner whose labels to show beside each stage's own matching."""
     head: str | None = None
     """The model's head as module:ConfigClass, for a custom head."""
     host: str = "127.0.0.1"
-    """Where to listen; 0.0.0.0 lets other machines in."""
+    """Address to listen on; 0.0.0.0 accepts other machines."""
     port: int = 7860
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 for any free one."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ...; a GPU if there is one."""
     debug: Debug = False
 
 
 def demo(arguments: Arguments) -> int:
-    """Serve the page until it is interrupted; the exit code."""
+    """Serve the page until interrupted; returns the exit code."""
     if not _LOWEST_PORT <= arguments.port <= _HIGHEST_PORT:
         raise ValueError(
-            f"--port must lie between {_LOWEST_PORT} and {_HIGHEST_PORT}, found {arguments.port}"
+            f"--port must be between {_LOWEST_PORT} and {_HIGHEST_PORT}, found {arguments.port}"
         )
     if arguments.images is not None and arguments.data is None:
         raise ValueError("--images is the folder of the images of --data; name --data too")

@@ -1,4 +1,4 @@
-"""The page of `detrelay demo`: what it does, and how it is laid out in gradio."""
+"""The page of `detrelay demo`: its functions, and its layout in gradio."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ _OBJECT = re.compile(r"(.+?)" + 4 * r"[\s,]+([^\s,]+)")
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows of a stage.
+    """What the page shows for a stage.
 
     Attributes:
-        detected: what the stage detects, drawn.
-        labelled: queries that learn a label, drawn; None without objects.
-        rows: of these labels, see `_COLUMNS`.
-        told: a line about both.
+        detected: drawing of the detections.
+        labelled: drawing of the queries that learn a label; None without objects.
+        rows: a table of these labels, see `_COLUMNS`.
+        summary: a line about both.
     """
 
     detected: Picture
     labelled: Picture | None
     rows: list[list[str | int | float]]
-    told: str
+    summary: str
 
 
 @dataclass(frozen=True)
 class Demo:
-    """A model to be tried out, without the page around it.
+    """A model to try out, without the page around it.
 
     Attributes:
         title: of the page.
@@ -92,7 +92,7 @@ class Demo:
         return self.model.config.class_names
 
     def number_of_stages(self) -> int:
-        """How many stages the decoder has."""
+        """Number of decoder stages."""
         blank = torch.zeros(3, _BLANK, _BLANK, dtype=torch.uint8)
         return len(look_at(self.model, self.processor, blank).stages)
 
@@ -122,7 +122,7 @@ class Demo:
 
         Raises:
             ImageError: the file cannot be read.
-            ValueError: the objects cannot.
+            ValueError: the objects cannot be parsed.
         """
         pixels = read_image(image, max_pixels=self.processor.max_pixels, name=Path(image).name)
         truth = read_objects(objects, self.names, (pixels.shape[-2], pixels.shape[-1]))
@@ -135,36 +135,36 @@ class Demo:
             view: the image.
             stage: counted from 1.
             threshold: minimum score, 0 to 1.
-            overlap: IoU beyond which boxes of a class are suppressed; 1 for none.
+            overlap: IoU threshold of class-wise NMS; 1 for none.
         """
         limit = overlap if overlap < 1 else None
         found = detections(view, stage - 1, self.processor, threshold, limit)
         detected = _picture(draw_detections(view, found, self.names))
-        told = f"Stage {stage}: {len(found['scores'])} detections"
+        summary = f"Stage {stage}: {len(found['scores'])} detections"
         if view.objects is None:
-            return Shown(detected, None, [], f"{told}. Name objects to see whose labels travel.")
+            return Shown(detected, None, [], f"{summary}. Name objects to see whose labels travel.")
         labels = learned_labels(view, stage - 1)
         own = sum(label.origin == stage - 1 for label in labels)
-        told += (
+        summary += (
             f"; {len(view.objects.labels)} objects, {own} labels of its own matching, "
             f"{len(labels) - own} from other stages."
         )
         drawn = _picture(draw_labels(view, stage - 1, labels, self.names))
-        return Shown(detected, drawn, label_rows(view, stage - 1, labels, self.names), told)
+        return Shown(detected, drawn, label_rows(view, stage - 1, labels, self.names), summary)
 
 
 def read_objects(text: str, names: list[str], size: tuple[int, int]) -> Objects | None:
-    """Objects as they are typed: on each line class, left, top, width, height in pixels.
+    """Parse typed objects, one per line: class, left, top, width, height in pixels.
 
     Spaces or commas separate them.
 
     Args:
-        text: empty where nothing is known.
+        text: empty if nothing is known.
         names: of the model's classes.
         size: (height, width) of the image.
 
     Raises:
-        ValueError: a line is not like that; names the line.
+        ValueError: a line cannot be parsed; names the line.
     """
     boxes, labels = [], []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -183,7 +183,7 @@ def read_objects(text: str, names: list[str], size: tuple[int, int]) -> Objects 
         box = (left, top, left + width, top + height)
         if not (0 <= left < box[2] <= size[1] + 1 and 0 <= top < box[3] <= size[0] + 1):
             raise ValueError(
-                f"objects, line {number}: the box is empty or leaves the image, which is "
+                f"objects, line {number}: the box is empty or extends outside the image, which is "
                 f"{size[1]} x {size[0]} pixels (width x height)"
             )
         boxes.append(box)
@@ -199,7 +199,7 @@ def _picture(image: Tensor) -> Picture:
 
 
 def _functions(demo: Demo) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What the page calls: `look` at an image, and `show` a stage of it."""
+    """The functions of the page: `look` at an image, and `show` a stage of it."""
 
     def look(image: str | None, objects: str) -> StageView | None:
         try:
@@ -211,7 +211,7 @@ def _functions(demo: Demo) -> tuple[Callable[..., Any], Callable[..., Any]]:
         if view is None:
             return [None, None, [], ""]
         shown = demo.show(view, int(stage), threshold, limit)
-        return [shown.detected, shown.labelled, shown.rows, shown.told]
+        return [shown.detected, shown.labelled, shown.rows, shown.summary]
 
     return look, show
 
@@ -229,7 +229,7 @@ def build_page(demo: Demo) -> gr.Blocks:
                 choice = gr.Dropdown(
                     demo.choices(),
                     value=None,
-                    label="image of the data",
+                    label="image of the dataset",
                     visible=demo.samples is not None,
                 )
                 image = gr.Image(
@@ -240,10 +240,10 @@ def build_page(demo: Demo) -> gr.Blocks:
                 stage = gr.Slider(1, stages, value=stages, step=1, label="decoder stage")
                 threshold = gr.Slider(0, 1, value=_THRESHOLD, step=0.01, label="minimum score")
                 limit = gr.Slider(
-                    0, 1, value=overlap or 1, step=0.01, label="NMS: IoU beyond (1 for none)"
+                    0, 1, value=overlap or 1, step=0.01, label="NMS IoU threshold (1 for none)"
                 )
             with gr.Column(scale=2, min_width=300):
-                told = gr.Markdown()
+                summary = gr.Markdown()
                 detected = gr.Image(label="detections of this stage", format="png")
                 labelled = gr.Image(label="labels that queries learn in this stage", format="png")
                 rows = gr.Dataframe(headers=_COLUMNS, label="labels", interactive=False)
@@ -251,7 +251,7 @@ def build_page(demo: Demo) -> gr.Blocks:
         drawn: Any = {
             "fn": show,
             "inputs": [view, stage, threshold, limit],
-            "outputs": [detected, labelled, rows, told],
+            "outputs": [detected, labelled, rows, summary],
         }
         again.click(**looked, api_name="look").success(**drawn, api_name="show")
         image.upload(lambda: "", outputs=objects, api_visibility="private").success(
@@ -276,8 +276,8 @@ def launch(demo: Demo, *, host: str, port: int, block: bool = True) -> gr.Blocks
     Args:
         demo: the model.
         host: where to listen.
-        port: 0 takes a free one.
-        block: return only when the process is interrupted.
+        port: 0 for any free one.
+        block: return only after an interrupt.
 
     Raises:
         OSError: the port is taken.

@@ -1,4 +1,4 @@
-"""A saved model with all that is chosen around it: from pixels to detections."""
+"""From pixels to detections with a saved model and the options of a command."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Choice:
-    """Which detections count.
+    """Which detections to keep.
 
     Attributes:
         threshold: detections score above this, 0 to 1.
-        top_k: most detections of an image.
-        classes: names of classes to look for; empty for all. Others take no place of the `top_k`.
+        top_k: maximum number of detections per image.
+        classes: names of the classes to detect; empty for all. Others do not count for `top_k`.
         nms_iou_threshold: as in `DetrelayImageProcessor`; None leaves it to the model's processor.
     """
 
@@ -37,15 +37,15 @@ class Choice:
 
 
 class Detector:
-    """Detects in images of any sizes.
+    """Detects objects in images of any size.
 
     Args:
         model: on its device, in evaluation mode.
         processor: the model's.
-        choice: which detections count.
+        choice: which detections to keep.
 
     Raises:
-        ValueError: the model has no class of a chosen name.
+        ValueError: a chosen class is not one of the model's.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Detector:
     def __call__(self, images: Sequence[Tensor]) -> list[Found]:
         """Detect in images uint8 [3, H, W].
 
-        Images that are padded to one size when alone are joined, so that no image changes what is
-        found in another.
+        Only images that are padded to the same size on their own share a batch, so that no image
+        affects the detections in another.
 
         Returns:
-            One mapping an image, on the CPU: `scores` float [n], best first, `labels` int64 [n],
+            One mapping per image, on the CPU: `scores` float [n], best first, `labels` int64 [n],
             `boxes` float [n, 4] xyxy in pixels of the image.
 
         Raises:
@@ -108,11 +108,11 @@ def place_model(
 
     Args:
         model: as it was loaded.
-        device: as torch names it; a GPU where there is one if not named.
-        dtype: a key of `DTYPES`; that of the saved weights if not named.
+        device: as torch names it; None for a GPU if there is one.
+        dtype: a key of `DTYPES`; None for that of the saved weights.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device is not available.
     """
     named = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -120,7 +120,7 @@ def place_model(
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {named}: not to be used here: {reason}") from None
+        raise ValueError(f"--device {named}: not available: {reason}") from None
     torch.nn.Module.to(model, device=place, dtype=None if dtype is None else DTYPES[dtype])
     return model.eval()
 

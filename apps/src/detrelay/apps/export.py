@@ -1,4 +1,4 @@
-"""Write a saved model for another runtime, if it does there what it does here.
+"""Export a saved model to another runtime, if the results match.
 
 detrelay export --model runs/stageinteractor-cross_stage/best --format onnx --output exported
 detrelay export --model USER/MODEL --format openvino --output exported --data val.json
@@ -22,41 +22,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Export a saved model, measure it, and refuse a file that differs from it."""
+    """Export a saved model, measure it, and reject a file that differs from it."""
 
     model: Path
     """Folder of a saved model, or its name on the Hub."""
     format: Literal["onnx", "openvino", "torch-export"]
-    """What to write: for onnxruntime, for OpenVINO, or for torch.export.load."""
+    """Format: for onnxruntime, for OpenVINO, or for torch.export.load."""
     output: Path
     """Folder to write, for ExportedDetector."""
     head: str | None = None
-    """The model's head as module:ConfigClass, if it is none of this project's."""
+    """The model's head as module:ConfigClass, for a custom head."""
     data: Path | None = None
-    """COCO json, or another data set, to measure AP of both on."""
+    """COCO json, or another dataset, to measure AP of both on."""
     images: Path | None = None
-    """Folder of the images of --data; the json's own surroundings if not named."""
+    """Folder of the images of --data; looked for near the json if not given."""
     precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    """float16 halves the file, bfloat16 and int8 compute faster; these need --data."""
+    """float16 halves the file; bfloat16 and int8 compute faster. All three need --data."""
     calibration: Path | None = None
-    """COCO json, or another data set, whose images int8 takes its ranges from."""
+    """COCO json, or another dataset, whose images determine the value ranges of int8."""
     calibration_images: int = 100
-    """How many of them, spread over the data set."""
+    """Number of images to use, spread over the dataset."""
     with_processing: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write a second file that takes an image and gives detections (not torch-export)."""
+    """Also write a file that takes an image and returns detections (not torch-export)."""
     max_logit_difference: float | None = None
-    """Largest difference of class scores (before the sigmoid) with which a file is written."""
+    """Maximum difference of class scores (before the sigmoid)."""
     max_box_difference: float | None = None
-    """Largest difference of boxes, in units of the image."""
+    """Maximum difference of boxes, in units of the image."""
     max_ap_difference: float | None = None
-    """Largest difference of AP on --data, as a fraction (0.001: a tenth of a point)."""
+    """Maximum difference of AP on --data, as a fraction (0.001: a tenth of a point)."""
     keep_refused: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Keep a file that differs by more as OUTPUT.refused."""
+    """Keep a file that differs by more, as OUTPUT.refused."""
     debug: Debug = False
 
 
 def export(arguments: Arguments) -> int:
-    """Write the folder and say what was measured; the exit code."""
+    """Write the folder and print the measurements; returns the exit code."""
     check(arguments)
     from detrelay.apps.export_data import Annotated, ap_of_both
     from detrelay.apps.saved import load_saved
@@ -93,22 +93,22 @@ def export(arguments: Arguments) -> int:
 
 
 def check(arguments: Arguments) -> None:
-    """Refuse what cannot be done, before anything is loaded.
+    """Reject impossible options before anything is loaded.
 
     Raises:
-        ValueError: an option is out of range, or options do not fit each other.
+        ValueError: an option is out of range, or options contradict each other.
     """
     output, precision = arguments.output, arguments.precision
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output}: already there; name a new folder")
+        raise ValueError(f"--output {output}: already exists; name a new folder")
     if arguments.images is not None and arguments.data is None:
-        raise ValueError("--images is about the file names in --data; name it too")
+        raise ValueError("--images is the folder of the images of --data; name --data too")
     for option in ("max_logit_difference", "max_box_difference", "max_ap_difference"):
         bound = getattr(arguments, option)
         if bound is not None and not bound >= 0:
             raise ValueError(f"--{option.replace('_', '-')} must be at least 0, found {bound}")
     if precision != "float32" and arguments.data is None:
-        raise ValueError(f"--precision {precision} needs --data: AP on it is what bounds the loss")
+        raise ValueError(f"--precision {precision} needs --data: the loss of AP on it is bounded")
     if (arguments.calibration is None) == (precision == "int8"):
         raise ValueError("--precision int8 and --calibration go together; name both or neither")
     require_positive(arguments, "calibration_images")
@@ -126,7 +126,7 @@ def check(arguments: Arguments) -> None:
 
 
 def bounds_of(arguments: Arguments) -> Bounds:
-    """The bounds named, and those of the precision for the others."""
+    """The given bounds; for the others, the defaults of the precision."""
     from detrelay.core.export.report import Bounds
 
     exact = arguments.precision == "float32"

@@ -1,4 +1,4 @@
-"""Where the labels of boxes go, so that none hides another."""
+"""Place the labels of boxes so that none covers another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
-_ROWS = 4  # that labels are moved away from their box before one may hide another
+_ROWS = 4  # distance, in rows, up to which a label is moved before it may cover another
 
 
 def place_labels(
@@ -19,8 +19,7 @@ def place_labels(
 
     A label goes above its box, else inside at the top if it fits, else below, flush left and then
     flush right, else some rows further away: the first place inside the image that no earlier label
-    has.
-    If all are taken it goes where it hides the least.
+    takes. If all are taken, it goes where it covers the least.
 
     Args:
         boxes: xyxy, pixels; the earlier ones choose first.
@@ -31,7 +30,7 @@ def place_labels(
     for box, size in zip(boxes, sizes, strict=True):
         wishes = list(_places(box, size))
         whole = [place for place in wishes if place == _inside(place, image)]
-        # where every place is cut off, as for a long label at the border, it is moved
+        # a label that is cut off everywhere, such as a long one at the border, is moved
         candidates = whole + [_inside(place, image) for place in wishes if place not in whole]
         hidden = [sum(_shared(place, other) for other in placed) for place in candidates]
         placed.append(candidates[hidden.index(min(hidden))])
@@ -43,7 +42,7 @@ def _places(box: tuple[float, float, float, float], size: tuple[int, int]) -> It
     left, top, right, bottom = (round(side) for side in box)
     width, height = size
     fits = width <= right - left and height <= bottom - top
-    # inside of a small box it would hide the object
+    # inside a small box it would cover the object
     rows = [top - height, top, bottom] if fits else [top - height, bottom, top]
     for row in range(1, _ROWS):
         rows += [top - (row + 1) * height, top + row * height, bottom + row * height]

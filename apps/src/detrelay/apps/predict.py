@@ -1,4 +1,4 @@
-"""Detect objects in images and videos, draw them, and write them down.
+"""Detect objects in images and videos, draw them, and write them to files.
 
 detrelay predict --model runs/stageinteractor-cross_stage/best --input photos --output out
 detrelay predict --model runs/stageinteractor-cross_stage/best --data val.json --output out
@@ -39,7 +39,7 @@ _FRAMES_PER_LINE = 100
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write and draw what a saved model finds."""
+    """Write and draw the detections of a saved model."""
 
     model: Path
     """Folder of a saved model, or its name on the Hub."""
@@ -49,46 +49,46 @@ class Arguments:
     """Image, folder, pattern in quotes, list of paths (.txt), address, video (file, rtsp://...,
     camera:/dev/video0), or - for paths on standard input."""
     data: Path | None = None
-    """COCO json, or another data set, whose images to process; results bear its image ids."""
+    """COCO json, or another dataset, whose images to process; results have its image ids."""
     images: Path | None = None
-    """Folder of the images of --data; the json's own surroundings if not named."""
+    """Folder of the images of --data; looked for near the json if not given."""
     format: tuple[str, ...] = ("coco", "drawings")
-    """What to write, one or several of coco, csv, jsonl, yolo, crops, drawings."""
+    """One or several of coco, csv, jsonl, yolo, crops, drawings."""
     threshold: float = 0.5
     """Minimum score of a detection, 0 to 1."""
     top_k: int = 100
-    """Most detections of an image, best scores first."""
+    """Maximum number of detections per image, best scores first."""
     classes: tuple[str, ...] = ()
-    """Names of the classes to look for; all if not named."""
+    """Names of the classes to detect; all if not given."""
     nms_iou_threshold: float | None = None
-    """Suppress boxes that overlap a better one of their class by more; as saved if not named."""
+    """IoU threshold of class-wise NMS; as saved if not given."""
     batch_size: int = 1
-    """Images at a time; changes the speed only."""
+    """Images per batch; affects the speed only."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps, ...; a GPU if there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """What the model computes in; as saved if not named."""
+    """Precision of the model; as saved if not given."""
     threads: int | None = None
-    """CPU threads; torch decides if not named."""
+    """CPU threads; torch's default if not given."""
     frame_step: int = 1
-    """Of so many frames of a video take the first."""
+    """Process every n-th frame of a video."""
     max_frames: int | None = None
-    """Most frames of a video; all if not named."""
+    """Maximum number of frames of a video; all if not given."""
     tiles: int = 0
-    """Side of overlapping tiles to look at instead of the whole image, pixels; 0 for the whole."""
+    """Side of overlapping tiles to process instead of the whole image, pixels; 0 for no tiles."""
     overlap: float = 0.2
-    """Minimum share of a tile that the next one shows again."""
+    """Minimum share of a tile that overlaps the next one."""
     head: str | None = None
     """The model's head as module:ConfigClass, for a custom head."""
     max_pixels: int = MAX_PIXELS
-    """Largest number of pixels of an image; larger ones are not decoded."""
+    """Maximum number of pixels of an image; larger ones are not decoded."""
     allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also read images whose file_name in --data leads out of the image folder."""
+    """Also read images whose file_name in --data points outside the image folder."""
     debug: Debug = False
 
 
 def predict(arguments: Arguments) -> int:
-    """Process the images; the exit code."""
+    """Process the images; returns the exit code."""
     _check(arguments)
     source = _source(arguments)
     if source.left_out:
@@ -112,18 +112,18 @@ def predict(arguments: Arguments) -> int:
     classes = Classes(names, model.config.category_ids or list(range(len(names))))
     with _writers(arguments, classes) as writers:
         job = Job(arguments, detector, writers)
-        job.go(source)
-    print(job.told())
+        job.process(source)
+    print(job.summary())
     return _SOME_IMAGES_FAILED if job.failed else 0
 
 
 def _check(arguments: Arguments) -> None:
-    """Refuse numbers and names that cannot be meant."""
+    """Reject numbers and names out of range."""
     check_tiles(arguments.tiles, arguments.overlap)
     overlap = arguments.nms_iou_threshold
     for name, value in (("--threshold", arguments.threshold), ("--nms-iou-threshold", overlap)):
         if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie between 0 and 1, found {value}")
+            raise ValueError(f"{name} must be between 0 and 1, found {value}")
     require_positive(
         *(arguments, "top_k", "batch_size", "threads", "frame_step", "max_frames", "max_pixels")
     )
@@ -135,13 +135,13 @@ def _check(arguments: Arguments) -> None:
 
 
 def _source(arguments: Arguments) -> Source:
-    """The images that were asked for."""
+    """The requested images."""
     if (arguments.input is None) == (arguments.data is None):
         raise ValueError("name either --input or --data")
     frames = FrameChoice(arguments.frame_step, arguments.max_frames)
     if arguments.data is not None:
         if frames != FrameChoice():
-            raise ValueError("--frame-step and --max-frames are about videos; --data has none")
+            raise ValueError("--frame-step and --max-frames are for videos; --data has none")
         return open_dataset(arguments.data, arguments.images, allow_outside=arguments.allow_outside)
     assert arguments.input is not None
     for option, value in (
@@ -149,13 +149,13 @@ def _source(arguments: Arguments) -> Source:
         ("--allow-outside", arguments.allow_outside),
     ):
         if value:
-            raise ValueError(f"{option} is about the file names in --data; --input needs none")
+            raise ValueError(f"{option} is for --data; omit it with --input")
     return open_source(Wanted(arguments.input, arguments.output, frames))
 
 
 @contextmanager
 def _writers(arguments: Arguments, classes: Classes) -> Iterator[list[Writer]]:
-    """The writers of the chosen formats, which end as complete unless an error ends them."""
+    """The writers of the chosen formats; closed as complete unless an error occurs."""
     arguments.output.mkdir(parents=True, exist_ok=True)
     writers = [WRITERS[name](arguments.output, classes) for name in arguments.format]
     complete = False
@@ -169,7 +169,7 @@ def _writers(arguments: Arguments, classes: Classes) -> Iterator[list[Writer]]:
 
 @dataclass
 class Job:
-    """Images on their way to results, and what became of them.
+    """Processes images and counts the outcome.
 
     Attributes:
         arguments: of the command.
@@ -178,7 +178,7 @@ class Job:
         done: images so far.
         failed: images that were skipped.
         objects: detections so far.
-        watch: where the time went.
+        watch: time spent per step.
     """
 
     arguments: Arguments
@@ -190,8 +190,8 @@ class Job:
     watch: Stopwatch = field(default_factory=Stopwatch)
     _taken: dict[Path, str] = field(default_factory=dict)
 
-    def go(self, source: Source) -> None:
-        """Go through all images; an interrupt is the end of what is live."""
+    def process(self, source: Source) -> None:
+        """Process all images; an interrupt ends a live source normally."""
         inputs = self._until_broken(source)
         try:
             while batch := list(itertools.islice(inputs, self.arguments.batch_size)):
@@ -200,15 +200,15 @@ class Job:
             if not source.is_live:
                 raise
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Counts and speed."""
         return (
             f"{self.objects} objects in {self.done} images, {self.failed} images skipped\n"
-            f"{self.watch.told(self.done)} -> {self.arguments.output}"
+            f"{self.watch.summary(self.done)} -> {self.arguments.output}"
         )
 
     def _until_broken(self, source: Source) -> Iterator[Input]:
-        """The inputs, as far as they come: a video may be damaged in the middle."""
+        """The inputs up to the first that cannot be read: a video may be damaged in the middle."""
         inputs = iter(source.inputs)
         while True:
             try:
@@ -229,15 +229,15 @@ class Job:
                     self._take_targets(item)
                     read.append((item, item.read(self.arguments.max_pixels)))
             except (ValueError, MemoryError) as error:
-                self._skip(item.said, error)
+                self._skip(item.display_name, error)
         return read
 
     def _take_targets(self, item: Input) -> None:
-        """Refuse an image whose results would replace those of another one."""
+        """Reject an image whose results would overwrite those of another one."""
         for target in _targets(self.arguments, item):
             if target in self._taken:
-                raise ValueError(f"{target} is already that of {self._taken[target]}")
-            self._taken[target] = item.said
+                raise ValueError(f"{target} already has the results of {self._taken[target]}")
+            self._taken[target] = item.display_name
 
     def _detect(self, read: list[tuple[Input, Tensor]]) -> list[Seen]:
         with self.watch.of("detecting"):
@@ -246,13 +246,13 @@ class Job:
         for (item, pixels), result in zip(read, results, strict=True):
             if isinstance(result, Exception):
                 self._refuse_damaged_weights()
-                self._skip(item.said, result)
+                self._skip(item.display_name, result)
             else:
                 seen.append(Seen(item, pixels, _detections(result)))
         return seen
 
     def _detect_each(self, images: Sequence[Tensor]) -> list[Found | Exception]:
-        """What was found in each image, or why nothing could be; one by one after an error."""
+        """The detections in each image, or its error; after an error of a batch, one by one."""
         try:
             detect = in_tiles(self.detector, self.arguments.tiles, self.arguments.overlap)
             return [*detect(images)] if images else []
@@ -264,12 +264,12 @@ class Job:
         return [result for image in images for result in self._detect_each([image])]
 
     def _refuse_damaged_weights(self) -> None:
-        """End everything where no image can come out well."""
+        """Stop if no image can give a valid result."""
         weights = list(self.detector.model.named_parameters())
         damaged = [name for name, weight in weights if not weight.isfinite().all()]
         if damaged:
             raise ValueError(
-                f"{self.arguments.model}: {len(damaged)} of its weights hold NaN or infinite "
+                f"{self.arguments.model}: {len(damaged)} of its weights have NaN or infinite "
                 f"values, such as {damaged[0]}; no image can be processed with them"
             )
 
@@ -281,7 +281,7 @@ class Job:
             self.done += 1
             self.objects += len(seen.found)
             if seen.item.frame is None or self.done % _FRAMES_PER_LINE == 0:
-                print(f"{seen.item.said}: {len(seen.found)} objects", flush=True)
+                print(f"{seen.item.display_name}: {len(seen.found)} objects", flush=True)
 
     def _skip(self, name: str, error: Exception) -> None:
         self.failed += 1
@@ -297,20 +297,20 @@ def _detections(found: Found) -> list[Detection]:
 
 
 def _targets(arguments: Arguments, item: Input) -> list[Path]:
-    """The files that an image alone gets."""
+    """The files written for this image alone."""
     targets = [WRITERS[name].target(arguments.output, item) for name in arguments.format]
     return [target for target in targets if target is not None]
 
 
 def _refuse_equal_targets(arguments: Arguments, inputs: Sequence[Input]) -> None:
-    """Find before all work that two images would be written to one file."""
+    """Check beforehand that no two images would be written to one file."""
     before: dict[Path, str] = {}
     for item in inputs:
         for target in _targets(arguments, item):
             if target in before:
                 raise ValueError(
                     f"two images have the same file name ({before[target]}, {item.file_name}), and "
-                    f"would both be written to {target}; go folder by folder"
+                    f"would both be written to {target}; process one folder at a time"
                 )
             before[target] = item.file_name
 

@@ -1,4 +1,4 @@
-"""One image as every decoder stage of a detector saw it: boxes, and whose labels it learns."""
+"""An image as each decoder stage of a detector sees it: its boxes, and the labels it learns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_DETECTIONS = 100
 
 @dataclass(frozen=True)
 class Objects:
-    """The truth of an image.
+    """The ground truth of an image.
 
     Attributes:
         boxes_xyxy: float [n, 4], pixels.
@@ -36,12 +36,12 @@ class Objects:
 
 @dataclass(frozen=True)
 class StageView:
-    """What all stages said about an image.
+    """The predictions of all stages for an image.
 
     Attributes:
         pixels: uint8 [3, H, W].
         stages: S predictions of a batch of one, on the CPU, row q for query q in all of them.
-        objects: the truth; None where it is not known.
+        objects: the ground truth; None if unknown.
         own: S assignments of each stage's own matching; empty without objects.
         learned: S assignments of the assigner that lends labels; empty without objects.
     """
@@ -58,9 +58,9 @@ class LearnedLabel:
     """A class label that a query learns in a stage.
 
     Attributes:
-        query: which query.
+        query: index of the query.
         target: row of the object.
-        origin: the nearest stage, from 0, whose own matching has the pair; None where none has.
+        origin: the nearest stage, from 0, whose own matching has the pair; None if none has.
         iou: of the query's box in this stage and the object.
     """
 
@@ -84,7 +84,7 @@ def look_at(
         model: in evaluation mode.
         processor: the model's.
         pixels: uint8 [3, H, W].
-        objects: the truth, for the labels.
+        objects: the ground truth, for the labels.
         assigners: the stages' own matching, and the one that lends labels; needed with objects.
     """
     groups: list[Any] = []
@@ -129,7 +129,7 @@ def detections(
 
 
 def learned_labels(view: StageView, stage: int) -> list[LearnedLabel]:
-    """The labels that queries learn in a stage: its own ones, then those that travelled."""
+    """The labels that queries learn in a stage: its own, then those from other stages."""
     if view.objects is None:
         return []
     own = [_pairs(assignment) for assignment in view.own]
@@ -157,8 +157,8 @@ def draw_labels(
 ) -> Tensor:
     """The image with the boxes of queries that learn a label.
 
-    Solid where the stage's own matching gives the label, dashed where it came from another stage,
-    which stands behind the name, counted from 1. Objects have a thin white outline.
+    Solid if the stage's own matching gives the label; dashed if it came from another stage, which
+    is named in the caption, counted from 1. Objects have a thin white outline.
     """
     assert view.objects is not None
     boxes = _boxes_xyxy(view, stage)
@@ -186,7 +186,7 @@ def _stage_name(origin: int | None) -> str:
 def label_rows(
     view: StageView, stage: int, labels: Sequence[LearnedLabel], names: Sequence[str]
 ) -> list[list[str | int | float]]:
-    """A row for each label: query, object, class, where from, IoU."""
+    """A row per label: query, object, class, origin, IoU."""
     assert view.objects is not None
     return [
         [
@@ -206,7 +206,7 @@ def _pairs(assignment: Assignment) -> set[tuple[int, int]]:
 
 
 def _boxes_xyxy(view: StageView, stage: int) -> Tensor:
-    """The boxes [Q, 4] of all queries in a stage, pixels, cut to the image."""
+    """The boxes [Q, 4] of all queries in a stage, pixels, clipped to the image."""
     height, width = view.pixels.shape[-2:]
     boxes = cxcywh_to_xyxy(view.stages[stage].boxes[0]).clamp(0, 1)
     return boxes * torch.tensor([width, height, width, height])

@@ -23,7 +23,7 @@ class Stopwatch:
             passed = time.perf_counter() - start
             self.seconds[part] = self.seconds.get(part, 0.0) + passed
 
-    def told(self, images: int) -> str:
+    def summary(self, images: int) -> str:
         """Images per second of all parts together, and the seconds of each."""
         total = sum(self.seconds.values())
         rate = images / total if total else 0.0

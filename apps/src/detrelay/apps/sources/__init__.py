@@ -1,4 +1,4 @@
-"""Where images come from: one file for each kind of place."""
+"""Sources of images: one file per kind."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from detrelay.core.data.addresses import is_address
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A kind of place.
+    """A kind of source.
 
     Attributes:
-        takes: whether a text behind --input is such a place.
-        open: its images.
-        has_frames: they are frames of a video.
+        takes: whether the value of --input names one.
+        open: returns its images.
+        has_frames: whether they are frames of a video.
     """
 
     takes: Callable[[str], bool]
@@ -25,7 +25,7 @@ class SourceKind:
     has_frames: bool = False
 
 
-# the first that takes a place opens it
+# the first kind that takes a place opens it
 SOURCES = {
     "standard input": SourceKind(lambda place: place == "-", lists.open_standard_input),
     "camera": SourceKind(video.is_camera, video.open_camera, has_frames=True),
@@ -38,14 +38,14 @@ SOURCES = {
 
 
 def open_source(wanted: Wanted) -> Source:
-    """The images behind --input.
+    """The images of --input.
 
     Raises:
-        ValueError: there are none, or frames are chosen where there is no video.
+        ValueError: there are none, or frames are chosen of something other than a video.
     """
     kind = next(kind for kind in SOURCES.values() if kind.takes(wanted.place))
     if wanted.frames != FrameChoice() and not kind.has_frames:
         raise ValueError(
-            f"--frame-step and --max-frames are about videos; --input {wanted.place} is none"
+            f"--frame-step and --max-frames are for videos; --input {wanted.place} is not a video"
         )
     return kind.open(wanted)

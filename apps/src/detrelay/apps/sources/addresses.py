@@ -1,4 +1,4 @@
-"""Images at http addresses."""
+"""Images at HTTP addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of a data set, with its ids."""
+"""The images of a dataset, with their ids."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def open_dataset(data: Path, images: Path | None, *, allow_outside: bool) -> Sou
     """The images that a COCO json or the evaluation split of a place lists, with ids and sizes.
 
     Raises:
-        DataError: the file cannot be used, or names lead out of the image folder.
+        DataError: the file cannot be used, or a name points outside the image folder.
     """
     from detrelay.core.data.places import evaluation_split
     from detrelay.core.data.readers import coco
 
-    if data.is_file() and data.suffix == ".json":  # which needs no annotations
+    if data.is_file() and data.suffix == ".json":  # annotations are optional
         listed = coco.read(data, images, annotated=False, allow_outside=allow_outside)
     else:
         listed = evaluation_split(str(data), images, allow_outside=allow_outside)

@@ -1,4 +1,4 @@
-"""Images by path: one, those of a folder, or those that match a pattern."""
+"""Images by path: a file, a folder, or a glob pattern."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from detrelay.apps.sources.item import Source, Wanted, file_input
 from detrelay.core.data.formats import SUFFIXES
 
-_APPLE_DOUBLE = "._"  # files beside the real ones that macOS leaves on foreign disks
+_APPLE_DOUBLE = "._"  # companion files that macOS writes on other file systems
 
 
 def open_files(wanted: Wanted) -> Source:
-    """The images that a path, a folder or a pattern stands for, sorted.
+    """The images of a path, a folder or a pattern, sorted.
 
     Images that lie directly in the output folder are left out: drawings go there.
 
@@ -34,8 +34,8 @@ def open_files(wanted: Wanted) -> Source:
     others = [item for item in paths if item.parent.resolve() != place]
     if paths and not others:
         raise ValueError(
-            f"--output {output}: holds the images of --input {pattern}, and what is drawn of them "
-            f"would lie among them; name another folder"
+            f"--output {output}: holds the images of --input {pattern}, and the drawings would "
+            f"be written among them; name another folder"
         )
     left_out["images in the output folder"] += len(paths) - len(others)
     counted = ", ".join(f"{count} {kind}" for kind, count in left_out.items() if count)

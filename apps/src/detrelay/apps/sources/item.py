@@ -1,4 +1,4 @@
-"""One image to go through, wherever it comes from."""
+"""An image to process, from any source."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# file systems allow 255 bytes; suffixes and numbers of frames come behind
+# file systems allow 255 bytes; frame numbers and suffixes are appended
 _LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an image stands in a video.
+    """Position of an image in a video.
 
     Attributes:
-        index: frames before it.
+        index: number of the frame, from 0.
         time: seconds since the first frame.
     """
 
@@ -31,13 +31,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Input:
-    """An image to go through.
+    """An image to process.
 
     Attributes:
-        file_name: what results call it; the same for all frames of a video.
-        read: the pixels, uint8 [3, H, W], of an image with at most so many; raises ImageError.
-        image_id: the id in the annotation file that lists the image; None where none does.
-        frame: where it stands in its video; None where there is none.
+        file_name: its name in the results; the same for all frames of a video.
+        read: takes the maximum number of pixels, returns uint8 [3, H, W]; raises ImageError.
+        image_id: its id in the annotation file; None if no such file lists it.
+        frame: its position in a video; None for a still image.
     """
 
     file_name: str
@@ -52,7 +52,7 @@ class Input:
         return flat if self.frame is None else f"{flat}_{self.frame.index:06d}"
 
     @property
-    def said(self) -> str:
+    def display_name(self) -> str:
         """The name in messages."""
         return self.file_name if self.frame is None else f"{self.file_name} {self.frame.index}"
 
@@ -62,8 +62,8 @@ class FrameChoice:
     """Which frames of a video to take.
 
     Attributes:
-        step: of so many frames the first.
-        limit: at most so many; None for all.
+        step: every how many frames one is taken.
+        limit: maximum number of frames taken; None for all.
     """
 
     step: int = 1
@@ -72,12 +72,12 @@ class FrameChoice:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for.
+    """The source that was asked for.
 
     Attributes:
-        place: what stands behind --input.
+        place: the value of --input.
         output: folder of the results.
-        frames: of a video.
+        frames: which frames of a video.
     """
 
     place: str
@@ -87,12 +87,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Source:
-    """Images in their order.
+    """Images in order.
 
     Attributes:
-        inputs: a list where all are known beforehand.
-        left_out: what was found beside them, counted.
-        is_live: they end only when the user ends them.
+        inputs: a list if all are known beforehand.
+        left_out: counts of files that were ignored.
+        is_live: whether they end only when the user interrupts.
     """
 
     inputs: Iterable[Input]
@@ -109,10 +109,10 @@ def file_input(
     """An image in a file or in encoded bytes.
 
     Args:
-        source: where it is.
-        file_name: what results call it.
+        source: a path, or the encoded bytes.
+        file_name: its name in the results.
         image_id: as in `Input`.
-        size: (height, width) that an annotation file claims, pixels.
+        size: (height, width) according to the annotation file, pixels.
     """
 
     def read(max_pixels: int) -> Tensor:
@@ -124,7 +124,7 @@ def file_input(
 
 
 def flat_name(name: str) -> str:
-    """A path or an address as a name for a file: without folders, colons and the like."""
+    """A path or an address as a file name: without folders, colons and the like."""
     parts = name.replace("\\", "/").replace(":", "").split("/")
     flat = "__".join(part for part in parts if part not in ("", ".", ".."))
     return re.sub(r'[?*"<>|\x00-\x1f]', "_", flat)[-_LONGEST_NAME:]

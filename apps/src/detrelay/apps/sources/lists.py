@@ -1,4 +1,4 @@
-"""Paths and addresses, one on a line: of a file or of standard input."""
+"""Paths and addresses, one per line, from a file or standard input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_list(place: str) -> bool:
 
 
 def open_list(wanted: Wanted) -> Source:
-    """The images that a file lists; paths start from its own folder.
+    """The images that a file lists; paths are relative to its folder.
 
     Raises:
         DataError: the file cannot be read, or lists nothing.
@@ -37,12 +37,14 @@ def open_list(wanted: Wanted) -> Source:
         ) from None
     inputs = list(_inputs(lines, path.parent))
     if not inputs:
-        raise DataError(f"--input {path}: lists no image; expected paths or addresses, one a line")
+        raise DataError(
+            f"--input {path}: lists no image; expected paths or addresses, one per line"
+        )
     return Source(inputs)
 
 
 def open_standard_input(wanted: Wanted) -> Source:
-    """The images whose paths come on standard input, as they come; from the working folder."""
+    """The images whose paths arrive on standard input; relative to the working directory."""
     return Source(_inputs(sys.stdin, Path()))
 
 

@@ -30,7 +30,7 @@ SUFFIXES = (
 )
 CAMERA = "camera:"
 _STREAMS = re.compile(r"(rtsps?|rtmps?|srt|tcp|udp|rtp|mms)://", re.IGNORECASE)
-# what ffmpeg calls the cameras of a platform
+# ffmpeg's name for the cameras of a platform
 _CAMERA_FORMATS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 _SECONDS_TO_OPEN, _SECONDS_TO_READ = 20.0, 30.0
 
@@ -46,7 +46,7 @@ def is_stream(place: str) -> bool:
 
 
 def is_video(place: str) -> bool:
-    """Whether a place is a video file, here or at an http address."""
+    """Whether a place is a video file, local or at an HTTP address."""
     if is_address(place):
         return urlsplit(place).path.lower().endswith(SUFFIXES)
     return place.lower().endswith(SUFFIXES) and Path(place).is_file()
@@ -56,7 +56,7 @@ def open_video(wanted: Wanted) -> Source:
     """The frames of a video file.
 
     Raises:
-        DataError: it cannot be opened as a video; later, it cannot be decoded any further.
+        DataError: it cannot be opened as a video, or later not be decoded further.
     """
     name = without_password(wanted.place) if is_address(wanted.place) else Path(wanted.place).name
     return Source(_frames(_opened(wanted.place, name), name, wanted.frames))
@@ -86,7 +86,7 @@ def open_camera(wanted: Wanted) -> Source:
 
 
 def _opened(place: str, name: str, kind: str | None = None) -> Any:
-    """A container that has a video; closed by whoever reads its frames."""
+    """An open container with a video; whoever reads its frames closes it."""
     try:
         import av
     except ImportError:
@@ -96,11 +96,11 @@ def _opened(place: str, name: str, kind: str | None = None) -> Any:
         ) from None
     try:
         container = av.open(place, format=kind, timeout=(_SECONDS_TO_OPEN, _SECONDS_TO_READ))
-    except (OSError, ValueError) as error:  # what PyAV raises is one of both
-        raise DataError(f"--input {name}: cannot be opened as a video: {_told(error)}") from None
+    except (OSError, ValueError) as error:  # PyAV raises one of the two
+        raise DataError(f"--input {name}: cannot be opened as a video: {_reason(error)}") from None
     if not container.streams.video:
         container.close()
-        raise DataError(f"--input {name}: there is no video in it")
+        raise DataError(f"--input {name}: it contains no video")
     return container
 
 
@@ -122,9 +122,11 @@ def _frames(container: Any, name: str, choice: FrameChoice) -> Iterator[Input]:
         except (OSError, ValueError) as error:
             if type(error).__module__.partition(".")[0] != "av":
                 raise
-            raise DataError(f"cannot be decoded after {index + 1} frames: {_told(error)}") from None
+            raise DataError(
+                f"cannot be decoded after {index + 1} frames: {_reason(error)}"
+            ) from None
     if index < 0:
-        raise DataError("holds no frame")
+        raise DataError("contains no frames")
 
 
 def _input(frame: Any, name: str, place: Frame) -> Input:
@@ -146,10 +148,10 @@ def _input(frame: Any, name: str, place: Frame) -> Input:
 
 
 def _quarter_turns(frame: Any) -> int:
-    """Quarter turns, counterclockwise, after which a frame is as it is meant to be shown."""
+    """Counterclockwise quarter turns that bring a frame upright."""
     degrees = float(getattr(frame, "rotation", 0) or 0)
     return round(degrees / 90) % 4 if math.isfinite(degrees) else 0
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)

@@ -1,4 +1,4 @@
-"""What becomes of detections: one class for each form of results."""
+"""Writers of results: one class per format."""
 
 from __future__ import annotations
 

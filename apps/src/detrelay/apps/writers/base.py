@@ -1,4 +1,4 @@
-"""What is written about an image, and how what is unfinished is kept apart."""
+"""The results of an image, and files that get their name only once they are complete."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class Classes:
-    """What the model knows.
+    """The classes of a model.
 
     Attributes:
         names: by class index.
-        category_ids: of the data set it has learned from, by class index.
+        category_ids: those of its training data, by class index.
     """
 
     names: list[str]
@@ -30,10 +30,10 @@ class Classes:
 
 @dataclass(frozen=True)
 class Detection:
-    """An object that was found.
+    """A detected object.
 
     Attributes:
-        index: its class.
+        index: its class index.
         score: 0 to 1.
         box_xyxy: in pixels of the image.
     """
@@ -51,10 +51,10 @@ class Detection:
 
 @dataclass(frozen=True)
 class Seen:
-    """An image and what was found in it.
+    """An image and its detections.
 
     Attributes:
-        item: which image.
+        item: the image.
         pixels: uint8 [3, H, W].
         found: best first.
     """
@@ -70,7 +70,7 @@ class Seen:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What rows say of the image; an id only if an annotation file gives one."""
+        """The columns about the image; an id only if an annotation file gives one."""
         item = self.item
         known = {} if item.image_id is None else {"image_id": item.image_id}
         frame = item.frame
@@ -79,30 +79,30 @@ class Seen:
 
 
 class Writer(Protocol):
-    """One form of results. Made with the output folder and the model's classes."""
+    """A format of results. Constructed with the output folder and the model's classes."""
 
     def __init__(self, output: Path, classes: Classes) -> None: ...
 
     @staticmethod
     def target(output: Path, item: Input) -> Path | None:
-        """The file that only this image gets; None where images share one."""
+        """The file of this image alone; None if images share a file."""
         ...
 
     def add(self, seen: Seen) -> None:
-        """Write what was found in an image."""
+        """Write the detections in an image."""
         ...
 
     def close(self, *, complete: bool) -> None:
-        """End; `complete` if all images were gone through."""
+        """Finish; `complete` if all images were processed."""
         ...
 
 
 class RowFile:
-    """A text file that grows as results come, and gets its name when it is complete.
+    """A text file that grows with the results, and gets its name when it is complete.
 
     Args:
         target: the name of the complete file.
-        partial: where it grows; `target` with `.partial` behind if not named.
+        partial: its name until then; None for `target` with the suffix `.partial`.
     """
 
     def __init__(self, target: Path, partial: Path | None = None) -> None:
@@ -111,7 +111,7 @@ class RowFile:
         self._file: IO[str] = self.partial.open("w", encoding="utf-8", newline="")
 
     def write(self, text: str) -> None:
-        """Add some text; whoever reads the file sees it at once."""
+        """Append text, visible to readers of the file at once."""
         self._file.write(text)
         self._file.flush()
 

@@ -1,4 +1,4 @@
-"""What was found, cut out."""
+"""Detected objects, cropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CROPS = "crops"
 
 
 class CropsWriter:
-    """`crops/CLASS/IMAGE_N.png`, of each detection the pixels that its box touches."""
+    """`crops/CLASS/IMAGE_N.png`: for each detection, the pixels that its box touches."""
 
     def __init__(self, output: Path, classes: Classes) -> None:
         self.folder = output / _CROPS
@@ -20,7 +20,7 @@ class CropsWriter:
 
     @staticmethod
     def target(output: Path, item: Input) -> Path:
-        """The beginning of the names of an image's crops."""
+        """The common prefix of an image's crops."""
         return output / _CROPS / item.flat_name
 
     def add(self, seen: Seen) -> None:
@@ -42,4 +42,4 @@ class CropsWriter:
             image.save(place / f"{seen.item.flat_name}_{number}.png")
 
     def close(self, *, complete: bool) -> None:
-        """Nothing is left open."""
+        """Nothing to finish."""

@@ -1,4 +1,4 @@
-"""Images and videos with their boxes."""
+"""Images and videos with boxes drawn on them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from detrelay.apps.writers.base import Classes, Seen
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TICKS = 90_000  # a second, in what frames are timed by
+_TICKS = 90_000  # units of frame times per second
 _CODECS = ("libx264", "mpeg4")
 
 
 class DrawingsWriter:
-    """`IMAGE.png`, and `VIDEO.mp4` of the frames of a video, with labelled boxes."""
+    """`IMAGE.png`, or `VIDEO.mp4` for the frames of a video, with labelled boxes."""
 
     def __init__(self, output: Path, classes: Classes) -> None:
         self.output = output
@@ -54,7 +54,7 @@ class DrawingsWriter:
                 tv_functional.to_pil_image(drawn).save(aside, "PNG")
 
     def close(self, *, complete: bool) -> None:
-        """End the videos, which can be played in any case."""
+        """Finish the videos, so that they can be played even if incomplete."""
         for video in self.videos.values():
             video.close()
 
@@ -64,7 +64,7 @@ class VideoFile:
 
     Args:
         target: an .mp4 file.
-        first: its first frame, uint8 [3, H, W]; others are cut or padded to its size.
+        first: its first frame, uint8 [3, H, W]; others are cropped or padded to its size.
     """
 
     def __init__(self, target: Path, first: Tensor) -> None:
@@ -75,7 +75,7 @@ class VideoFile:
         codec = next(name for name in _CODECS if name in av.codecs_available)
         self.container: Any = av.open(str(target), "w")
         stream: Any = self.container.add_stream(codec, rate=30)
-        # codecs halve the colours of both axes
+        # codecs halve the colour resolution of both axes
         stream.height, stream.width = (side + side % 2 for side in first.shape[-2:])
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, _TICKS)
@@ -97,6 +97,6 @@ class VideoFile:
         self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
-        """Write what the codec holds back, and the file's index."""
+        """Flush the codec and write the index of the file."""
         self.container.mux(self.stream.encode(None))
         self.container.close()

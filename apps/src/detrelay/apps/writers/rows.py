@@ -1,4 +1,4 @@
-"""Results as rows of one file: COCO's list, csv, and one line of json for each image."""
+"""Results as rows of one file: COCO's list, csv, and one line of JSON per image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMNS = (
 
 
 class CocoWriter:
-    """`predictions.json`, a COCO results list; one line for each image until it is complete."""
+    """`predictions.json`, a COCO results list; until it is complete, one line per image."""
 
     def __init__(self, output: Path, classes: Classes) -> None:
         self.classes = classes
@@ -36,7 +36,7 @@ class CocoWriter:
         self.lines.write(json.dumps(coco_rows(seen, self.classes)) + "\n")
 
     def close(self, *, complete: bool) -> None:
-        """Make the list of the lines."""
+        """Join the lines into the list."""
         from detrelay.core.engine.atomic_folder import written_aside
 
         self.lines.close(complete=False)
@@ -57,7 +57,7 @@ class CocoWriter:
 
 
 class JsonLinesWriter:
-    """`predictions.jsonl`: one object for each image, those without detections too."""
+    """`predictions.jsonl`: one object per image, including those without detections."""
 
     def __init__(self, output: Path, classes: Classes) -> None:
         self.classes = classes
@@ -84,7 +84,7 @@ class JsonLinesWriter:
 
 
 class CsvWriter:
-    """`predictions.csv`: one line for each detection, boxes in pixels."""
+    """`predictions.csv`: one line per detection, boxes in pixels."""
 
     def __init__(self, output: Path, classes: Classes) -> None:
         self.classes = classes

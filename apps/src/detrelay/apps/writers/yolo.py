@@ -1,4 +1,4 @@
-"""YOLO's text files."""
+"""Text files in YOLO's format."""
 
 from __future__ import annotations
 
@@ -47,4 +47,4 @@ class YoloWriter:
         write_text(self.target(self.output, seen.item), "".join(lines))
 
     def close(self, *, complete: bool) -> None:
-        """Nothing is left open."""
+        """Nothing to finish."""

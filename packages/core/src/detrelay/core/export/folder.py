@@ -1,4 +1,4 @@
-"""An exported folder: traced, written, opened again, measured, and only then under its name."""
+"""Export to a folder: traced, written, reopened, measured, and only then given its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detrelay.core.export.quantization import Calibration, Trial, quantize_parts
 from detrelay.core.export.report import Bounds, ExportReport, Precision
 from detrelay.core.export.writing import trace, write_file, write_onnx
 
-# what measures AP of both: it is given the exported detector
+# measures AP of both; it gets the exported detector
 Measure = Callable[[ExportedDetector], Precision]
 
 
@@ -41,7 +41,7 @@ def export_detector(
     measure_ap: Measure | None = None,
     keep_refused: bool = False,
 ) -> ExportReport:
-    """Write a folder for `ExportedDetector`, if its file does what the model does.
+    """Write a folder for `ExportedDetector`, if its file matches the model.
 
     Args:
         model: in float32, on the CPU.
@@ -53,10 +53,10 @@ def export_detector(
         calibration: images for int8.
         with_processing: write a second file that takes an image and gives detections.
         measure_ap: measures AP of both.
-        keep_refused: where a difference is larger, write the folder as `OUTPUT.refused`.
+        keep_refused: if a difference is larger, write the folder as `OUTPUT.refused`.
 
     Returns:
-        What was measured.
+        The measurements.
 
     Raises:
         ExportRefused: a difference is beyond its bound.
@@ -79,7 +79,7 @@ def export_detector(
         report.write(aside)
         sync(aside)
         if beyond := "; ".join(report.refusals()):
-            end = "--keep-refused keeps it for a look"
+            end = "--keep-refused keeps it for inspection"
             if keep_refused:
                 kept = output.with_name(f"{output.name}.refused")
                 replace(aside, kept)
@@ -103,7 +103,7 @@ def _write(
     calibration: Calibration | None,
     processing: PixelSettings | None,
 ) -> tuple[dict[str, Any], list[Trial]]:
-    """Trace and write; what is particular to the file, and which parts of it are in 8 bits."""
+    """Trace and write; returns facts specific to the file, and the trials of parts in 8 bits."""
     program = trace(model)
     kind = runtimes.find_format(facts.format)
     if facts.format == "torch-export":
@@ -129,7 +129,7 @@ def _report(
     measure_ap: Measure | None,
     trials: Sequence[Trial],
 ) -> ExportReport:
-    """Measure what a folder holds."""
+    """Measure the file in a folder."""
     exported = ExportedDetector(folder, threads=1)
     name = exported.format
     shapes = shapes_of(exported.pixels.shortest_edge)

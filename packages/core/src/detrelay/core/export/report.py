@@ -1,4 +1,4 @@
-"""What was measured of an exported file, beside it as json and as a page."""
+"""The measurements of an exported file, stored next to it as json and as a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON, PAGE = "report.json", "report.md"
 
 @dataclass(frozen=True)
 class Bounds:
-    """The largest differences with which a file is still written.
+    """The largest differences up to which a file is written.
 
     Attributes:
         logits: of class scores before the sigmoid; None for any that is finite.
@@ -32,15 +32,15 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Precision:
-    """AP of both on one data set, as fractions.
+    """AP of both on one dataset, as fractions.
 
     Attributes:
-        data: which.
-        images: how many.
+        data: the dataset.
+        images: number of images.
         model: AP of the model in PyTorch, with its image processor.
         file: AP of the exported file, with the pixels of `ExportedDetector`.
-        interval: of the difference file - model: 95 % of the differences where the images are
-            drawn again with replacement, the same for both.
+        interval: of the difference file - model: 95 % of the differences when images are resampled
+            with replacement, the same for both.
     """
 
     data: str
@@ -52,19 +52,19 @@ class Precision:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Everything that was found out about an exported file.
+    """Everything that was measured of an exported file.
 
     Attributes:
         format: a key of `FORMATS`.
         file: its name.
-        bytes: its size, with what belongs to it.
-        facts: what is particular to the format, such as the opset.
+        bytes: its size, including files that belong to it.
+        facts: facts specific to the format, such as the opset.
         versions: of the packages that wrote and ran it.
         bounds: the largest differences allowed.
-        differences: at every shape and batch size.
-        times: of both.
-        precision: of both on a data set; None where none was named.
-        trials: which parts are in 8 bits, and what that did; empty where none is.
+        differences: at each shape and batch size.
+        times: of the model and the file.
+        precision: of both on a dataset; None if none was given.
+        trials: which parts are in 8 bits, and the effect of each; empty if none is.
     """
 
     format: str
@@ -89,7 +89,7 @@ class ExportReport:
         return max(difference.boxes for difference in self.differences)
 
     def refusals(self) -> list[str]:
-        """What is beyond its bound, in words; empty if nothing is."""
+        """What exceeds its bound, in words; empty if nothing does."""
         found = [
             (name, value, bound)
             for name, value, bound in (
@@ -138,7 +138,7 @@ class ExportReport:
             f"One image of {times.height} x {times.width} on one CPU thread: "
             f"{times.model_seconds * 1e3:.0f} ms in PyTorch, {times.file_seconds * 1e3:.0f} ms "
             f"exported, {ratio:.2f} times as fast (medians of {times.rounds}, load of the machine "
-            f"{'not known' if times.load is None else f'{times.load:.1f}'}).",
+            f"{'unknown' if times.load is None else f'{times.load:.1f}'}).",
         ]
         if self.precision is not None:
             found = self.precision
@@ -162,7 +162,7 @@ class ExportReport:
             "",
             "Parts in 8 bits, tried on the calibration images, each on top of those kept before:",
             "",
-            "| part | layers | AP | difference | ms an image, one thread | kept in |",
+            "| part | layers | AP | difference | ms per image, one thread | kept in |",
             "|---|---|---|---|---|---|",
             *(
                 f"| {trial.part} | {trial.layers} | {100 * trial.ap:.2f} | "

@@ -1,4 +1,4 @@
-"""What runs an exported file: pixels in, class scores and boxes out. Imports no torch by itself."""
+"""Run exported files: pixels in, class scores and boxes out. Does not import torch itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detrelay.core.errors import unknown_name
 
 INPUTS = ("pixel_values", "pixel_mask")
 OUTPUTS = ("logits", "pred_boxes")
-# where a file of OpenVINO says what it computes in, if not in float32
+# where an OpenVINO file records the precision it computes in, if not float32
 COMPUTED_IN = ("detrelay", "computed_in")
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 Run = Callable[[NDArray[np.float32], NDArray[np.int64]], Arrays]
@@ -29,11 +29,12 @@ class Format:
 
     Attributes:
         file: its name in the folder.
-        opens: from the file and a number of threads (None: the runtime's choice) to what runs it.
-        to_run: packages that run it.
-        to_write: packages that write it.
-        extra: the extra of this project that installs them; None where nothing is needed.
-        precisions: what its weights, or its computations, can be in.
+        opens: from the file and a number of threads (None: the runtime's default) to a function
+            that runs it.
+        to_run: packages needed to run it.
+        to_write: packages needed to write it.
+        extra: the extra of this project that installs them; None if nothing is needed.
+        precisions: those that its weights or its computations can have.
     """
 
     file: str
@@ -45,7 +46,7 @@ class Format:
 
 
 def find_format(name: str) -> Format:
-    """The format of a name.
+    """The format of that name.
 
     Raises:
         ValueError: there is none.
@@ -56,13 +57,13 @@ def find_format(name: str) -> Format:
 
 
 def packages_of(kind: Format, precision: str) -> tuple[str, ...]:
-    """What writing and running a file needs; onnxruntime is what finds the ranges of int8."""
+    """Packages needed to write and run a file; onnxruntime finds the ranges of int8."""
     ranges = ("onnxruntime",) if precision == "int8" else ()
     return (*kind.to_write, *kind.to_run, *ranges)
 
 
 def require(name: str, packages: tuple[str, ...]) -> None:
-    """Refuse to begin without the packages that a format needs.
+    """Check that the packages needed for a format are installed.
 
     Raises:
         ValueError: one is not installed.
@@ -83,15 +84,15 @@ def require(name: str, packages: tuple[str, ...]) -> None:
 
 
 def open_file(name: str, file: Path, threads: int | None = None) -> Run:
-    """Make an exported file ready to run.
+    """Open an exported file to run it.
 
     Args:
         name: its format.
-        file: where it is.
-        threads: CPU threads of an image; None leaves it to the runtime.
+        file: its path.
+        threads: CPU threads; None for the runtime's default.
 
     Raises:
-        ValueError: the format or its runtime is missing, or the file is none of it.
+        ValueError: the format or its runtime is missing, or the file is not of this format.
     """
     kind = find_format(name)
     require(name, kind.to_run)
@@ -101,7 +102,7 @@ def open_file(name: str, file: Path, threads: int | None = None) -> Run:
         raise ValueError(f"threads must be at least 1, found {threads}")
     try:
         return kind.opens(file, threads)
-    except Exception as error:  # what the runtimes raise on damaged files has no common base
+    except Exception as error:  # the runtimes' errors on damaged files have no common base
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"{file}: cannot be opened as {name}: {line}") from error
 
@@ -132,9 +133,9 @@ def _open_openvino(file: Path, threads: int | None) -> Run:
     openvino = importlib.import_module("openvino")
     core = openvino.Core()
     model = core.read_model(str(file))
-    told = model.has_rt_info(list(COMPUTED_IN))
-    # where a CPU has bf16, OpenVINO would compute in it unasked
-    precision = model.get_rt_info(list(COMPUTED_IN)).astype(str) if told else "f32"
+    recorded = model.has_rt_info(list(COMPUTED_IN))
+    # on a CPU with bf16, OpenVINO would use it by default
+    precision = model.get_rt_info(list(COMPUTED_IN)).astype(str) if recorded else "f32"
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -153,7 +154,7 @@ def _open_torch(file: Path, threads: int | None) -> Run:
     module = torch.export.load(str(file)).module()
 
     def run(pixel_values: NDArray[np.float32], pixel_mask: NDArray[np.int64]) -> Arrays:
-        before = torch.get_num_threads()  # one number for the whole process
+        before = torch.get_num_threads()  # a setting of the whole process
         torch.set_num_threads(threads or before)
         try:
             with torch.no_grad():

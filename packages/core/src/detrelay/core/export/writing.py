@@ -1,4 +1,4 @@
-"""Tracing a detector for any batch, height and width, and writing it in a format."""
+"""Trace a detector for any batch, height and width, and write it in a format."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from detrelay.core.export.processing import NAME as WITH_PROCESSING
 from detrelay.core.export.processing import add_processing
 from detrelay.core.export.runtimes import COMPUTED_IN, INPUTS, OUTPUTS, find_format
 
-# sizes to trace with; none may be 1, and none may equal another
+# sizes to trace with; none may be 1, and all must differ
 _TRACED = (2, 96, 128)
-_WORTH_HALVING = 64  # numbers of a weight; smaller ones stay as they are
+_WORTH_HALVING = 64  # elements; smaller weights stay in float32
 
 
 class _Plain(nn.Module):
@@ -41,7 +41,7 @@ class _Plain(nn.Module):
 
 
 def trace(model: DetectorForObjectDetection) -> torch.export.ExportedProgram:
-    """The graph of a detector in evaluation, with symbols for batch, height and width.
+    """The graph of a detector in evaluation mode, with symbolic batch, height and width.
 
     Args:
         model: in float32, on the CPU.
@@ -60,7 +60,7 @@ def trace(model: DetectorForObjectDetection) -> torch.export.ExportedProgram:
     was_training = model.training
     model.eval()
     try:
-        # otherwise branches for batches of one and sides of one cell would be fixed by the sizes
+        # otherwise branches for batches of one and sides of one cell would be specialised
         with _config.patch(backed_size_oblivious=True), torch.no_grad():  # type: ignore[attr-defined]
             return torch.export.export(
                 _Plain(model),
@@ -82,11 +82,12 @@ def write_file(
     """Write the file of a format.
 
     Args:
-        source: the detector as ONNX file, in float32 or with 8-bit layers.
+        source: the detector as an ONNX file, in float32 or with 8-bit layers.
         name: the format.
-        folder: where the file goes, under the name that the format has.
+        folder: where the file goes, under the file name of the format.
         precision: of the file, one of `Format.precisions`.
-        processing: write a second file that does these in the graph, see `add_processing`.
+        processing: also write a second file with this image processing in its graph, see
+            `add_processing`.
     """
     halved = folder / "halved.onnx"
     joined = folder / "joined.onnx"
@@ -112,8 +113,8 @@ def _as_format(source: Path, name: str, target: Path, precision: str) -> None:
 
 
 def write_onnx(program: torch.export.ExportedProgram, file: Path) -> dict[str, Any]:
-    """Write a traced detector as ONNX file in float32; its opset."""
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # exporters tell of their steps
+    """Write a traced detector as an ONNX file in float32; returns its opset."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # exporters print their steps
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         written = torch.onnx.export(
@@ -134,7 +135,8 @@ def write_onnx(program: torch.export.ExportedProgram, file: Path) -> dict[str, A
 def halve_weights(source: Path, target: Path) -> None:
     """Write an ONNX file whose weights are rounded to half precision and computed in float32.
 
-    Runtimes turn them back as the file is opened, so it is as fast as before and half as large.
+    Runtimes convert them back when they open the file, which is as fast as before and half as
+    large.
 
     Args:
         source: the float32 file.
@@ -164,13 +166,14 @@ def halve_weights(source: Path, target: Path) -> None:
 def onnx_to_openvino(source: Path, target: Path, precision: str = "float32") -> None:
     """Convert an ONNX file to OpenVINO's own files.
 
-    OpenVINO reads graphs of torch too, but not all of ours: it knows no remainder and no minimum
-    of sizes that are symbols.
+    OpenVINO reads torch graphs too, but not all of ours: it supports neither the remainder nor the
+    minimum of symbolic sizes.
 
     Args:
         source: the ONNX file.
-        target: `model.xml`; the weights go beside it.
-        precision: float16 rounds weights, bfloat16 says in the file what to compute in.
+        target: `model.xml`; the weights are stored next to it.
+        precision: float16 rounds the weights; bfloat16 is recorded in the file as the precision to
+            compute in.
     """
     openvino = importlib.import_module("openvino")
     converted = openvino.convert_model(str(source))
