@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,6 +16,10 @@ from detrelay.core.export.detector import Facts
 from detrelay.core.export.pixels import PixelSettings
 
 QUERIES, CLASSES = 8, 4
+PROCESSOR = DetrelayImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})  # type: ignore[arg-type]
+PIXELS = PixelSettings.of(PROCESSOR)
+# Slow: a process that ran several files in OpenVINO dies when a later test forks loaders.
+OPENVINO = pytest.param("openvino", marks=pytest.mark.slow)
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -116,19 +116,12 @@ def _palette() -> tuple[Image.Image, Image.Image]:
 
 def image_files() -> dict[str, ImageFile]:
     """Readable files, by kind."""
-    rgb, alpha, deep = color(), cut_out(), ramp()
-    light, (plain, clear) = rgb.convert("L"), _palette()
-    pixels, light_pixels, flat = np.array(rgb), grey(np.array(light)), over_white(alpha)
-    turned = np.ascontiguousarray(np.rot90(pixels, -1))
-    la, mask = alpha.convert("LA"), light.point(lambda value: value > 128, "1")
-    deep_rgb = np.random.default_rng(0).integers(0, 2**16, (HEIGHT, WIDTH, 3), dtype=np.uint16)
-    deep_rgba = np.concatenate([deep_rgb, np.full_like(deep_rgb[..., :1], 65535)], axis=-1)
-    deep_rgba[:5, :, 3] = 0
-    deep_flat = np.where(deep_rgba[..., 3:] == 0, 255, deep_rgb >> 8).astype(np.uint8)
-    big = ">u2"
-    clear_bytes = struct.pack(">H", int(deep[0, 5]))
-    see_through = np.where(deep == deep[0, 5], 255, deep >> 8)
-    other = Image.new("RGB", (WIDTH, HEIGHT), "green")
+    return {**_color_files(), **_grey_files(), **_deep_files(), **_clear_files(), **_other_files()}
+
+
+def _color_files() -> dict[str, ImageFile]:
+    rgb = color()
+    pixels = np.array(rgb)
     return {
         "rgb.png": ImageFile(saved(rgb, "PNG"), pixels, pixels),
         "rgb.bmp": ImageFile(saved(rgb, "BMP"), pixels, pixels),
@@ -142,6 +135,15 @@ def image_files() -> dict[str, ImageFile]:
         "cmyk.jpe": ImageFile(saved(rgb.convert("CMYK"), "JPEG")),
         "cmyk.tif": ImageFile(saved(rgb.convert("CMYK"), "TIFF"), pixels),
         "lab.tif": ImageFile(saved(rgb.convert("LAB"), "TIFF")),
+    }
+
+
+def _grey_files() -> dict[str, ImageFile]:
+    light, deep = color().convert("L"), ramp()
+    light_pixels, mask = grey(np.array(light)), light.point(lambda value: value > 128, "1")
+    clear_bytes = struct.pack(">H", int(deep[0, 5]))
+    see_through = np.where(deep == deep[0, 5], 255, deep >> 8)
+    return {
         "grey.png": ImageFile(saved(light, "PNG"), light_pixels, np.array(light)),
         "grey.jpg": ImageFile(saved(light, "JPEG")),
         "grey.pgm": ImageFile(saved(light, "PPM"), light_pixels, np.array(light)),
@@ -150,38 +152,60 @@ def image_files() -> dict[str, ImageFile]:
         "grey16.png": ImageFile(saved(Image.fromarray(deep), "PNG"), grey(deep >> 8), deep),
         "grey16.tif": ImageFile(saved(Image.fromarray(deep), "TIFF"), grey(deep >> 8), deep),
         "grey16.pgm": ImageFile(saved(Image.fromarray(deep), "PPM"), grey(deep >> 8), deep),
-        "grey16_clear.png": ImageFile(png(16, 0, deep.astype(big), clear_bytes), grey(see_through)),
+        "grey16_clear.png": ImageFile(
+            png(16, 0, deep.astype(">u2"), clear_bytes), grey(see_through)
+        ),
         "12_in_16.png": ImageFile(
             saved(Image.fromarray(ramp(16)), "PNG"), grey(ramp(16) >> 8), ramp(16)
         ),
         "grey12.tif": ImageFile(tiff_of_12_bits(ramp(16)), grey(ramp(16) >> 4)),
-        "rgb16.png": ImageFile(
-            png(16, 2, deep_rgb.astype(big)), (deep_rgb >> 8).astype(np.uint8), deep_rgb
-        ),
-        "rgba16.png": ImageFile(png(16, 6, deep_rgba.astype(big)), deep_flat, deep_rgba),
+    }
+
+
+def _deep_files() -> dict[str, ImageFile]:
+    rgb = np.random.default_rng(0).integers(0, 2**16, (HEIGHT, WIDTH, 3), dtype=np.uint16)
+    rgba = np.concatenate([rgb, np.full_like(rgb[..., :1], 65535)], axis=-1)
+    rgba[:5, :, 3] = 0
+    flat = np.where(rgba[..., 3:] == 0, 255, rgb >> 8).astype(np.uint8)
+    return {
+        "rgb16.png": ImageFile(png(16, 2, rgb.astype(">u2")), (rgb >> 8).astype(np.uint8), rgb),
+        "rgba16.png": ImageFile(png(16, 6, rgba.astype(">u2")), flat, rgba),
+    }
+
+
+def _clear_files() -> dict[str, ImageFile]:
+    alpha, (plain, clear) = cut_out(), _palette()
+    la, flat = alpha.convert("LA"), over_white(alpha)
+    plain_pixels = np.array(plain.convert("RGB"))
+    clear_pixels = np.where(np.array(plain)[..., None] == 3, 255, plain_pixels)
+    return {
         "la.png": ImageFile(saved(la, "PNG"), over_white(la)),
         "la.tif": ImageFile(saved(la, "TIFF"), over_white(la)),
         "rgba.png": ImageFile(saved(alpha, "PNG"), flat, np.array(alpha)),
         "rgba.tif": ImageFile(saved(alpha, "TIFF"), flat, np.array(alpha)),
         "rgba.webp": ImageFile(saved(alpha, "WEBP", lossless=True, exact=True), flat),
-        "palette.png": ImageFile(saved(plain, "PNG"), np.array(plain.convert("RGB"))),
-        "palette.gif": ImageFile(saved(plain, "GIF"), np.array(plain.convert("RGB"))),
-        "palette_clear.png": ImageFile(
-            saved(clear, "PNG"),
-            np.where(np.array(plain)[..., None] == 3, 255, plain.convert("RGB")),
-        ),
-        "palette_clear.gif": ImageFile(
-            saved(clear, "GIF"),
-            np.where(np.array(plain)[..., None] == 3, 255, plain.convert("RGB")),
-        ),
+        "palette.png": ImageFile(saved(plain, "PNG"), plain_pixels),
+        "palette.gif": ImageFile(saved(plain, "GIF"), plain_pixels),
+        "palette_clear.png": ImageFile(saved(clear, "PNG"), clear_pixels),
+        "palette_clear.gif": ImageFile(saved(clear, "GIF"), clear_pixels),
+    }
+
+
+def _other_files() -> dict[str, ImageFile]:
+    """Turned images, and files of two images, of which the first counts."""
+    rgb, (plain, _) = color(), _palette()
+    pixels, plain_pixels = np.array(rgb), np.array(plain.convert("RGB"))
+    turned = np.ascontiguousarray(np.rot90(pixels, -1))
+    two: dict[str, Any] = {
+        "save_all": True,
+        "append_images": [Image.new("RGB", (WIDTH, HEIGHT), "green")],
+    }
+    return {
         "turned.png": ImageFile(saved(rgb, "PNG", exif=exif()), turned),
         "turned.jpg": ImageFile(saved(rgb, "JPEG", exif=exif())),
         "turned.tif": ImageFile(saved(rgb, "TIFF", exif=exif()), turned),
-        "two.gif": ImageFile(
-            saved(plain, "GIF", save_all=True, append_images=[other]),
-            np.array(plain.convert("RGB")),
-        ),
-        "two.tiff": ImageFile(saved(rgb, "TIFF", save_all=True, append_images=[other]), pixels),
+        "two.gif": ImageFile(saved(plain, "GIF", **two), plain_pixels),
+        "two.tiff": ImageFile(saved(rgb, "TIFF", **two), pixels),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ import torch
 
 if TYPE_CHECKING:
     from fixed_model import Fixed
+
+
+@pytest.fixture(autouse=True)
+def _no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pytest listens to all loggers, and torch writes its graphs to one that has a listener."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
 
 
 @pytest.fixture

@@ -1,208 +1,20 @@
-"""The demo: what it computes about stages, and the page, which is built but not served."""
+"""What the demo cannot serve."""
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch import tensor
 
 from detrelay.apps import cli
 from detrelay.apps.demo import Arguments, demo
-from detrelay.apps.detector import Choice, Detector
-from detrelay.apps.drawing import draw_boxes
-from detrelay.apps.stage_view import (
-    LearnedLabel,
-    Objects,
-    StageView,
-    detections,
-    draw_labels,
-    label_rows,
-    learned_labels,
-)
-from detrelay.assigners import build_assigners
-from detrelay.core.data.coco import CocoDataset
-from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.structures import Assignment, Pairs, StagePrediction
-from factories_data import noise_image, write_coco
-from hub_model import NAMES, small_model
-from tiny_run import shrink_backbone
 
 pytest.importorskip("gradio", reason="needs gradio (the extra `demo`)")
-import gradio
-
-from detrelay.apps.demo_page import Demo, build_page, read_objects
-
-# what has learned nothing takes whole images for objects
-OBJECTS = "circle 0 0 48 32\ncross | x 4 0 40 32"
-
-
-@pytest.fixture(scope="module")
-def page_demo() -> Demo:
-    with pytest.MonkeyPatch.context() as patch:
-        shrink_backbone(patch)
-        model = small_model()
-    own, learned = (
-        build_assigners(name, model.loss_config)["decoder"] for name in ("hungarian", "cross_stage")
-    )
-    processor = DetrelayImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    return Demo("runs/best", model, processor, (own, learned))
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> str:
-    noise_image(48, 32).save(tmp_path / "photo.png")
-    return str(tmp_path / "photo.png")
-
-
-def pairs(*rows: tuple[int, int]) -> Assignment:
-    """Class and box pairs of (query, object) in the one image of a batch."""
-    query, target = tensor(rows, dtype=torch.long).reshape(-1, 2).unbind(1)
-    found = Pairs(torch.zeros_like(query), query, target)
-    return Assignment(found, found)
-
-
-def planted_view() -> StageView:
-    """Two stages of two queries that swap two objects; the second stage learns both ways."""
-    boxes = tensor([[[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]])
-    stage = StagePrediction(torch.zeros(1, 2, 2), boxes)
-    corners = tensor([[0.0, 0, 50, 80], [50.0, 0, 100, 40]])
-    return StageView(
-        pixels=torch.zeros(3, 80, 100, dtype=torch.uint8),
-        stages=(stage, stage),
-        objects=Objects(corners, tensor([1, 0])),
-        own=(pairs((0, 0), (1, 1)), pairs((1, 0))),
-        learned=(pairs((0, 0), (1, 1)), pairs((0, 0), (1, 0), (0, 1))),
-    )
-
-
-def test_labels_are_own_or_say_from_which_stage_they_came() -> None:
-    view = planted_view()
-    assert learned_labels(view, 0) == [LearnedLabel(0, 0, 0, 1.0), LearnedLabel(1, 1, 0, 0.5)]
-    labels = learned_labels(view, 1)
-    assert labels == [
-        LearnedLabel(query=1, target=0, origin=1, iou=0.0),
-        LearnedLabel(query=0, target=0, origin=0, iou=1.0),
-        LearnedLabel(query=0, target=1, origin=None, iou=0.0),
-    ]
-    assert label_rows(view, 1, labels, ["cat", "dog"]) == [
-        [1, 1, "dog", "own", 0.0],
-        [0, 1, "dog", "stage 1", 1.0],
-        [0, 2, "cat", "no stage", 0.0],
-    ]
-
-
-def test_labels_that_travelled_are_dashed_and_say_from_where() -> None:
-    image, box = torch.zeros(3, 400, 400, dtype=torch.uint8), tensor([[50.0, 50, 300, 300]])
-    solid, dashed = (draw_boxes(image, box, [0], [""], dashed=[dash]) for dash in (False, True))
-    drawn = [int((picture != image).any(0).sum()) for picture in (solid, dashed)]
-    assert 0.4 < drawn[1] / drawn[0] < 0.6
-    view = planted_view()
-    own, travelled = (
-        draw_labels(view, 1, [LearnedLabel(0, 0, origin, 1.0)], ["cat", "dog"]) for origin in (1, 0)
-    )
-    assert not torch.equal(own, travelled)
-    objects_only = draw_labels(view, 1, [], ["cat", "dog"])
-    assert (objects_only == 255).all(0).any()
-
-
-def test_the_last_stage_detects_what_predict_finds(page_demo: Demo, photo: str) -> None:
-    view = page_demo.look(photo, "")
-    choice = Choice(threshold=0.0, nms_iou_threshold=None)
-    (expected,) = Detector(page_demo.model, page_demo.processor, choice)([view.pixels])
-    found = detections(view, len(view.stages) - 1, page_demo.processor, 0.0, None)
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values)
-    earlier = detections(view, 0, page_demo.processor, 0.0, None)
-    assert not torch.equal(earlier["scores"], found["scores"])
-    fewer = detections(view, 0, page_demo.processor, 0.0, 0.3)
-    assert len(fewer["scores"]) < len(earlier["scores"])
-    assert page_demo.processor.nms_iou_threshold is None
-
-
-def test_a_stage_is_shown_with_and_without_objects(page_demo: Demo, photo: str) -> None:
-    shown = page_demo.show(page_demo.look(photo, ""), 1, 0.0, 1.0)
-    assert shown.labelled is None
-    assert shown.rows == []
-    assert shown.told == "Stage 1: 32 detections. Name objects to see whose labels travel."
-    view = page_demo.look(photo, OBJECTS)
-    shown = page_demo.show(view, 2, 1.0, 1.0)
-    assert shown.labelled is not None
-    assert not np.array_equal(shown.labelled, shown.detected)
-    own = [row for row in shown.rows if row[3] == "own"]
-    assert len(own) == 2
-    assert {row[2] for row in own} == {"circle", "cross | x"}
-    told = rf"Stage 2: 0 detections; 2 objects, 2 labels of its own .*, {len(shown.rows) - 2} from"
-    assert re.match(told, shown.told)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("circle 1 2 3", "objects, line 1: expected class, left, top, width, height; found"),
-        ("circle 1 2 3 x", "objects, line 1: expected class"),
-        ("\n\ncicle 1 2 3 4", "objects, line 3: class 'cicle': did you mean circle?"),
-        ("ring 1 2 0 4", "objects, line 1: the box is empty or leaves the image, which is 48 x 32"),
-        ("ring 40 2 20 4", "objects, line 1: the box is empty or leaves the image"),
-        ("ring 4 2 nan 4", "objects, line 1: the box is empty or leaves the image"),
-    ],
-)
-def test_objects_that_cannot_be_read_are_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        read_objects(text, NAMES, (32, 48))
-
-
-def test_objects_are_read() -> None:
-    text = "circle, 4, 2, 20, 16\n\n cross | x  30 10 12 14"
-    found = read_objects(text, NAMES, (32, 48))
-    assert found is not None
-    assert found.labels.tolist() == [0, 3]
-    assert found.boxes_xyxy.tolist() == [[4, 2, 24, 18], [30, 10, 42, 24]]
-    assert read_objects("\n", NAMES, (32, 48)) is None
-
-
-def test_images_of_a_data_set_bring_their_objects(page_demo: Demo, tmp_path: Path) -> None:
-    samples = CocoDataset(write_coco(tmp_path))
-    with_data = Demo(
-        page_demo.title, page_demo.model, page_demo.processor, page_demo.assigners, samples, [2, 3]
-    )
-    assert with_data.choices() == [("a.png", 0), ("b.png", 1), ("c.png", 2)]
-    picture, text = with_data.chosen(0)
-    assert picture.shape == (30, 40, 3)
-    assert text.splitlines() == ["ring 0.5 1.25 8 6", "cross | x 30 20 10 10"]
-    found = read_objects(text, NAMES, (30, 40))
-    assert found is not None
-    assert torch.equal(found.boxes_xyxy, samples[0].boxes_xyxy)
-    assert page_demo.choices() == []
-
-
-def test_the_page_is_built_and_its_functions_answer(page_demo: Demo, photo: str) -> None:
-    page = build_page(page_demo)
-    functions: dict[str, Any] = {
-        str(entry.api_name): entry.fn for entry in page.fns.values() if entry.api_name
-    }
-    view = functions["look"](photo, OBJECTS)
-    detected, labelled, rows, told = functions["show"](view, 2, 0.0, 1.0)
-    assert detected.shape == labelled.shape == (320, 480, 3)
-    assert len(rows) >= 2
-    assert told.startswith("Stage 2: ")
-    assert functions["show"](functions["look"](None, ""), 2, 0.0, 1.0) == [None, None, [], ""]
-    with pytest.raises(Exception, match="did you mean circle") as refused:
-        functions["look"](photo, "cicle 1 1 5 5")
-    assert type(refused.value).__name__ == "Error"  # which gradio shows to the user
-    sliders = [block for block in page.blocks.values() if isinstance(block, gradio.Slider)]
-    slider = next(block for block in sliders if block.label == "decoder stage")
-    assert (slider.maximum, slider.value) == (4, 4)
 
 
 def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="--port must lie between 0 and 65535, found 70000"):
+    with pytest.raises(ValueError, match="--port must be between 0 and 65535, found 70000"):
         demo(Arguments(Path("nowhere"), port=70000))
     with pytest.raises(ValueError, match="name --data too"):
         demo(Arguments(Path("nowhere"), images=Path("images")))
@@ -212,13 +24,3 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match=r"needs gradio, .*: pip install 'detrelay\[demo\]'"):
         demo(Arguments(Path("nowhere")))
     assert "demo" in cli.COMMANDS
-
-
-def test_the_image_is_read_as_it_is_stored(page_demo: Demo, tmp_path: Path) -> None:
-    """Upright, as training reads it."""
-    path = tmp_path / "turned.jpg"
-    image = noise_image(48, 32)
-    exif = Image.Exif()
-    exif[274] = 6
-    image.save(path, exif=exif)
-    assert page_demo.look(str(path), "").pixels.shape == (3, 48, 32)

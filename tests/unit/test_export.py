@@ -1,93 +1,83 @@
-"""Graphs that leave PyTorch: any batch, height and width from one trace."""
+"""The command: options rejected first, bounds, and AP of both."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
-import openvino
 import pytest
-import torch
+from PIL import Image
 
-from detrelay.core.export.chunks import sort_nodes, sum_in_chunks
-from detrelay.core.ops.reference import sample_by_definition
-from detrelay.core.ops.traced import sample_by_gather
-
-
-@pytest.mark.parametrize("sums", [1, 3])
-def test_sampling_for_graphs_equals_the_definition(sums: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((5, 7), (2, 3), (1, 1))
-    cells = sum(height * width for height, width in shapes)
-    values = torch.randn(2, cells, 4, 6, generator=generator, dtype=torch.float64)
-    # beyond the borders too
-    locations = 1.6 * torch.rand(2, 9, 4, sums, 3, 2, 2, generator=generator, dtype=torch.float64)
-    locations -= 0.3
-    weights = torch.randn(2, 9, 4, sums, 3, 2, generator=generator, dtype=torch.float64)
-    found = sample_by_gather(values, shapes, locations, weights)
-    expected = sample_by_definition(values, shapes, locations, weights)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+from detrelay.apps import export as export_app
+from detrelay.core.data.image_processing import DetrelayImageProcessor
+from detrelay.core.engine.checkpoint import save_model
+from detrelay.core.export.detector import ExportedDetector
+from detrelay.heads import HEADS
+from factories import small_head_config
+from factories_export import noise
 
 
-def sampling_graph(dim: int, corners: int) -> onnx.ModelProto:
-    """Sums [N, 1, D] of rows of a table, as the exporter of torch writes them."""
-    text = f"""
-    <ir_version: 10, opset_import: ["" : 18]>
-    sampling (float[S, {dim}] table, int32[NK] rows, float[N, 1, {corners}] shares)
-      => (float[N, 1, {dim}] doubled)
-      <float[NK, {dim}] gathered, float[N, {corners}, {dim}] read, float[N, 1, {dim}] sums> {{
-      gathered = Gather <axis = 0> (table, rows)
-      shape = Constant <value_ints = [-1, {corners}, {dim}]> ()
-      read = Reshape (gathered, shape)
-      sums = MatMul (shares, read)
-      doubled = Add (sums, sums)
-    }}
-    """
-    return onnx.parser.parse_model(text)
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"precision": "float16"}, "--precision float16 needs --data"),
+        ({"precision": "int8", "data": Path("x")}, "--precision int8 and --calibration go"),
+        ({"calibration": Path("x")}, "--precision int8 and --calibration go"),
+        ({"precision": "bfloat16", "data": Path("x")}, "onnx has no --precision bfloat16; it has"),
+        ({"calibration_images": 0}, "--calibration-images must be at least 1, found 0"),
+        ({"format": "torch-export", "with_processing": True}, "--with-processing goes with"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_first(
+    options: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    arguments = {"model": tmp_path / "none", "format": "onnx", "output": tmp_path / "out"}
+    with pytest.raises(ValueError, match=line):
+        export_app.export(export_app.Arguments(**{**arguments, **options}))
 
 
-@pytest.mark.parametrize("count", [1, 63, 64, 200])
-def test_sums_in_chunks_equal_sums_at_once(count: int, tmp_path: Path) -> None:
-    dim, corners = 32, 64  # 64 sums are a chunk
-    graph = sampling_graph(dim, corners)
-    generator = np.random.default_rng(0)
-    table = generator.standard_normal((50, dim), dtype=np.float32)
-    rows = generator.integers(0, 50, count * corners, dtype=np.int32)
-    shares = generator.standard_normal((count, 1, corners), dtype=np.float32)
-    expected = 2 * shares @ table[rows].reshape(count, corners, dim)
-    assert sum_in_chunks(graph) == 1
-    kinds = [node.op_type for node in graph.graph.node]
-    assert kinds.count("Loop") == 1
-    assert "MatMul" not in kinds
-    assert "Gather" not in kinds
-    onnx.checker.check_model(graph)
-    onnx.save(graph, tmp_path / "chunks.onnx")
-    feed = {"table": table, "rows": rows, "shares": shares}
-    session = onnxruntime.InferenceSession(tmp_path / "chunks.onnx")
-    assert np.abs(session.run(None, feed)[0] - expected).max() < 1e-4
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(tmp_path / "chunks.onnx"), "CPU", settings)
-    assert np.abs(compiled(feed)[0] - expected).max() < 1e-4
+def test_bounds_follow_the_precision(tmp_path: Path) -> None:
+    arguments = {"model": tmp_path, "format": "onnx", "output": tmp_path}
+    exact = export_app.bounds_of(export_app.Arguments(**arguments))
+    assert (exact.logits, exact.boxes, exact.ap) == (1e-4, 1e-5, 0.001)
+    named = export_app.Arguments(**arguments, precision="int8", max_box_difference=0.5)
+    smaller = export_app.bounds_of(named)
+    assert (smaller.logits, smaller.boxes, smaller.ap) == (None, 0.5, 0.003)
 
 
-def test_other_products_stay_as_they_are() -> None:
-    graph = sampling_graph(4, 3)
-    graph.graph.node[3].input[1] = "elsewhere"
-    before = [node.op_type for node in graph.graph.node]
-    assert sum_in_chunks(graph) == 0
-    assert [node.op_type for node in graph.graph.node][-2:] == before[-2:]
-
-
-def test_nodes_are_sorted_by_what_loops_read() -> None:
-    graph = sampling_graph(32, 64)
-    sum_in_chunks(graph)
-    nodes = list(graph.graph.node)
-    del graph.graph.node[:]
-    graph.graph.node.extend(reversed(nodes))
-    with pytest.raises(onnx.checker.ValidationError, match="topologically sorted"):
-        onnx.checker.check_model(graph)
-    sort_nodes(graph)
-    onnx.checker.check_model(graph)
-    assert len(graph.graph.node) == len(nodes)
+@pytest.mark.slow
+def test_the_command_measures_ap_of_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = {"id2label": {0: "a", 1: "b"}, "category_ids": [3, 7]}
+    config = small_head_config(
+        "deformable_detr_one_level", encoder_layers=1, decoder_layers=1, **classes
+    )
+    processor = DetrelayImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})  # type: ignore[arg-type]
+    save_model(HEADS["deformable_detr"].model(config), processor, {}, tmp_path / "model")
+    content: dict[str, Any] = {
+        "images": [{"id": 4, "file_name": "4.png", "width": 70, "height": 50}],
+        "annotations": [
+            {"id": 1, "image_id": 4, "category_id": 7, "bbox": [20, 15, 30, 20], "area": 600}
+        ],
+        "categories": [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}],
+    }
+    Image.fromarray(noise(50, 70)).save(tmp_path / "4.png")
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    arguments = export_app.Arguments(
+        tmp_path / "model",
+        "torch-export",
+        tmp_path / "out",
+        data=tmp_path / "val.json",
+        images=tmp_path,
+    )
+    assert export_app.export(arguments) == 0
+    assert "AP on val.json (1 images)" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert len(report["differences"]) == 15
+    assert abs(report["precision"]["file"] - report["precision"]["model"]) <= 0.001
+    detector = ExportedDetector(tmp_path / "out")
+    assert detector.category_ids == [3, 7]
+    assert detector.class_names == ["a", "b"]
+    assert len(detector(tmp_path / "4.png", 0.0, 5)[0]["scores"]) == 5

@@ -21,14 +21,14 @@ PARTS = {
 }
 # modules without a test file of their name, and what tests them instead
 TESTED_ELSEWHERE = {
+    "core.data.addresses": "test_sources_addresses.py and test_lists.py read from addresses",
     "core.data.formats": "a table of names; test_decode.py reads a file of each",
     "core.engine.parts": "dataclasses without code",
+    "core.ops.eager": "test_folded_conv.py takes both ways",
     "core.progress": "one number",
     "core.engine.batches": "test_streaming.py and test_trainer.py take batches of both kinds",
     "core.recipes.data_config": "test_recipe.py and test_augmentation.py reject its settings",
-    "core.ops.traced": "test_export.py compares it with the definition of sampling",
-    "core.export.folder": "test_exported_folder.py writes, reads and refuses whole folders",
-    "core.export.writing": "test_exported_folder.py writes files of every format",
+    "apps.export_data": "test_export.py measures AP of both",
     "apps.transformers_stages": "test_recording.py looks at two models of transformers",
     **dict.fromkeys(
         [
@@ -38,27 +38,9 @@ TESTED_ELSEWHERE = {
         "tests/integration/test_report.py makes whole reports",
     ),
     **dict.fromkeys(
-        [f"apps.sources.{name}" for name in ("dataset", "files", "item", "lists", "video")]
-        + ["apps.sources.addresses", "core.data.addresses"],
-        "test_sources.py and test_predict_sources.py read from each",
-    ),
-    **dict.fromkeys(
-        [f"apps.writers.{name}" for name in ("base", "crops", "drawings", "rows", "yolo")]
-        + ["apps.detector", "apps.stopwatch"],
+        [f"apps.writers.{name}" for name in ("base", "crops", "drawings")],
         "test_predict_results.py runs the command and reads what it wrote",
     ),
-    "apps.labels": "test_drawing.py places labels",
-    "apps.tiling": "test_tiles.py cuts, predicts and merges",
-    **dict.fromkeys(["apps.demo_page", "apps.stage_view"], "test_demo.py builds the page"),
-    **dict.fromkeys(
-        ["apps.export_data", "core.export.processing", "core.export.quantization"],
-        "test_smaller_files.py writes and runs files of each kind",
-    ),
-    **dict.fromkeys(
-        ["core.export.chunks", "core.export.in_transformers"],
-        "test_exported_folder.py runs whole folders",
-    ),
-    "core.ops.eager": "test_folded_conv.py takes both ways",
 }
 
 

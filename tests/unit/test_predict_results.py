@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detrelay.apps.detector import Choice, Detector
 from detrelay.apps.writers import WRITERS
-from detrelay.core.data.image_processing import DetrelayImageProcessor
-from factories_data import noise_image, write_coco
+from factories_data import write_coco
 from fixed_model import Fixed, rows, run
 
 
@@ -64,77 +61,6 @@ def test_an_image_without_detections_is_in_files_of_its_own(
     assert not (output / "predictions.json").exists()
 
 
-def test_rows_are_there_while_the_others_are_waited_for(
-    model: Fixed, photos: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    growing = []
-
-    def look(count: int) -> None:
-        for name in ("predictions.csv.partial", "predictions.jsonl.partial"):
-            growing.append(len((output / name).read_text().splitlines()))
-
-    model.before = look
-    assert run(input=photos, output=output, format=("csv", "jsonl")) == 0
-    assert growing == [1, 0, 3, 1, 5, 2]
-
-
-def test_yolo_files_of_equal_names_are_refused(
-    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    noise_image(40, 30).save(photos / "a.jpg")
-    assert run(input=photos, output=tmp_path / "out", format=("coco", "drawings")) == 0
-    assert run(input=photos, output=tmp_path / "two", format=("yolo",)) == 2
-    assert "(a.jpg, a.png), and would both be written to" in capsys.readouterr().err
-    assert not (tmp_path / "two").exists()
-
-
-def test_classes_and_number_of_detections_are_chosen(
-    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = photos / "a.png"
-    assert run(input=one, output=tmp_path / "best", top_k=1) == 0
-    assert [row["category"] for row in rows(tmp_path / "best")] == ["cat"]
-    # the better cat takes no place from the dog
-    assert run(input=one, output=tmp_path / "dogs", top_k=1, classes=("dog",)) == 0
-    (dog,) = rows(tmp_path / "dogs")
-    assert (dog["category"], dog["category_id"], dog["bbox"][2]) == ("dog", 3, pytest.approx(12))
-    assert run(input=one, output=tmp_path / "none", classes=("dgo",)) == 2
-    assert "--classes: unknown class dgo; did you mean dog?" in capsys.readouterr().err
-
-
-def test_suppression_is_chosen(photos: Path) -> None:
-    class Doubled(Fixed):
-        """Finds its first object twice, a little apart."""
-
-        def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
-            output = super().forward(pixel_values)
-            output.logits = output.logits[:, [0, 0]]
-            shift = torch.tensor([[0.0, 0, 0, 0], [0.01, 0, 0, 0]])
-            output.pred_boxes = output.pred_boxes[:, [0, 0]] + shift
-            return output
-
-    image = torch.zeros(3, 32, 48, dtype=torch.uint8)
-    counts = []
-    for overlap in (None, 0.99, 0.5):
-        processor = DetrelayImageProcessor(do_resize=False, do_pad=False)
-        detector = Detector(Doubled(), processor, Choice(nms_iou_threshold=overlap))  # type: ignore[arg-type]
-        counts.append(len(detector([image])[0]["scores"]))
-    assert counts == [2, 2, 1]
-
-
-def test_batches_join_images_of_one_size_and_change_nothing(
-    model: Fixed, photos: Path, tmp_path: Path
-) -> None:
-    noise_image(24, 30).save(photos / "b2.png")
-    assert run(input=photos, output=tmp_path / "one") == 0
-    assert model.batches == [1, 1, 1, 1]
-    model.batches.clear()
-    assert run(input=photos, output=tmp_path / "three", batch_size=3) == 0
-    assert model.batches == [2, 1, 1]
-    assert rows(tmp_path / "one") == rows(tmp_path / "three")
-
-
 def test_one_bad_image_costs_its_batch_nothing(
     model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,34 +80,6 @@ def test_one_bad_image_costs_its_batch_nothing(
     assert line == "skipped b.png: the model's scores or boxes are not finite"
 
 
-def test_speed_is_told(
-    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(input=photos, output=tmp_path / "out") == 0
-    *_, last = capsys.readouterr().out.splitlines()
-    pattern = r"\d+\.\d images/s \(reading \d+\.\d s, detecting \d+\.\d s, writing \d+\.\d s\) -> "
-    assert re.match(pattern, last), last
-    assert not last.startswith("0.0 ")
-
-
-def test_device_dtype_and_threads_are_chosen(
-    model: Fixed, photos: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    asked = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    one = photos / "a.png"
-    options = {"device": "cpu", "dtype": "bfloat16", "threads": 3}
-    assert run(input=one, output=tmp_path / "out", **options) == 0
-    assert asked == [3]
-    assert model.weight.dtype == torch.bfloat16
-    assert len(rows(tmp_path / "out")) == 2
-    for device in ("cuda:9", "gpu"):
-        assert run(input=one, output=tmp_path / "out", device=device) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: --device {device}: not to be used here: ")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -189,7 +87,7 @@ def test_device_dtype_and_threads_are_chosen(
         ({"batch_size": 0}, "--batch-size must be at least 1, found 0"),
         ({"threads": -1}, "--threads must be at least 1, found -1"),
         ({"frame_step": 0}, "--frame-step must be at least 1, found 0"),
-        ({"nms_iou_threshold": 1.5}, "--nms-iou-threshold must lie between 0 and 1, found 1.5"),
+        ({"nms_iou_threshold": 1.5}, "--nms-iou-threshold must be between 0 and 1, found 1.5"),
         ({"format": ("coc",)}, "--format: unknown format coc; did you mean coco?"),
         ({"format": ("csv", "csv")}, "--format: expected one or several of coco, csv, jsonl"),
         ({"format": ()}, "--format: expected one or several of coco, csv, jsonl"),

@@ -47,7 +47,7 @@ def test_group_has_all_stages_and_starts_as_the_whole_image() -> None:
 
 
 def test_inference_gives_what_training_gives() -> None:
-    # without gradients other kernels run: linears of oneDNN, the LayerNorm in place
+    # without gradients the LayerNorm runs in place
     head = make_head().double()
     pyramid = make_pyramid()
     pyramid = replace(pyramid, levels=tuple(level.double() for level in pyramid.levels))

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from detrelay.apps import build, predict
-from detrelay.apps.tiling import check_tiles
 from detrelay.core.data.coco import AnnotatedImages, CocoDataset
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
@@ -175,10 +174,3 @@ def test_predict_maps_tiles_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(rows) == 3  # each once
     for (x1, y1, x2, y2), grey in SQUARES:
         assert boxes[grey] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
-
-
-def test_tiles_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(ValueError, match="--tiles must be at least 32 pixels, found 5"):
-        check_tiles(5, 0.2)
-    with pytest.raises(ValueError, match="--overlap must be at least 0 and below 1, found 1"):
-        check_tiles(64, 1.0)

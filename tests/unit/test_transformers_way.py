@@ -245,20 +245,20 @@ def test_activation_checkpointing_keeps_loss_and_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_eager_attention_gives_the_same_and_unknown_attention_is_refused(
+def test_attention_and_device_map_change_no_result_and_unknown_attention_is_refused(
     name: str, tmp_path: Path
 ) -> None:
     make_model(name).save_pretrained(tmp_path)
     pixels = make_batch()["pixel_values"]
     results = []
-    for attention in ("eager", "sdpa"):
+    for attention, placement in (("eager", {"": "cpu"}), ("sdpa", "auto")):
         model = AutoModelForObjectDetection.from_pretrained(
-            tmp_path, attn_implementation=attention, device_map="auto"
+            tmp_path, attn_implementation=attention, device_map=placement
         )
         assert model.config._attn_implementation == attention
         assert len({p.device for p in model.parameters()}) == 1
         with torch.no_grad():
-            results.append(model(pixels.to(model.device)).logits)
+            results.append(model(pixels.to(model.device)).logits.cpu())
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)
     with pytest.raises((ValueError, ImportError), match=r"(?i)flash"):
         AutoModelForObjectDetection.from_pretrained(

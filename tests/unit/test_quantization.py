@@ -3,144 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 from PIL import Image
 
 from detrelay.apps import export as export_app
-from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.engine.checkpoint import save_model
 from detrelay.core.export import folder as export_folder
 from detrelay.core.export import quantization
-from detrelay.core.export.detector import ExportedDetector, Facts
+from detrelay.core.export.detector import Facts
 from detrelay.core.export.folder import ExportRefused
-from detrelay.core.export.pixels import PixelSettings
-from detrelay.core.export.processing import add_processing, check_processing
 from detrelay.core.export.quantization import Calibration, layers_by_part, part_of, quantize_parts
-from detrelay.core.export.runtimes import open_file
-from detrelay.core.export.writing import halve_weights, onnx_to_openvino, write_file
 from detrelay.heads import HEADS
 from factories import small_head_config
-from factories_export import noise, write_constant, write_layers
+from factories_export import OPENVINO, PIXELS, PROCESSOR, noise, write_layers
 
-PROCESSOR = DetrelayImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})  # type: ignore[arg-type]
-PIXELS = PixelSettings.of(PROCESSOR)
 FACTS = Facts("onnx", ["a", "b", "c", "d"], None, PIXELS)
 IMAGES = [noise(70, 90, seed) for seed in range(4)]
-
-
-@pytest.fixture(autouse=True)
-def _no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pytest listens to all loggers, and torch writes its graphs to one that has a listener."""
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
-
-
-def open_with_processing(folder: Path, name: str) -> Any:
-    if name == "onnx":
-        session = onnxruntime.InferenceSession(folder / "with_processing.onnx")
-        return lambda image: session.run(None, {"image": image})
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    file = str(folder / "with_processing.xml")
-    compiled = openvino.Core().compile_model(file, "CPU", settings)
-    return lambda image: [compiled([image])[key] for key in ("scores", "labels", "boxes")]
-
-
-# Slow: a process that ran several files in OpenVINO dies when a later test forks loaders.
-OPENVINO = pytest.param("openvino", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", ["onnx", OPENVINO])
-def test_a_file_with_processing_finds_what_the_folder_finds(name: str, tmp_path: Path) -> None:
-    write_layers(tmp_path / "layers.onnx")
-    Facts(name, ["a", "b", "c", "d"], None, PIXELS).write(tmp_path)
-    write_file(tmp_path / "layers.onnx", name, tmp_path, processing=PIXELS)
-    run = open_with_processing(tmp_path, name)
-    detector = ExportedDetector(tmp_path)
-    for shape in ((97, 161), (300, 17), (64, 96)):
-        image = noise(*shape)
-        scores, labels, boxes = run(image)
-        expected = detector(image, 0.0)[0]
-        assert len(scores) == len(expected["scores"]) == 32
-        # pixels differ by a level of 256
-        assert np.abs(scores - expected["scores"]).max() < 1e-3
-        assert np.array_equal(labels, expected["labels"])
-        assert np.abs(boxes - expected["boxes"]).max() < 1e-3 * max(shape)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"size": {"shortest_edge": 300, "longest_edge": 400}},
-        {"size": {"height": 70, "width": 50}, "pad_size_divisor": 1},
-        {"do_resize": False, "do_normalize": False},
-    ],
-)
-def test_pixels_made_in_the_graph_are_those_of_the_image_processor(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
-    processor = DetrelayImageProcessor(**settings)
-    write_constant(tmp_path)
-    add_processing(tmp_path / "model.onnx", tmp_path / "joined.onnx", PixelSettings.of(processor))
-    joined = onnx.load(tmp_path / "joined.onnx")
-    inner = [onnx.ValueInfoProto(name=name) for name in ("pixel_values", "pixel_mask")]
-    joined.graph.output.extend(inner)
-    session = onnxruntime.InferenceSession(joined.SerializeToString())
-    for image in (noise(97, 161), noise(200, 120)):
-        wanted = processor(images=[image], return_tensors="pt")
-        values, mask = session.run(["pixel_values", "pixel_mask"], {"image": image})
-        assert np.array_equal(mask, wanted["pixel_mask"].numpy())
-        level = 1 / 255 / 0.224 if processor.do_normalize else 1 / 255
-        difference = np.abs(values - wanted["pixel_values"].numpy())
-        assert difference.max() < 2 * level * 1.001  # both round between the passes
-        assert difference.mean() < level / 20
-
-
-def test_what_the_graph_cannot_do_is_refused() -> None:
-    for settings, line in (
-        ({"nms_iou_threshold": 0.5}, "nms_iou_threshold is not done inside the graph"),
-        ({"resample": 3}, "the image processor has filter 3"),
-    ):
-        with pytest.raises(ValueError, match=line):
-            check_processing(PixelSettings.of(DetrelayImageProcessor(**settings)))  # type: ignore[arg-type]
-
-
-def test_half_precision_halves_the_file_only(tmp_path: Path) -> None:
-    source, half = tmp_path / "model.onnx", tmp_path / "half.onnx"
-    write_layers(source)
-    halve_weights(source, half)
-    assert half.stat().st_size < 0.75 * source.stat().st_size
-    pixels, mask = np.ones((2, 3, 20, 30), np.float32), np.ones((2, 20, 30), np.int64)
-    logits, _ = open_file("onnx", source)(pixels, mask)
-    halved, _ = open_file("onnx", half)(pixels, mask)
-    assert halved.dtype == np.float32
-    assert 0 < np.abs(halved - logits).max() < 2e-3 * np.abs(logits).max()
-
-
-@pytest.mark.slow
-def test_openvino_computes_in_what_the_file_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_layers(tmp_path / "layers.onnx")
-    asked: list[str] = []
-    compile_model = openvino.Core.compile_model
-
-    def listen(core: Any, model: Any, device: str, settings: dict[str, Any]) -> Any:
-        asked.append(settings["INFERENCE_PRECISION_HINT"])
-        return compile_model(core, model, device, settings)
-
-    monkeypatch.setattr(openvino.Core, "compile_model", listen)
-    for precision in ("float32", "float16", "bfloat16"):
-        onnx_to_openvino(tmp_path / "layers.onnx", tmp_path / "model.xml", precision)
-        open_file("openvino", tmp_path / "model.xml")
-    assert asked == ["f32", "f32", "bf16"]
 
 
 @pytest.mark.parametrize(
@@ -201,34 +85,6 @@ def test_a_layer_that_does_not_say_where_it_comes_from_is_refused(tmp_path: Path
     del model.graph.node[0].metadata_props[:]
     with pytest.raises(ValueError, match="conv: does not say which module it comes from"):
         layers_by_part(model)
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ({"precision": "float16"}, "--precision float16 needs --data"),
-        ({"precision": "int8", "data": Path("x")}, "--precision int8 and --calibration go"),
-        ({"calibration": Path("x")}, "--precision int8 and --calibration go"),
-        ({"precision": "bfloat16", "data": Path("x")}, "onnx has no --precision bfloat16; it has"),
-        ({"calibration_images": 0}, "--calibration-images must be at least 1, found 0"),
-        ({"format": "torch-export", "with_processing": True}, "--with-processing goes with"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_first(
-    options: dict[str, Any], line: str, tmp_path: Path
-) -> None:
-    arguments = {"model": tmp_path / "none", "format": "onnx", "output": tmp_path / "out"}
-    with pytest.raises(ValueError, match=line):
-        export_app.export(export_app.Arguments(**{**arguments, **options}))
-
-
-def test_bounds_follow_the_precision(tmp_path: Path) -> None:
-    arguments = {"model": tmp_path, "format": "onnx", "output": tmp_path}
-    exact = export_app.bounds_of(export_app.Arguments(**arguments))
-    assert (exact.logits, exact.boxes, exact.ap) == (1e-4, 1e-5, 0.001)
-    named = export_app.Arguments(**arguments, precision="int8", max_box_difference=0.5)
-    smaller = export_app.bounds_of(named)
-    assert (smaller.logits, smaller.boxes, smaller.ap) == (None, 0.5, 0.003)
 
 
 def annotate_by(model: Any, folder: Path, images: int) -> None:

@@ -1,4 +1,4 @@
-"""Which images a path, a folder, a pattern or a data set stands for."""
+"""Which images a path, a folder or a pattern stands for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from detrelay.apps.sources import open_source
-from detrelay.apps.sources.dataset import open_dataset
-from detrelay.apps.sources.item import FrameChoice, Input, Source, Wanted, flat_name
-from factories_data import write_coco
+from detrelay.apps.sources.item import FrameChoice, Source, Wanted
 
 
 @pytest.fixture
@@ -54,20 +52,3 @@ def test_drawings_are_not_gone_through(folder: Path, tmp_path: Path) -> None:
     assert (names(source), source.left_out) == (["b.PNG"], "")
     with pytest.raises(ValueError, match=r"no image there \(looked for .*; found 1 .md files\)"):
         opened(folder / "*.md", tmp_path)
-
-
-def test_images_of_a_data_set_bring_their_ids(tmp_path: Path) -> None:
-    source = open_dataset(write_coco(tmp_path), None, allow_outside=False)
-    listed: list[Input] = list(source.inputs)
-    assert [(item.file_name, item.image_id) for item in listed] == [
-        *(("a.png", 11), ("b.png", 5), ("c.png", 8)),
-    ]
-    assert [tuple(item.read(10_000).shape) for item in listed] == [
-        *((3, 30, 40), (3, 32, 24), (3, 20, 20)),
-    ]
-
-
-def test_paths_and_addresses_become_names_of_files() -> None:
-    assert flat_name("../a\\b/./c.png") == "a__b__c.png"
-    assert flat_name("https://host:80/a.png?size=1") == "https__host80__a.png_size=1"
-    assert len(flat_name("x" * 400)) == 120

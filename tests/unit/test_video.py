@@ -1,9 +1,7 @@
-"""Where `predict` takes images from: lists, addresses, standard input, videos, streams."""
+"""Frames of videos, streams and cameras."""
 
 from __future__ import annotations
 
-import functools
-import http.server
 import socket
 import struct
 import sys
@@ -16,36 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factories_data import noise_image, write_coco
+from factories_data import write_coco
 from fixed_model import Fixed, rows, run
 
 av = pytest.importorskip("av", reason="videos need PyAV (the extra `video`)")
 WIDTH, HEIGHT, RATE = 48, 32, 10
-
-
-@pytest.fixture
-def asked() -> list[str | None]:
-    """What the server was told of who asks."""
-    return []
-
-
-@pytest.fixture
-def served(photos: Path, asked: list[str | None]) -> Iterator[str]:
-    """The photos on an http server of this process."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            asked.append(self.headers["Authorization"])
-            super().do_GET()
-
-    handler = functools.partial(Quiet, directory=str(photos))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 def write_video(target: Path | str, frames: int = 6, **options: Any) -> None:
@@ -60,67 +33,6 @@ def write_video(target: Path | str, frames: int = 6, **options: Any) -> None:
             frame.pts, frame.time_base = index, Fraction(1, RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def test_a_list_names_images_from_its_own_folder(
-    model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "more").mkdir()
-    noise_image(40, 30).save(tmp_path / "more" / "a.png")
-    (tmp_path / "list.txt").write_text("photos/a.png\n\nmore/a.png\nphotos/gone.png\n")
-    output = tmp_path / "out"
-    assert run(input=tmp_path / "list.txt", output=output) == 1
-    assert [row["file_name"] for row in rows(output)[::2]] == ["photos/a.png", "more/a.png"]
-    assert (output / "photos__a.png.png").is_file()
-    assert "skipped photos/gone.png: cannot read image" in capsys.readouterr().err
-    (tmp_path / "list.txt").write_text("photos/a.png\nphotos/a.png\n")
-    assert run(input=tmp_path / "list.txt", output=tmp_path / "other") == 2
-    assert "two images have the same file name" in capsys.readouterr().err
-    (tmp_path / "list.txt").write_text("\n")
-    assert run(input=tmp_path / "list.txt", output=tmp_path / "other") == 2
-    assert "lists no image" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
-
-
-def test_paths_on_standard_input_are_gone_through_as_they_come(
-    model: Fixed, photos: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    seen_before = []
-
-    def lines() -> Iterator[str]:
-        for name in ("photos/b.png", "photos/gone.png", "photos/b.png", "photos/a.png"):
-            seen_before.append(len(model.seen))
-            yield f"{name}\n"
-
-    monkeypatch.setattr(sys, "stdin", lines())
-    assert run(input="-", output=Path("out")) == 1
-    assert seen_before == [0, 1, 1, 1]
-    assert [row["file_name"] for row in rows(Path("out"))[::2]] == ["photos/b.png", "photos/a.png"]
-    gone, twice = capsys.readouterr().err.splitlines()
-    assert gone.startswith("skipped photos/gone.png: ")
-    assert twice.startswith("skipped photos/b.png: out/photos__b.png.png is already that of")
-
-
-def test_images_at_addresses(
-    model: Fixed,
-    served: str,
-    asked: list[str | None],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(input=f"{served}/a.png", output=tmp_path / "one") == 0
-    assert {row["file_name"] for row in rows(tmp_path / "one")} == {f"{served}/a.png"}
-    flat = f"{served}/a.png".replace("://", "__").replace(":", "").replace("/", "__")
-    assert (tmp_path / "one" / f"{flat}.png").is_file()
-    secret = served.replace("//", "//user:password@")
-    (tmp_path / "list.txt").write_text(f"{secret}/b.png\n{secret}/gone.png\n")
-    assert run(input=tmp_path / "list.txt", output=tmp_path / "two") == 1
-    captured = capsys.readouterr()
-    assert f"skipped {served}/gone.png: cannot fetch image" in captured.err
-    assert "password" not in captured.err + captured.out
-    assert asked == [None, *2 * ["Basic dXNlcjpwYXNzd29yZA=="]]
 
 
 def test_frames_of_a_video_are_rows_and_a_video(
@@ -251,9 +163,9 @@ def test_choices_about_videos_are_refused_elsewhere(
     model: Fixed, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(input=photos, output=tmp_path / "out", frame_step=2) == 2
-    assert "--frame-step and --max-frames are about videos" in capsys.readouterr().err
+    assert "--frame-step and --max-frames are for videos" in capsys.readouterr().err
     assert run(data=write_coco(tmp_path), output=tmp_path / "out", max_frames=2) == 2
-    assert "--frame-step and --max-frames are about videos" in capsys.readouterr().err
+    assert "--frame-step and --max-frames are for videos" in capsys.readouterr().err
 
 
 def test_a_missing_library_is_said(
