@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detrelay.apps.sources import open_source
-from detrelay.apps.sources.item import FrameChoice, Source, Wanted
+from detrelay.apps.sources.item import FrameChoice, Request, Source
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(place: Path, output: Path) -> Source:
-    return open_source(Wanted(str(place), output, FrameChoice()))
+    return open_source(Request(str(place), output, FrameChoice()))
 
 
 def names(source: Source) -> list[str]:

@@ -40,8 +40,8 @@ _BLANK = 64  # side of an image to count stages with, pixels
 _COLUMNS = ["query", "object", "class", "label from", "IoU"]
 _HELP = """Boxes as if the decoder ended with this stage. With objects (one per line: class, left,
 top, width, height in pixels) the second picture shows which queries learn a label in this stage:
-solid lines are the stage's own matching, dashed ones learn a label that travelled from another
-stage, white ones are the objects."""
+solid lines are the stage's own matching, dashed ones a label from another stage, white ones the
+objects."""
 _FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
 
 

@@ -125,11 +125,11 @@ def place_model(
     return model.eval()
 
 
-def _indices(names: Sequence[str], wanted: Sequence[str]) -> Tensor | None:
-    """Class indices of the wanted names; None for all."""
-    unknown = [name for name in wanted if name not in names]
+def _indices(names: Sequence[str], chosen: Sequence[str]) -> Tensor | None:
+    """Class indices of the chosen names; None for all."""
+    unknown = [name for name in chosen if name not in names]
     if unknown:
         raise ValueError(f"--classes: {unknown_name('class', unknown[0], names)}")
-    if not wanted:
+    if not chosen:
         return None
-    return torch.tensor([index for index, name in enumerate(names) if name in wanted])
+    return torch.tensor([index for index, name in enumerate(names) if name in chosen])

@@ -20,7 +20,7 @@ import tyro
 from detrelay.apps.console import Debug, is_out_of_memory, read_arguments, require_positive, run
 from detrelay.apps.sources import open_source
 from detrelay.apps.sources.dataset import open_dataset
-from detrelay.apps.sources.item import FrameChoice, Input, Source, Wanted
+from detrelay.apps.sources.item import FrameChoice, Input, Request, Source
 from detrelay.apps.stopwatch import Stopwatch
 from detrelay.apps.tiling import check_tiles, in_tiles
 from detrelay.apps.writers import WRITERS
@@ -150,7 +150,7 @@ def _source(arguments: Arguments) -> Source:
     ):
         if value:
             raise ValueError(f"{option} is for --data; omit it with --input")
-    return open_source(Wanted(arguments.input, arguments.output, frames))
+    return open_source(Request(arguments.input, arguments.output, frames))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from detrelay.apps.sources import addresses, files, lists, video
-from detrelay.apps.sources.item import FrameChoice, Source, Wanted
+from detrelay.apps.sources.item import FrameChoice, Request, Source
 from detrelay.core.data.addresses import is_address
 
 
@@ -21,7 +21,7 @@ class SourceKind:
     """
 
     takes: Callable[[str], bool]
-    open: Callable[[Wanted], Source]
+    open: Callable[[Request], Source]
     has_frames: bool = False
 
 
@@ -37,15 +37,15 @@ SOURCES = {
 }
 
 
-def open_source(wanted: Wanted) -> Source:
+def open_source(request: Request) -> Source:
     """The images of --input.
 
     Raises:
         ValueError: there are none, or frames are chosen of something other than a video.
     """
-    kind = next(kind for kind in SOURCES.values() if kind.takes(wanted.place))
-    if wanted.frames != FrameChoice() and not kind.has_frames:
+    kind = next(kind for kind in SOURCES.values() if kind.takes(request.place))
+    if request.frames != FrameChoice() and not kind.has_frames:
         raise ValueError(
-            f"--frame-step and --max-frames are for videos; --input {wanted.place} is not a video"
+            f"--frame-step and --max-frames are for videos; --input {request.place} is not a video"
         )
-    return kind.open(wanted)
+    return kind.open(request)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from detrelay.apps.sources.item import Input, Source, Wanted
+from detrelay.apps.sources.item import Input, Request, Source
 from detrelay.core.data.addresses import without_password
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_address(wanted: Wanted) -> Source:
+def open_address(request: Request) -> Source:
     """The image at an address."""
-    return Source([address_input(wanted.place)])
+    return Source([address_input(request.place)])
 
 
 def address_input(address: str) -> Input:

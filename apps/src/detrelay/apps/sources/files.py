@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from detrelay.apps.sources.item import Source, Wanted, file_input
+from detrelay.apps.sources.item import Request, Source, file_input
 from detrelay.core.data.formats import SUFFIXES
 
 _APPLE_DOUBLE = "._"  # companion files that macOS writes on other file systems
 
 
-def open_files(wanted: Wanted) -> Source:
+def open_files(request: Request) -> Source:
     """The images of a path, a folder or a pattern, sorted.
 
     Images that lie directly in the output folder are left out: drawings go there.
@@ -21,7 +21,7 @@ def open_files(wanted: Wanted) -> Source:
     Raises:
         ValueError: there is no image.
     """
-    pattern, output = wanted.place, wanted.output
+    pattern, output = request.place, request.output
     path = Path(pattern)
     left_out: Counter[str] = Counter()
     if path.is_dir():

@@ -62,7 +62,7 @@ class FrameChoice:
     """Which frames of a video to take.
 
     Attributes:
-        step: every how many frames one is taken.
+        step: take every step-th frame, from the first.
         limit: maximum number of frames taken; None for all.
     """
 
@@ -71,7 +71,7 @@ class FrameChoice:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Request:
     """The source that was asked for.
 
     Attributes:

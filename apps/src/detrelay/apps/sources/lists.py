@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from detrelay.apps.sources.addresses import address_input
-from detrelay.apps.sources.item import Input, Source, Wanted, file_input
+from detrelay.apps.sources.item import Input, Request, Source, file_input
 from detrelay.core.data.addresses import is_address
 from detrelay.core.errors import DataError, one_line
 from detrelay.core.plain_file import refuse_endless
@@ -21,13 +21,13 @@ def is_list(place: str) -> bool:
     return place.lower().endswith(_SUFFIX) and Path(place).exists()
 
 
-def open_list(wanted: Wanted) -> Source:
+def open_list(request: Request) -> Source:
     """The images that a file lists; paths are relative to its folder.
 
     Raises:
         DataError: the file cannot be read, or lists nothing.
     """
-    path = Path(wanted.place)
+    path = Path(request.place)
     try:
         refuse_endless(path)
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -43,7 +43,7 @@ def open_list(wanted: Wanted) -> Source:
     return Source(inputs)
 
 
-def open_standard_input(wanted: Wanted) -> Source:
+def open_standard_input(request: Request) -> Source:
     """The images whose paths arrive on standard input; relative to the working directory."""
     return Source(_inputs(sys.stdin, Path()))
 

@@ -15,8 +15,8 @@ from detrelay.apps.sources.item import (
     Frame,
     FrameChoice,
     Input,
+    Request,
     Source,
-    Wanted,
 )
 from detrelay.core.data.addresses import is_address, without_password
 from detrelay.core.errors import DataError, one_line
@@ -52,27 +52,29 @@ def is_video(place: str) -> bool:
     return place.lower().endswith(SUFFIXES) and Path(place).is_file()
 
 
-def open_video(wanted: Wanted) -> Source:
+def open_video(request: Request) -> Source:
     """The frames of a video file.
 
     Raises:
         DataError: it cannot be opened as a video, or later not be decoded further.
     """
-    name = without_password(wanted.place) if is_address(wanted.place) else Path(wanted.place).name
-    return Source(_frames(_opened(wanted.place, name), name, wanted.frames))
+    name = (
+        without_password(request.place) if is_address(request.place) else Path(request.place).name
+    )
+    return Source(_frames(_opened(request.place, name), name, request.frames))
 
 
-def open_stream(wanted: Wanted) -> Source:
+def open_stream(request: Request) -> Source:
     """The frames of a stream, until it or the user ends it.
 
     Raises:
         DataError: as for a video.
     """
-    name = without_password(wanted.place)
-    return Source(_frames(_opened(wanted.place, name), name, wanted.frames), is_live=True)
+    name = without_password(request.place)
+    return Source(_frames(_opened(request.place, name), name, request.frames), is_live=True)
 
 
-def open_camera(wanted: Wanted) -> Source:
+def open_camera(request: Request) -> Source:
     """The frames of a camera, until the user ends them.
 
     Raises:
@@ -80,9 +82,9 @@ def open_camera(wanted: Wanted) -> Source:
     """
     kind = _CAMERA_FORMATS.get(sys.platform)
     if kind is None:
-        raise DataError(f"--input {wanted.place}: no cameras are known on {sys.platform}")
-    opened = _opened(wanted.place.removeprefix(CAMERA), wanted.place, kind)
-    return Source(_frames(opened, wanted.place, wanted.frames), is_live=True)
+        raise DataError(f"--input {request.place}: no cameras are known on {sys.platform}")
+    opened = _opened(request.place.removeprefix(CAMERA), request.place, kind)
+    return Source(_frames(opened, request.place, request.frames), is_live=True)
 
 
 def _opened(place: str, name: str, kind: str | None = None) -> Any:

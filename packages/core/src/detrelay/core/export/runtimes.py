@@ -76,10 +76,10 @@ def require(name: str, packages: tuple[str, ...]) -> None:
             missing.append(package)
     if missing:
         extra = find_format(name).extra
-        wanted = f"'detrelay[{extra}]'" if extra else " ".join(missing)
+        needed = f"'detrelay[{extra}]'" if extra else " ".join(missing)
         raise ValueError(
             f"the format {name} needs {', '.join(missing)}, not installed here: "
-            f"pip install {wanted}"
+            f"pip install {needed}"
         )
 
 

@@ -28,7 +28,7 @@ _WORTH_HALVING = 64  # elements; smaller weights stay in float32
 
 
 class _Plain(nn.Module):
-    """A detector whose outputs are a tuple."""
+    """A detector whose outputs form a tuple."""
 
     def __init__(self, model: DetectorForObjectDetection) -> None:
         super().__init__()
