@@ -1,11 +1,13 @@
-"""Seconds and memory to read 100,000 images and a million boxes, and of loader processes.
+"""Seconds and memory to read 100,000 images and a million boxes, and of processes that use them.
 
-    python benchmarks/data_memory.py [--images 100000] [--formats coco yolo voc csv parquet]
+    python benchmarks/data_memory.py [--images 100000] [--formats coco cvat] [--train-only]
 
 Writes synthetic annotations in each format (image files only if a format needs their sizes: all
 names link to one small file), reads each in a fresh process, and prints CPU seconds and peak memory
 above that of the imports. Then a dataset read from COCO is used by 4 loader processes: their
-private memory is what a copy would cost.
+private memory is what a copy would cost. Finally a real training (StageInteractor with ResNet-50,
+small images, 4 loader processes) runs some steps on a COCO dataset of that size and on one of a
+hundredth: memory of all its processes, with shared pages divided among those that share them (PSS).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,12 @@ _BOXES = 10
 _CATEGORIES = 80
 _WIDTH, _HEIGHT = 640, 480
 _WORKERS = 4
+# what a training has done before its memory is read, and what it may take, seconds
+_STEPS, _PATIENCE = 5, 900
+_TRAINING = (
+    *("data.short_sides=[96]", "data.max_size=128", "train.backbone_weights=none"),
+    *("data.num_workers=4", "train.batch_size=2", "train.log_every=1", "model.num_queries=20"),
+)
 
 
 def made_up(images: int) -> np.ndarray:
@@ -102,20 +111,108 @@ def write_yolo(folder: Path, corners: np.ndarray) -> None:
         (folder / f"{row:012d}.txt").write_text("\n".join(lines))
 
 
+def write_labelme(folder: Path, corners: np.ndarray) -> None:
+    """A json file next to each image."""
+    for row, boxes in enumerate(corners.tolist()):
+        shapes = [
+            {"label": f"class {number}", "points": [box[:2], box[2:]], "shape_type": "rectangle"}
+            for number, box in enumerate(boxes)
+        ]
+        content = {"shapes": shapes, "imagePath": f"{row:012d}.jpg", "imageData": None}
+        content |= {"imageWidth": _WIDTH, "imageHeight": _HEIGHT}
+        (folder / f"{row:012d}.json").write_text(json.dumps(content))
+
+
+def write_cvat(folder: Path, corners: np.ndarray) -> None:
+    """One XML file."""
+    with (folder / "annotations.xml").open("w") as file:
+        file.write("<annotations>")
+        for row, boxes in enumerate(corners.tolist()):
+            drawn = "".join(
+                f'<box label="class {number}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'
+                for number, (x1, y1, x2, y2) in enumerate(boxes)
+            )
+            size = f'width="{_WIDTH}" height="{_HEIGHT}"'
+            file.write(f'<image name="{row:012d}.jpg" {size}>{drawn}</image>')
+        file.write("</annotations>")
+
+
+def write_label_studio(folder: Path, corners: np.ndarray) -> None:
+    """One json; boxes are percentages."""
+    scale = 100 / np.array([_WIDTH, _HEIGHT])
+    low, size = corners[..., :2] * scale, (corners[..., 2:] - corners[..., :2]) * scale
+    with (folder / "export.json").open("w") as file:
+        for row, boxes in enumerate(np.concatenate([low, size], axis=2).round(4).tolist()):
+            results = [
+                {
+                    "original_width": _WIDTH,
+                    "original_height": _HEIGHT,
+                    "type": "rectanglelabels",
+                    "value": {
+                        **dict(zip(("x", "y", "width", "height"), box, strict=True)),
+                        "rectanglelabels": [f"class {number}"],
+                    },
+                }
+                for number, box in enumerate(boxes)
+            ]
+            task = {"id": row, "data": {"image": f"{row:012d}.jpg"}}
+            file.write(",["[not row] + json.dumps(task | {"annotations": [{"result": results}]}))
+        file.write("]")
+
+
+def write_imagefolder(folder: Path, corners: np.ndarray) -> None:
+    """An image folder with sizes and boxes in `metadata.jsonl`."""
+    boxes = np.concatenate([corners[..., :2], corners[..., 2:] - corners[..., :2]], axis=2)
+    names = [f"class {number}" for number in range(_BOXES)]
+    with (folder / "metadata.jsonl").open("w") as file:
+        for row, own in enumerate(boxes.round(2).tolist()):
+            entry = {"file_name": f"{row:012d}.jpg", "width": _WIDTH, "height": _HEIGHT}
+            file.write(json.dumps(entry | {"objects": {"bbox": own, "category": names}}) + "\n")
+
+
+def write_parquet(folder: Path, corners: np.ndarray) -> None:
+    """A parquet file with the encoded images, which are single pixels here."""
+    import datasets
+
+    datasets.utils.logging.disable_progress_bar()
+    file = BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    boxes = np.concatenate([corners[..., :2], corners[..., 2:] - corners[..., :2]], axis=2)
+    objects = {
+        "bbox": datasets.List(datasets.List(datasets.Value("float64"), length=4)),
+        "category": datasets.List(datasets.ClassLabel(num_classes=_CATEGORIES)),
+    }
+    sizes = {"width": datasets.Value("int64"), "height": datasets.Value("int64")}
+    columns = {
+        "image": [{"bytes": file.getvalue(), "path": None}] * len(corners),
+        "width": [_WIDTH] * len(corners),
+        "height": [_HEIGHT] * len(corners),
+        "objects": [{"bbox": own, "category": list(range(_BOXES))} for own in boxes.tolist()],
+    }
+    features = datasets.Features({"image": datasets.Image(), **sizes, "objects": objects})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+
+
 WRITERS: dict[str, tuple[Callable[[Path, np.ndarray], None], str]] = {
     "coco": (write_coco, "instances.json"),
     "csv": (write_csv, "boxes.csv"),
     "voc": (write_voc, ""),
     "yolo": (write_yolo, ""),
+    "labelme": (write_labelme, ""),
+    "cvat": (write_cvat, "annotations.xml"),
+    "label_studio": (write_label_studio, "export.json"),
+    "imagefolder": (write_imagefolder, ""),
+    "parquet": (write_parquet, "train.parquet"),
 }
 
 
 def write(name: str, folder: Path, images: int) -> str:
     """Write a format and links for its images; returns the place to read."""
     folder.mkdir()
-    Image.new("RGB", (_WIDTH, _HEIGHT)).save(folder.parent / "one.jpg")
+    one = folder / ".one.jpg"  # hidden, and inside: readers refuse links that lead out
+    Image.new("RGB", (_WIDTH, _HEIGHT)).save(one)
     for row in range(images):
-        os.symlink(folder.parent / "one.jpg", folder / f"{row:012d}.jpg")
+        os.symlink(one, folder / f"{row:012d}.jpg")
     writer, place = WRITERS[name]
     writer(folder, made_up(images))
     return str(folder / place)
@@ -194,30 +291,70 @@ def load_by_workers(place: str) -> None:
     )
 
 
+def family(process: int) -> list[int]:
+    """A process and all that it started."""
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [process, *(one for child in text.split() for one in family(int(child)))]
+
+
+def pss_mib(process: int) -> float:
+    """Memory of a process; of shared pages its part."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    (value,) = [line.split()[1] for line in lines if line.startswith("Pss:")]
+    return int(value) / 1024
+
+
+def train(place: str) -> None:
+    """Memory of the processes of a training after some steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        command = [sys.executable, "-m", "detrelay.apps.train", "--data", place]
+        command += ["--output", str(output), "--set", *_TRAINING]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+            try:
+                end = time.monotonic() + _PATIENCE
+                log = output / "metrics.jsonl"
+                while not log.is_file() or len(log.read_text().splitlines()) < _STEPS:
+                    if running.poll() is not None or time.monotonic() > end:
+                        raise RuntimeError(f"the training did not come to step {_STEPS}")
+                    time.sleep(1)
+                first, *others = (round(pss_mib(process)) for process in family(running.pid))
+            finally:
+                running.terminate()
+    print(json.dumps({"training_process_pss_mib": first, "others": others}))
+
+
+def measure(name: str, task: str, place: str) -> None:
+    """Do a task in a process of its own and print what it says."""
+    command = [sys.executable, __file__, task, place]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    print(name, task, done.stdout.strip(), flush=True)
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--formats", nargs="+", default=list(WRITERS), choices=list(WRITERS))
+    parser.add_argument("--formats", nargs="+", choices=list(WRITERS))  # all, and training
+    parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--read")
     parser.add_argument("--load")
+    parser.add_argument("--train")
     arguments = parser.parse_args()
     if arguments.read:
         return read(arguments.read)
     if arguments.load:
         return load_by_workers(arguments.load)
+    if arguments.train:
+        return train(arguments.train)
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.formats:
+        for name in [] if arguments.train_only else arguments.formats or WRITERS:
             place = write(name, Path(folder) / name, arguments.images)
-            tasks = ["--read", "--load"] if name == "coco" else ["--read"]
-            for task in tasks:
-                done = subprocess.run(
-                    [sys.executable, __file__, task, place],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                )
-                print(name, task, done.stdout.strip(), flush=True)
+            for task in ["--read", "--load"] if name == "coco" else ["--read"]:
+                measure(name, task, place)
+        for images in () if arguments.formats else (arguments.images // 100, arguments.images):
+            place = write("coco", Path(folder) / f"training_{images}", images)
+            measure(f"{images} images", "--train", place)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -15,7 +15,7 @@ from detrelay.core.data.readers.table import (
     VAL,
     Table,
     finish,
-    read_xml,
+    iterate_xml,
     split_name,
     to_number,
 )
@@ -45,20 +45,18 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
         DataError: the file cannot be read or used.
     """
     file = place / "annotations.xml" if place.is_dir() else place
-    root = read_xml(file)
-    if root.tag != "annotations":
-        raise DataError(f"{file}: expected CVAT's <annotations>, found <{root.tag}>")
-    if root.find("track") is not None:
-        raise DataError(
-            f"{file} is an export for video (it has <track>); export it as CVAT for images"
-        )
     folders = [Path(images)] if images is not None else [file.parent / "images", file.parent]
     folders = [folder for folder in folders if folder.is_dir()]
     if not folders:
         raise DataError(f"no image folder {images}; name the folder that holds the images")
     tables: dict[str, Table] = {}
     missing = []
-    for entry in root.iter("image"):
+    names: list[str] = []
+    for entry in _parts(file):
+        if entry.tag == "meta":
+            labels = [label.findtext("name") or "" for label in entry.iterfind(".//label")]
+            names += [label.strip() for label in labels]
+            continue
         split = split_name(entry.get("subset", "")) or ALL
         table = tables.setdefault(split, Table(file, folders[-1]))
         path = _find(folders, entry.get("name", ""), entry.get("subset", ""))
@@ -71,7 +69,6 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
             f"{file}: {len(missing)} images are not in {some(list(map(str, folders)))}: "
             f"{some(missing)}; name the folder that holds the images"
         )
-    names = [(label.findtext("name") or "").strip() for label in root.iterfind("meta//label")]
     names = list(dict.fromkeys(name for name in names if name))
     used = {label for table in tables.values() for label in table.labels}
     numbered = [Category(number, name) for number, name in enumerate(names, start=1)]
@@ -79,6 +76,23 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
     if not ordered:
         raise DataError(f"{file}: no images found; there is nothing to use")
     return finish(ordered, numbered if used <= set(names) and names else None)
+
+
+def _parts(file: Path) -> Iterator[Element]:
+    """The parts `meta` and `image` of an export, each of which is emptied afterwards."""
+    root = None
+    for event, element in iterate_xml(file):
+        if root is None:
+            root = element
+            if root.tag != "annotations":
+                raise DataError(f"{file}: expected CVAT's <annotations>, found <{root.tag}>")
+        if element.tag == "track":
+            raise DataError(
+                f"{file} is an export for video (it has <track>); export it as CVAT for images"
+            )
+        if event == "end" and element.tag in ("meta", "image"):
+            yield element
+            element.clear()
 
 
 def _find(folders: Sequence[Path], name: str, subset: str) -> Path | None:

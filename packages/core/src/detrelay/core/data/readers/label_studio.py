@@ -12,7 +12,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.formats import SUFFIXES
 from detrelay.core.data.readers.cvat import turned
-from detrelay.core.data.readers.table import ALL, Table, finish, image_files, read_json, to_number
+from detrelay.core.data.readers.table import (
+    ALL,
+    Table,
+    finish,
+    image_files,
+    read_json_list,
+    to_number,
+)
 from detrelay.core.data.sample import shown, some
 from detrelay.core.errors import DataError
 
@@ -48,21 +55,22 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
     """
     file = _file_in(place)
     assert file is not None
-    tasks = read_json(file)
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise DataError(f"{file}: expected a list of tasks, as Label Studio exports json")
-    if tasks and "score" in tasks[0]:
-        raise DataError(f"{file} is a list of detections (results), which holds no truth")
-    if not any(isinstance(task.get("annotations"), list) for task in tasks):
-        raise DataError(f"{file}: no task has annotations; expected an export of Label Studio")
     folders = [Path(images)] if images is not None else [file.parent / "images", file.parent]
     files: dict[str, Path] = {}
     for folder in reversed([folder for folder in folders if folder.is_dir()]):
         files |= {path.name: path for path in image_files(folder)}
     table = Table(file, next((folder for folder in folders if folder.is_dir()), file.parent))
     missing: list[str] = []
-    for row, task in enumerate(tasks):
+    annotated = False
+    for row, task in enumerate(read_json_list(file)):
+        if not isinstance(task, dict):
+            raise DataError(f"{file}: expected a list of tasks, as Label Studio exports json")
+        if row == 0 and "score" in task:
+            raise DataError(f"{file} is a list of detections (results), which holds no truth")
+        annotated |= isinstance(task.get("annotations"), list)
         _add_task(table, task, f"{file} task {task.get('id', row)}", files, missing)
+    if not annotated:
+        raise DataError(f"{file}: no task has annotations; expected an export of Label Studio")
     if missing:
         raise DataError(
             f"{file}: {len(missing)} images are not in {some(list(map(str, folders)))}: "

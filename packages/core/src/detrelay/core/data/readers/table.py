@@ -7,12 +7,15 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 
 from detrelay.core.data.annotations import Annotations, alike_names, doubtful_boxes
@@ -82,18 +85,57 @@ def read_xml(path: Path) -> ElementTree.Element:
     Raises:
         DataError: it cannot be read, is not XML, or defines entities, which can grow without end.
     """
+    with _xml_of(path) as data:
+        return ElementTree.fromstring(data)
+
+
+def iterate_xml(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
+    """The elements of an XML file, the root first, each at its "start" and, complete, at its "end".
+
+    Raises:
+        DataError: as `read_xml`.
+    """
+    with _xml_of(path) as data:
+        yield from ElementTree.iterparse(BytesIO(data), events=("start", "end"))
+
+
+@contextmanager
+def _xml_of(path: Path) -> Iterator[bytes]:
+    """The content of a file, and one kind of error for all that is wrong with it."""
     try:
         refuse_endless(path)
         data = path.read_bytes()
         if b"<!ENTITY" in data.replace(b"\0", b""):
             raise DataError(f"{path} defines XML entities, which are not read; remove them")
-        return ElementTree.fromstring(data)
+        yield data
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is no XML, or it is damaged: {one_line(error)}") from error
     except (OSError, ValueError, LookupError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def read_json_list(path: Path) -> Iterator[Any]:
+    """The entries of a json list one after the other, so that not all are in memory at once.
+
+    Raises:
+        DataError: the file cannot be read, is not json, or is no list.
+    """
+    try:
+        refuse_endless(path)
+        entries = msgspec.json.decode(path.read_bytes(), type=list[msgspec.Raw])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        whole = read_json(path)  # whose errors say more, and which takes NaN and byte order marks
+        if not isinstance(whole, list):
+            raise DataError(f"{path}: expected a list, found {shown(whole)}") from None
+        yield from whole
+    else:
+        for entry in entries:
+            try:
+                yield json.loads(bytes(entry))
+            except (ValueError, RecursionError) as error:  # msgspec has not looked inside
+                raise DataError(f"cannot read {path} as json: {one_line(error)}") from error
 
 
 def read_json(path: Path) -> Any:
