@@ -11,6 +11,7 @@ from detrelay.core.data.readers.table import (
     finish,
     image_files,
     read_json,
+    read_json_list,
     read_text,
     read_xml,
     split_folders,
@@ -111,3 +112,21 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     file.write_text('<!DOCTYPE a [<!ENTITY b "c">]><a/>')
     with pytest.raises(DataError, match="defines XML entities"):
         read_xml(file)
+
+
+def test_the_entries_of_a_json_list_come_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "list.json"
+    for text in ('[{"a": 1}, [2]]', '\ufeff[{"a": 1}, [2]]'):
+        file.write_text(text, encoding="utf-8")
+        assert list(read_json_list(file)) == [{"a": 1}, [2]]
+    file.write_text("[NaN]")
+    (number,) = read_json_list(file)
+    assert number != number
+    for content, message in (
+        (b'{"a": 1}', "expected a list, found {'a': 1}"),
+        (b'[{"a": "\xff"}]', "as json"),
+        (b'[{"a": 1}', "as json"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            list(read_json_list(file))

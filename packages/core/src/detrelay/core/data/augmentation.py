@@ -28,10 +28,10 @@ Another = Callable[[], Sample]
 
 @dataclass(frozen=True)
 class Flip:
-    """A mirror image, left to right.
+    """Horizontal flip.
 
     Attributes:
-        probability: how often.
+        probability: chance of a flip.
     """
 
     probability: float
@@ -47,7 +47,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Resize:
-    """A short side of a random size.
+    """Resize to a random short side.
 
     Attributes:
         short_sides: sizes to choose from, pixels.
@@ -64,12 +64,12 @@ class Resize:
 
 @dataclass(frozen=True)
 class Crop:
-    """DETR's scheme, to stand before a `Resize`: resize, then cut a random window.
+    """DETR's scheme, to precede a `Resize`: resize, then crop a random window.
 
     Attributes:
-        short_sides: sizes before cutting, pixels.
-        window: smallest and largest side of the window, pixels; the image bounds both.
-        probability: how often.
+        short_sides: sizes before the crop, pixels.
+        window: minimum and maximum side of the window, pixels; the image bounds both.
+        probability: chance of a crop.
     """
 
     short_sides: Sequence[int]
@@ -77,7 +77,7 @@ class Crop:
     probability: float = 0.5
 
     def __call__(self, sample: Sample) -> Sample:
-        """Resize and cut image and boxes, or return the sample as it is."""
+        """Resize and crop image and boxes, or return the sample as it is."""
         if torch.rand(()) < self.probability:
             sample = resize(sample, _choose(self.short_sides), None)
             return random_crop(sample, self.window[0], self.window[1])
@@ -86,23 +86,22 @@ class Crop:
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Large-scale jitter, in place of resizes: a random scale, and a random window of it.
+    """Large-scale jitter, instead of a resize: a random scale, then a random crop.
 
     Attributes:
-        size: the image is fitted into a square of this side, pixels, and scaled from there; the
-            window is at most this square.
-        scales: smallest and largest scale.
+        size: side of the square that scale 1 fits the image into, and that bounds the crop, pixels.
+        scales: minimum and maximum scale.
 
     Reference:
         Ghiasi et al., Simple Copy-Paste, CVPR 2021, who pad to the square; here batches are padded
-        to their largest image as ever.
+        to their largest image, as usual.
     """
 
     size: int
     scales: Sequence[float]
 
     def __call__(self, sample: Sample) -> Sample:
-        """Scale and cut image and boxes."""
+        """Scale and crop image and boxes."""
         low, high = self.scales
         draw = float(torch.rand(())) if sample.size_draw is None else sample.size_draw
         factor = low + (high - low) * draw
@@ -114,46 +113,46 @@ class ColorJitter:
     """Random brightness, contrast and saturation.
 
     Args:
-        strength: largest relative change of each.
+        strength: maximum relative change of each.
     """
 
     def __init__(self, strength: float) -> None:
         self.change = v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength)
 
     def __call__(self, sample: Sample) -> Sample:
-        """Change the colours of the image."""
+        """Jitter the colours of the image."""
         return replace(sample, image=self.change(sample.image))
 
 
 class PhotometricDistort:
-    """Random brightness, contrast, saturation, hue and order of channels, as SSD does it.
+    """SSD's random brightness, contrast, saturation, hue and order of channels.
 
     Args:
-        probability: how often each of them changes; 0.5 in RT-DETR.
+        probability: chance of each; 0.5 in RT-DETR.
     """
 
     def __init__(self, probability: float = 0.5) -> None:
         self.change = v2.RandomPhotometricDistort(p=probability)
 
     def __call__(self, sample: Sample) -> Sample:
-        """Change the colours of the image."""
+        """Distort the colours of the image."""
         return replace(sample, image=self.change(sample.image))
 
 
 class IouCrop:
-    """SSD's random window that keeps enough of some object, and objects whose centre is inside.
+    """SSD's random crop with a minimum overlap; objects with their centre outside are dropped.
 
     Args:
-        probability: how often; 0.8 in RT-DETR.
+        probability: chance of a crop; 0.8 in RT-DETR.
     """
 
     def __init__(self, probability: float = 0.8) -> None:
         self.probability = probability
         self.crop = v2.RandomIoUCrop()
-        self.keep = v2.SanitizeBoundingBoxes()  # it leaves boxes outside the window without area
+        self.keep = v2.SanitizeBoundingBoxes()  # boxes outside the crop are left without area
 
     def __call__(self, sample: Sample) -> Sample:
-        """Cut image and boxes, or return the sample as it is."""
+        """Crop image and boxes, or return the sample as it is."""
         if len(sample.boxes_xyxy) == 0 or torch.rand(()) >= self.probability:
             return sample
         height, width = sample.image.shape[-2:]
@@ -181,7 +180,7 @@ class Mosaic:
     """Four images on one canvas; see `make_mosaic`.
 
     Attributes:
-        probability: how often.
+        probability: chance of a mosaic.
         tile: side of the square that each image is fitted into, pixels.
     """
 
@@ -202,10 +201,10 @@ class Mosaic:
 
 @dataclass(frozen=True)
 class Mixup:
-    """Two images over each other; see `mix`.
+    """Two images blended; see `mix`.
 
     Attributes:
-        probability: how often.
+        probability: chance of a blend.
     """
 
     probability: float
@@ -235,21 +234,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Several transforms, one after the other.
+    """A sequence of transforms.
 
     Attributes:
-        steps: the first one first.
+        steps: in the order in which they are applied.
     """
 
     steps: tuple[Step, ...]
 
     def __call__(self, sample: Sample, epoch: int = 0, another: Another | None = None) -> Sample:
-        """The sample after the last of them.
+        """Apply them all.
 
         Args:
             sample: an image with its objects.
             epoch: number of the epoch, from 0.
-            another: reads a random sample, unchanged; needed for mosaics and mixtures.
+            another: reads another sample at random, untransformed; needed by mosaic and mixup.
         """
         for step in self.steps:
             ended = step.epochs and epoch >= step.epochs
@@ -277,7 +276,7 @@ TRANSFORMS: dict[str, Callable[..., Transform | Mosaic | Mixup]] = {
 _STRONG = frozenset({"mosaic", "mixup", "photometric_distort", "iou_crop"})
 # `multi_scale_epochs` replaces them with the size of evaluation
 _SIZES = frozenset({"resize", "scale_jitter"})
-# there only where a setting asks for them
+# must be listed if a setting asks for them
 _OPTIONAL = frozenset({"crop", "scale_jitter", "color_jitter"})
 _SMALLEST_TILE = 8  # pixels
 
@@ -302,7 +301,7 @@ def build_train_transform(config: DataConfig) -> Augmentation:
     ]:
         raise RecipeError(
             f"data.transforms leaves out {', '.join(forgotten)}, which other settings of data ask "
-            f"for; list it, or take these settings back"
+            f"for; list it, or reset these settings"
         )
     joining = {"mosaic": config.mosaic, "mixup": config.mixup}
     first = [{"name": name} for name, chance in joining.items() if chance and name not in names]
@@ -315,7 +314,7 @@ def build_train_transform(config: DataConfig) -> Augmentation:
 
 
 def _asked_for(config: DataConfig) -> list[str]:
-    """Names of the transforms that the settings beside the list mean, in their order."""
+    """Names of the transforms that the settings outside the list ask for, in order."""
     names = ["flip"]
     if config.jitter_size:
         names.append("scale_jitter")
@@ -340,7 +339,7 @@ def _build(entry: Mapping[str, Any], config: DataConfig) -> Step:
 
 
 def _given(name: str, config: DataConfig) -> dict[str, Any]:
-    """The options of a transform that the settings beside the list have."""
+    """The options of a transform that the settings outside the list give."""
     given: dict[str, dict[str, Any]] = {
         "mosaic": {"tile": config.mosaic_tile},
         "flip": {"probability": config.flip_probability},
@@ -383,17 +382,17 @@ def build_eval_transform(short_side: int, max_size: int | None) -> Augmentation:
 def with_and_without_flip(
     transform: Augmentation,
 ) -> tuple[Flip | None, tuple[Augmentation, Augmentation]]:
-    """Transforms that are not random, of one that is so by its flip only.
+    """The two deterministic variants of transforms whose only randomness is a flip.
 
     Args:
         transform: as `build_train_transform` and `build_eval_transform` make them.
 
     Returns:
-        The flip, None where no image is ever mirrored; and what happens to an image that is not
-        mirrored, and to one that is.
+        The flip, None if there is none; and the transforms of an image that is not flipped, and
+        of one that is.
 
     Raises:
-        ValueError: it gives other images than these two; says which part of it does.
+        ValueError: an image has other variants than these two; says which transform makes them.
     """
     flip, rest = None, transform.steps
     if rest and isinstance(rest[0].transform, Flip):

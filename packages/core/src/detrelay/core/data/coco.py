@@ -1,6 +1,6 @@
 """Samples of an annotated data set: RGB image, boxes in pixels, class indices 0..K-1.
 
-What the files say is checked once, when the data set is made; every complaint is one `DataError`.
+The annotations are checked once, when the data set is built; every problem is one `DataError`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class AnnotatedImages(Dataset[Sample]):
 
     Args:
         annotations: what a reader found.
-        strict: refuse boxes that reach out of their image or have no area, which otherwise are
-            clipped or dropped and counted in `report`, and whatever else the reader remarked.
-        keep_empty: hold images without any annotation too, crowds counting as one.
-        max_pixels: largest number of pixels of an image; a larger one is refused when it is read.
+        strict: reject boxes that leave their image or have no area, which otherwise are clipped or
+            dropped and counted in `report`.
+        keep_empty: also keep images without any annotation; a crowd counts as one.
+        max_pixels: maximum number of pixels of an image; a larger one is rejected when it is read.
 
     Attributes:
         categories: categories by class index.
@@ -80,7 +80,7 @@ class AnnotatedImages(Dataset[Sample]):
         return len(self.annotations)
 
     def file_name(self, index: int) -> str:
-        """Name of an image file as the annotations give it."""
+        """Name of an image file as in the annotations."""
         return self.annotations.images.name(index)
 
     def __getitem__(self, index: int) -> Sample:
@@ -123,7 +123,7 @@ class AnnotatedImages(Dataset[Sample]):
             )
 
     def _fill_boxes(self, strict: bool, left_out: int) -> None:
-        """Sort the boxes by image, clip them, and leave out what cannot be learned."""
+        """Sort the boxes by image, clip them, and drop those that cannot be learned."""
         told = self.annotations
         rows = np.flatnonzero(~told.crowd)
         rows = rows[np.argsort(told.box_image[rows], kind="stable")]
@@ -170,7 +170,7 @@ class AnnotatedImages(Dataset[Sample]):
                 f"annotation {told.box_ids[first]} (image "
                 f"{told.image_ids[told.box_image[first]]}) of {told.source}: box "
                 f"[{box}] is {why}; {int(found.sum())} such boxes; "
-                f"correct them, or do without strict to drop or clip them"
+                f"correct them, or set data.strict=false to drop or clip them"
             )
 
 
@@ -179,14 +179,13 @@ class CocoDataset(AnnotatedImages):
 
     Args:
         annotations: the json file.
-        images: folder that `file_name` starts from; None means the json's own surroundings. Both
-            by the rules of `detrelay.core.data.image_paths`.
+        images: folder that `file_name` is relative to; None looks near the json file. Both follow
+            the rules of `detrelay.core.data.image_paths`.
         strict: see `AnnotatedImages`.
         keep_empty: see `AnnotatedImages`.
         max_pixels: see `AnnotatedImages`.
-        allow_outside: also read images whose `file_name` leads out of the image folder.
-        annotated: False takes a json without `annotations` too, as of images to submit results
-            for.
+        allow_outside: also read images whose `file_name` points outside the image folder.
+        annotated: False also accepts a json without `annotations`, such as a list of test images.
 
     Raises:
         DataError: the json cannot be read or used, an image file is missing or outside of the

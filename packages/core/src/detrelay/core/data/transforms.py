@@ -20,8 +20,8 @@ from detrelay.core.errors import DataError
 
 # What a seed is used for; keeps the random numbers of the order and of the images apart.
 _ORDER, _IMAGE, _SIZE = 0, 1, 2
-# groups of like shape are made among the images of so many or more groups: hardly one is far from
-# its group in shape, and which images come together still changes from epoch to epoch
+# Groups of similar shape are formed within pools of this many groups or more: few images differ
+# much from their group, and the groups still change from epoch to epoch.
 _POOL = 32
 _log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class SampleEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """Which images come one after the other in an epoch; any ones by default.
+    """How the random order of an epoch is grouped; not at all by default.
 
     Attributes:
         ratios: width over height of each image; needed for groups.
-        aspect_group: how many images in a row are all wide or all high, so that batches of as many
-            need little padding; what is left of either kind comes last.
-        shape_group: how many images in a row are of like shape and share their random size, which
-            replaces `aspect_group`; what is left, any images of the epoch, comes last.
+        aspect_group: number of consecutive images that are all wide or all high, so that batches
+            of this size need little padding; incomplete groups come last.
+        shape_group: number of consecutive images of similar aspect ratio that share their random
+            size; replaces `aspect_group`; what fills no group comes last.
     """
 
     ratios: Sequence[float] = ()
@@ -62,12 +62,12 @@ class DetectionDataset(Dataset[EncodedSample]):
         transform: applied to each sample.
         processor: encodes the transformed sample.
         seed: which random numbers.
-        order: which images come one after the other; read by `sampler`.
+        order: how consecutive images are grouped; read by `sampler`.
         size_by_step: the images of a step share their random size.
-        skip_broken: an image that cannot be read is reported once, by the process that first meets
-            it, and the next readable one takes its place; otherwise its `DataError` is raised.
-        shapes: (height, width) of each encoded sample, pixels, where they are known beforehand; by
-            them `ShapeBatches` joins images.
+        skip_broken: report an image that cannot be read once and use the next readable one;
+            otherwise its `DataError` is raised.
+        shapes: (height, width) of each encoded sample, pixels, if known beforehand; `ShapeBatches`
+            groups images by them.
 
     Attributes:
         images_per_step: images of a step over all processes, which the training loop sets; read
@@ -194,7 +194,7 @@ class VisitSampler(Sampler[int]):
         num_samples: number of images.
         seed: which orders.
         shuffle: draw a new order each epoch; otherwise images come by index.
-        order: which images come one after the other.
+        order: how consecutive images are grouped.
     """
 
     def __init__(
@@ -228,15 +228,15 @@ class VisitSampler(Sampler[int]):
 
 
 class ShapeBatches(Sampler[list[int]]):
-    """Every image once, in batches of one padded shape each: no image is padded for another.
+    """Every image once, in batches of one padded shape each: no image is padded to fit another.
 
-    So what a model finds in an image does not depend on the size of the batches.
+    So the detections of an image do not depend on the batch size.
 
     Args:
         shapes: padded (height, width) of each image, pixels.
-        batch_size: images of a batch at most.
+        batch_size: maximum images per batch.
         process: number of this process, from 0.
-        num_processes: how many share the batches; some do one again, so that all have equally many.
+        num_processes: how many share the batches; some are repeated, so that all have equally many.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class ShapeBatches(Sampler[list[int]]):
 
 
 def _grouped(order: Sequence[int], ratios: Sequence[float], size: int) -> list[int]:
-    """The same indices in groups of one kind; a group comes when its last member is due."""
+    """The same indices in groups, wide or high; a group comes when it is complete."""
     waiting: dict[bool, list[int]] = {True: [], False: []}
     result: list[int] = []
     for index in order:
@@ -283,9 +283,9 @@ def _grouped(order: Sequence[int], ratios: Sequence[float], size: int) -> list[i
 def _of_like_shape(
     order: Sequence[int], ratios: Sequence[float], size: int, generator: torch.Generator
 ) -> list[int]:
-    """The same indices in groups of neighbours by shape, which come in random order.
+    """The same indices in groups of similar aspect ratio, which come in random order.
 
-    No group holds wide and high images; the few that are left at the end may.
+    Only what is left at the end may mix wide and high images.
     """
     groups: list[list[int]] = []
     left: list[int] = []
@@ -295,7 +295,7 @@ def _of_like_shape(
         pool, left = [*left, *order[start:stop]], []
         for high in (False, True):
             kind = [index for index in pool if (ratios[index] < 1) == high]
-            # chance says which ones wait: the last by shape would be the same few in every epoch
+            # Random ones are left over: the last by shape would be the same few in every epoch
             whole = len(kind) // size * size
             left += kind[whole:]
             ranked = sorted(kind[:whole], key=ratios.__getitem__)

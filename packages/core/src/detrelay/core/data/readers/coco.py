@@ -121,15 +121,9 @@ def read(
     names = [entry.file_name or "" for entry in listed]
     folders = image_folders(path, images) if with_files else [path.parent]
     files = ImageFiles(folders, names, str(path), allow_outside=allow_outside or not with_files)
-    sizes = np.array([(entry.height or 0, entry.width or 0) for entry in listed], dtype=np.int64)
-    if with_files:
-        unknown = np.array([None in (entry.height, entry.width) for entry in listed])
-        if unknown.any():
-            _fill_sizes(sizes, np.flatnonzero(unknown), files)
-            notes.append(f"the size of {unknown.sum()} images is taken from their files")
-        _check_sizes(path, image_ids, sizes)
-        if doubt := doubtful_boxes(columns.boxes, sizes[box_image][:, ::-1]):
-            notes.append(doubt)
+    sizes = _sizes(path, listed, files if with_files else None, notes)
+    if with_files and (doubt := doubtful_boxes(columns.boxes, sizes[box_image][:, ::-1])):
+        notes.append(doubt)
     return Annotations(
         source=str(path),
         categories=tuple(Category(entry.id, entry.name) for entry in classes),
@@ -361,18 +355,28 @@ def _positions(path: Path, key: str, columns: _Columns, named: Ints, ids: Ints) 
     return place
 
 
-def _fill_sizes(sizes: Ints, rows: Ints, files: ImageFiles) -> None:
-    from detrelay.core.data.decode import upright_size  # torch: scoring files does without
+def _sizes(
+    path: Path, listed: Sequence[_Image], files: ImageFiles | None, notes: list[str]
+) -> Ints:
+    """(height, width) of each image; read from the files where the json lacks it.
 
-    for row in rows:
-        sizes[row] = upright_size(files.open(int(row)))
+    Without files, unknown sizes stay 0.
+    """
+    sizes = np.array([(entry.height or 0, entry.width or 0) for entry in listed], dtype=np.int64)
+    if files is None:
+        return sizes
+    unknown = [row for row, entry in enumerate(listed) if None in (entry.height, entry.width)]
+    if unknown:
+        from detrelay.core.data.decode import upright_size  # torch: scoring files does without
 
-
-def _check_sizes(path: Path, image_ids: Ints, sizes: Ints) -> None:
+        for row in unknown:
+            sizes[row] = upright_size(files.open(row))
+        notes.append(f"the size of {len(unknown)} images is taken from their files")
     bad = np.flatnonzero((sizes <= 0).any(1))
     if len(bad):
         height, width = sizes[bad[0]]
         raise DataError(
-            f"{path}: image {image_ids[bad[0]]} must have a positive width and height, found "
+            f"{path}: image {listed[bad[0]].id} must have a positive width and height, found "
             f"{width} x {height}"
         )
+    return sizes
