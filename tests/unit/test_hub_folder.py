@@ -30,6 +30,14 @@ def test_the_copy_is_complete_and_the_source_untouched(folder: Path) -> None:
     assert checked.logits.shape == (1, 8, len(NAMES))
 
 
+def test_weights_keep_their_precision(folder: Path) -> None:
+    small_model().to(torch.bfloat16).save_pretrained(folder)
+    written = load_file(complete(folder).folder / "model.safetensors")
+    before = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {value.dtype for value in before.values()}
+    assert all(torch.equal(value, before[key]) for key, value in written.items())
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
