@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.places import open_place
+from detrelay.core.engine import run_folder
 
 _BOXES = 10
 _CATEGORIES = 80
@@ -313,7 +314,7 @@ def train(place: str) -> None:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
             try:
                 end = time.monotonic() + _PATIENCE
-                log = output / "metrics.jsonl"
+                log = output / run_folder.METRICS
                 while not log.is_file() or len(log.read_text().splitlines()) < _STEPS:
                     if running.poll() is not None or time.monotonic() > end:
                         raise RuntimeError(f"the training did not come to step {_STEPS}")

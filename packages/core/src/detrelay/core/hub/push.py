@@ -14,10 +14,10 @@ from transformers.utils.hub import cached_file
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.loading import load_processor
 from detrelay.core.detector.model import DetectorForObjectDetection
+from detrelay.core.engine import run_folder
+from detrelay.core.engine.checkpoint import save_model
 from detrelay.core.hub.calls import HubError
 from detrelay.core.hub.publish import Published, publish
-
-_RECORD = "training.json"
 
 
 def push_model(
@@ -37,8 +37,7 @@ def push_model(
         training: facts of its training, for the card; None for those stored with the loaded
             weights, if the model still has exactly these weights, otherwise for its starting
             point only.
-        **options: `private`, `token`, `tag`, `license`, `endpoint` and `commit_message` of
-            `publish`.
+        **options: `private`, `token`, `tag`, `license` and `commit_message` of `publish`.
 
     Raises:
         HubError: no processor is known, or see `publish`.
@@ -48,9 +47,7 @@ def push_model(
     training = _facts_of(model, source) if training is None else training
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        (folder / _RECORD).write_text(json.dumps(dict(training), indent=1) + "\n")
+        save_model(model, processor, training, folder)
         return publish(folder, repo_id, **options)
 
 
@@ -70,7 +67,7 @@ def _facts_of(model: DetectorForObjectDetection, source: str) -> dict[str, Any]:
     """Facts about exactly these weights; figures measured before weights changed are dropped."""
     if not source:
         return {}
-    file = cached_file(source, _RECORD, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(source, run_folder.RECORD, _raise_exceptions_for_missing_entries=False)
     if file is None or not _has_weights_of(model, source):
         return {"init": source}
     facts: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
