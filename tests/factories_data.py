@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from detrelay.core.data.annotations import Annotations
-from detrelay.core.data.coco import Sample
+from detrelay.core.data.coco import AnnotatedImages, Sample
 from detrelay.core.data.places import open_place
 from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.errors import DataError
@@ -71,6 +72,30 @@ def write_shapes(folder: Path, category_ids: Sequence[int] = (1, 2, 3, 4)) -> No
             image = to_pil_image(shapes[index].image)
             image.save(folder / "images" / entry["file_name"])
         (folder / f"{split}.json").write_text(json.dumps(truth))
+
+
+def write_imagefolder(folder: Path, samples: AnnotatedImages) -> None:
+    """The same images and boxes with `metadata.jsonl`, by names of categories."""
+    folder.mkdir()
+    truth = samples.ground_truth
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    own: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
+    for entry in truth["annotations"]:
+        own[entry["image_id"]].append(entry)
+    lines = []
+    for row, image in enumerate(truth["images"]):
+        boxes = own[image["id"]]
+        objects = {
+            "bbox": [entry["bbox"] for entry in boxes],
+            "category": [names[entry["category_id"]] for entry in boxes],
+            "iscrowd": [entry["iscrowd"] for entry in boxes],
+        }
+        file = samples.annotations.images.open(row)
+        assert isinstance(file, Path)
+        name = f"{row:03d}{file.suffix}"  # a name such as train_0.png would say its split
+        shutil.copy(file, folder / name)
+        lines.append(json.dumps({"file_name": name, "image_id": image["id"], "objects": objects}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
 def write_coco(folder: Path, content: Any = None, *, images: bool = True) -> Path:

@@ -9,14 +9,19 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from detrelay.apps.check_data import Arguments, check_data
 from detrelay.core.data.annotations import Annotations
 from detrelay.core.data.coco import AnnotatedImages
-from detrelay.core.data.places import open_place
+from detrelay.core.data.places import open_place, open_stream
+from detrelay.core.data.streaming import StreamedImages
+from detrelay.core.data.writing import write_data
 from detrelay.core.errors import DataError
+from factories_data import write_imagefolder
 
 Rows = Mapping[str, Counter[tuple[object, ...]]]
 
@@ -97,6 +102,42 @@ def test_owners_layout_gives_the_canonical_file(
             (part,) = open_place(path).splits.values()
             truth |= rows_of(part, 1)
         assert rows_of(found.splits[ours], 1) == truth
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("bccd/val.json", "aquarium/val.json", "cards/val.json", "chess/val.json"),
+        *("coco_mini/instances.json", "trees/truth.json"),
+    ],
+)
+def test_parquet_and_image_folders_of_a_set_give_its_samples_streamed_too(
+    real_data: Path, place: str, tmp_path: Path
+) -> None:
+    (part,) = open_place(str(real_data / place)).splits.values()
+    part = part.select(np.arange(min(len(part), 24)))
+    coco = AnnotatedImages(part)
+    write_data({"train": part}, "parquet", tmp_path / "parquet")
+    write_imagefolder(tmp_path / "folder", coco)
+    names = [category.name for category in part.categories]
+    for layout in ("parquet", "folder"):
+        (found,) = open_place(str(tmp_path / layout)).splits.values()
+        at_random = AnnotatedImages(found)
+        stream = open_stream(str(tmp_path / layout), names)
+        streamed = StreamedImages(stream, rows=len(coco))
+        rows = list(stream.data)
+        assert len(rows) == len(at_random) == len(coco)
+        for row, second, expected in zip(rows, at_random, coco, strict=True):
+            labels = [names[label] for label in expected.class_labels]
+            for one, categories in (
+                (streamed.sample(row), streamed.categories),
+                (second, at_random.categories),
+            ):
+                assert torch.equal(one.image, expected.image)
+                assert torch.equal(one.boxes_xyxy, expected.boxes_xyxy)
+                assert [categories[label].name for label in one.class_labels] == labels
+                assert one.image_id == expected.image_id
 
 
 def made_images(folder: Path, part: list[tuple[str, int, int]]) -> Path:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from detrelay.core.data.writing import write_data
 from detrelay.core.engine.batches import StreamBatches
 from detrelay.core.errors import DataError, RecipeError
 from detrelay.core.recipes.recipe import Recipe, override
-from factories_data import noise_image, write_shapes
+from factories_data import noise_image, write_imagefolder, write_shapes
 from tiny_run import final_weights, tiny_run
 
 ROWS, SHARDS = 12, 3
@@ -125,25 +123,6 @@ def assert_same(found: list[Mapping[str, Any]], expected: list[Mapping[str, Any]
             assert torch.equal(first["boxes"], second["boxes"])
 
 
-def as_imagefolder(folder: Path, images: Path, part: AnnotatedImages) -> None:
-    """The same images and boxes with `metadata.jsonl`, by names of categories."""
-    folder.mkdir()
-    lines = []
-    truth = part.ground_truth
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    for image in truth["images"]:
-        own = [entry for entry in truth["annotations"] if entry["image_id"] == image["id"]]
-        objects = {
-            "bbox": [entry["bbox"] for entry in own],
-            "category": [names[entry["category_id"]] for entry in own],
-        }
-        name = f"{image['id']:03d}.png"  # a name such as train_0.png would say its split
-        shutil.copy(images / image["file_name"], folder / name)
-        row = {"file_name": name, "image_id": image["id"], "objects": objects}
-        lines.append(json.dumps(row))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-
-
 @pytest.mark.parametrize("layout", ["parquet", "imagefolder"])
 def test_a_stream_has_the_samples_of_random_access_and_of_the_coco_file(
     layout: str, tmp_path: Path
@@ -155,7 +134,7 @@ def test_a_stream_has_the_samples_of_random_access_and_of_the_coco_file(
     if layout == "parquet":
         write_data({"train": part}, "parquet", folder)
     else:
-        as_imagefolder(folder, tmp_path / "images", coco)
+        write_imagefolder(folder, coco)
     (part,) = open_place(str(folder)).splits.values()
     at_random = AnnotatedImages(part)
     names = () if layout == "parquet" else [entry.name for entry in coco.categories]
