@@ -21,9 +21,11 @@ from detrelay.core.data.readers import hub
 from detrelay.core.data.streaming import StreamedImages, StreamedSamples
 from detrelay.core.data.writing import write_data
 from detrelay.core.engine.batches import StreamBatches
+from detrelay.core.engine.logging import read_metrics
 from detrelay.core.errors import DataError, RecipeError
 from detrelay.core.recipes.recipe import Recipe, override
 from factories_data import noise_image, write_imagefolder, write_shapes
+from processes import in_processes
 from tiny_run import final_weights, tiny_run
 
 ROWS, SHARDS = 12, 3
@@ -286,5 +288,22 @@ def test_a_run_on_a_stream_resumes_exactly(place: Path, tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"differs from that of the run .*; leave it as it"):
             tiny_run(tmp_path / "halves", *chosen, *change.split(), resume=True)
     assert tiny_run(tmp_path / "halves", *chosen, resume=True) == 0
+    expected, found = (final_weights(tmp_path / name) for name in ("whole", "halves"))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def train_whole_and_in_halves(folder: Path, chosen: list[str]) -> None:
+    assert tiny_run(folder / "whole", *chosen) == 0
+    assert tiny_run(folder / "halves", *chosen, "train.epochs=1") == 0
+    assert tiny_run(folder / "halves", *chosen, resume=True) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_and_silent")
+def test_two_processes_train_on_a_stream_and_resume_exactly(place: Path, tmp_path: Path) -> None:
+    chosen = settings(place, "train.batch_size=2", "data.num_workers=2")
+    in_processes(train_whole_and_in_halves, tmp_path, chosen)
+    log = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [row["step"] for row in log if "losses" in row] == [1, 2, 3, 4, 5, 6]
     expected, found = (final_weights(tmp_path / name) for name in ("whole", "halves"))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
