@@ -104,6 +104,67 @@ def test_owners_layout_gives_the_canonical_file(
         assert rows_of(found.splits[ours], 1) == truth
 
 
+def test_trees_in_each_dialect_give_the_canonical_file(real_data: Path) -> None:
+    folder = real_data / "trees"
+    (part,) = open_place(str(folder / "truth.json")).splits.values()
+    truth, seen = rows_of(part), set()
+    for file in (
+        *("OSBS_029.xml", "SOAP_061.xml", "2019_YELL_2_541000_4977000_image_crop.xml"),
+        *("OSBS_029.csv", "testfile_multi.csv"),
+        "2018_SJER_3_252000_4107000_image_477_truth.csv",
+    ):
+        (found,) = open_place(str(folder / file)).splits.values()
+        for name, boxes in rows_of(found).items():
+            assert (
+                Counter(
+                    {("Tree" if key[0] == "0" else key[0], *key[1:]): n for key, n in boxes.items()}
+                )
+                == truth[name]
+            ), (file, name)
+            seen.add(name)
+    assert seen == truth.keys()
+
+
+def test_a_vott_export_gives_what_its_owner_trained_on(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "formats" / "vott_csv"
+    sizes = json.loads((folder / "image_sizes.json").read_text())
+    made_images(tmp_path, [(name, *size) for name, size in sizes.items()])
+    (part,) = open_place(str(folder / "Annotations-export.csv"), tmp_path).splits.values()
+    trained = {}
+    for line in (folder / "data_train.txt").read_text().splitlines():
+        path, *boxes = line.split()
+        corners = [tuple(map(float, box.split(",")[:4])) for box in boxes]
+        trained[Path(path).name] = Counter(corners)
+    found = {
+        name: Counter({key[1:]: count for key, count in boxes.items()})
+        for name, boxes in rows_of(part, 0).items()
+    }
+    assert len(found) > 99
+    assert found == trained
+
+
+@pytest.mark.parametrize(
+    ("place", "images", "boxes"),
+    [
+        ("coco_dataset/coco_instances", 2, 3),
+        ("coco_dataset/coco_roboflow", 2, 3),
+        ("cvat_dataset/for_images/export_project", 6, 6),
+        ("roboflow_dataset/coco", 3, 4),
+        ("roboflow_dataset/voc", 3, 4),
+        ("vott_csv_dataset/dataset", 4, 5),
+        ("vott_csv_dataset/dataset_with_meta_file", 2, 2),
+        ("yolo_dataset/labels", 2, 4),
+        ("yolo_dataset/strict", 1, 2),
+    ],
+)
+def test_small_examples_of_another_project_are_read(
+    real_data: Path, place: str, images: int, boxes: int
+) -> None:
+    splits = open_place(str(real_data / "formats" / "datumaro" / place)).splits.values()
+    assert sum(map(len, splits)) == images
+    assert sum(len(part.box_ids) for part in splits) == boxes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
