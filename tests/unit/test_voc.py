@@ -8,7 +8,7 @@ import pytest
 
 from detrelay.core.data.places import open_place
 from detrelay.core.errors import DataError
-from factories_formats import only, picture
+from factories_formats import WRITERS, only, picture
 
 
 def voc(folder: Path, objects: str, size: str = "", name: str = "a.jpg", head: str = "") -> Path:
@@ -87,3 +87,17 @@ def test_xml_with_entities_is_refused(tmp_path: Path) -> None:
             place = tmp_path if format_name == "voc" else tmp_path / "a.xml"
             with pytest.raises(DataError, match="defines XML entities"):
                 open_place(f"{format_name}:{place}")
+
+
+def test_a_list_to_test_on_may_come_without_annotations(tmp_path: Path) -> None:
+    WRITERS["voc"][0](tmp_path)
+    lists = tmp_path / "ImageSets" / "Main"
+    (lists / "test.txt").write_text("secret1\nsecret2\n")
+    found = open_place(str(tmp_path))
+    assert list(found.splits) == ["train", "val"]
+    assert "2 entries of the list test, none of which has an XML file, left out" in (
+        found.splits["train"].notes
+    )
+    (lists / "test.txt").write_text("secret1\nd\n")
+    with pytest.raises(DataError, match=r"1 of 2 entries of the list test have no XML file"):
+        open_place(str(tmp_path))
