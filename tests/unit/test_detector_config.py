@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForObjectDetection
 
+import detrelay.heads  # noqa: F401 - registers the Auto classes
+from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.config import DetectorConfig, require_positive
 
 
@@ -49,3 +56,27 @@ def test_sizes_are_at_least_one_and_not_absurd() -> None:
     config.backbone_frozen_stages = 100_001
     with pytest.raises(ValueError, match="must be at most 100000; found 100001"):
         require_positive(config, "backbone_frozen_stages")
+
+
+EARLIER = json.loads((Path(__file__).parents[1] / "assets" / "earlier_models.json").read_text())
+
+
+@pytest.mark.parametrize("case", EARLIER)
+def test_models_saved_by_earlier_code_still_fit(case: str, tmp_path: Path) -> None:
+    """Settings, and names and shapes of weights (* is a number), as saved by commit 8a41701."""
+    earlier = EARLIER[case]
+    (tmp_path / "config.json").write_text(json.dumps(earlier["config"]))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(earlier["processor"]))
+    config = AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForObjectDetection.from_config(config)
+    shapes: dict[str, list[list[int]]] = {}
+    for name, value in model.state_dict().items():
+        shapes.setdefault(re.sub(r"\d+", "*", name), []).append(list(value.shape))
+    assert {
+        name: [len(found), sorted(map(list, set(map(tuple, found))))]
+        for name, found in shapes.items()
+    } == earlier["weights"]
+    assert model.config.category_ids == [7, 3, 90, 11]
+    processor = DetrelayImageProcessor.from_pretrained(tmp_path)
+    assert processor.size == {"shortest_edge": 64, "longest_edge": 96}
