@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx.experimental._config
 import torch.nn.functional as F
 from matplotlib import cbook
 from PIL import Image
@@ -152,3 +153,19 @@ def test_a_saved_model_brings_its_weights_and_its_pixels(
     # training from it prepares the same pixels, so it is not refused
     tuned = with_saved_settings(recipe, tmp_path, with_sizes=True)
     assert tuned.model["backbone_name"] == "efficientnet_lite0"
+
+
+@pytest.mark.slow
+def test_a_graph_takes_any_size_and_keeps_sizes_short(backbone: Any) -> None:
+    free = torch.export.Dim.DYNAMIC
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True), torch.no_grad():
+        program = torch.export.export(
+            backbone, (torch.zeros(2, 3, 96, 128),), dynamic_shapes=({0: free, 2: free, 3: free},)
+        )
+    maps = next(iter(program.graph.find_nodes(op="output"))).args[0]
+    assert all(len(str(level.meta["val"].shape)) < 300 for level in maps)
+    for size in ((64, 96), (65, 97), (127, 34)):
+        pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            pairs = zip(program.module()(pixels), backbone(pixels), strict=True)
+            assert all(torch.equal(found, expected) for found, expected in pairs)

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -32,6 +34,8 @@ class TimmBackbone(LibraryBackbone):
         for module in self.network.modules():
             # or transformers would call each module's own rule, which overwrites loaded weights
             object.__setattr__(module, "_is_hf_initialized", True)
+            if isinstance(module, _timm().layers.Conv2dSame):
+                module.register_forward_hook(_with_plain_size)
 
     @property
     def timm_name(self) -> str:
@@ -99,6 +103,19 @@ class TimmBackbone(LibraryBackbone):
 
 def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _with_plain_size(module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """A hook for graphs: the output as it is, its size as the input's over the stride.
+
+    TensorFlow's padding depends on the size. As a formula of symbols it grows with every stride
+    until tracing a detector takes many minutes instead of seconds.
+    """
+    if not torch.compiler.is_exporting():
+        return output
+    sides = zip(inputs[0].shape[-2:], module.stride, strict=True)
+    size: Any = [(side + stride - 1) // stride for side, stride in sides]
+    return F.interpolate(output, size=size, mode="nearest")
 
 
 def _timm() -> ModuleType:
