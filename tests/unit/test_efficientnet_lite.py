@@ -23,6 +23,7 @@ from detrelay.core.backbones import build_backbone, efficientnet_lite
 from detrelay.core.backbones.weights import load_backbone_weights
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.data.shapes import ShapesDataset
+from detrelay.core.export.writing import trace
 from detrelay.core.recipes.recipe import Recipe
 from detrelay.heads import HEADS
 from factories import small_head_config
@@ -169,3 +170,16 @@ def test_a_graph_takes_any_size_and_keeps_sizes_short(backbone: Any) -> None:
         with torch.no_grad():
             pairs = zip(program.module()(pixels), backbone(pixels), strict=True)
             assert all(torch.equal(found, expected) for found, expected in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["stageinteractor", "dino"])
+def test_heads_on_it_are_traced(case: str) -> None:
+    model = HEADS[case].model(small_head_config(case, backbone_name="efficientnet_lite0")).eval()
+    program = trace(model)
+    for size in ((64, 96), (65, 97)):
+        pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        mask = torch.ones(1, *size, dtype=torch.int64)
+        with torch.no_grad():
+            logits, _ = program.module()(pixels, mask)
+            torch.testing.assert_close(logits, model(pixels, mask).logits, atol=1e-4, rtol=0)

@@ -144,7 +144,9 @@ def pad_to(divisor: int, images: Tensor) -> Tensor:
     if divisor == 1:
         return images
     height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % divisor, 0, -height % divisor))
+    # written so that a graph's formulas of the new sizes are multiples of the divisor
+    right, below = ((n + divisor - 1) // divisor * divisor - n for n in (width, height))
+    return F.pad(images, (0, right, 0, below))
 
 
 def build_pyramid(

@@ -49,6 +49,6 @@ def grid_position_code(
     """
     real = valid.to(torch.promote_types(dtype, torch.float32))
     y, x = real.cumsum(1), real.cumsum(2)
-    y = (y + offset) / (y[:, -1:] + _EPSILON)
-    x = (x + offset) / (x[:, :, -1:] + _EPSILON)
+    y = (y + offset) / (y[:, -1].unsqueeze(1) + _EPSILON)
+    x = (x + offset) / (x[:, :, -1].unsqueeze(2) + _EPSILON)
     return sine_code(torch.stack([y, x], dim=-1), dim // 2, temperature).flatten(1, 2).to(dtype)
