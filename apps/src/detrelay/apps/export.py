@@ -40,7 +40,7 @@ class Arguments:
     """float16 halves the file; bfloat16 and int8 compute faster. All three need --data."""
     calibration: Path | None = None
     """COCO json, or another dataset, whose images determine the value ranges of int8."""
-    calibration_images: int = 100
+    calibration_images: int = 200
     """Number of images to use, spread over the dataset."""
     with_processing: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also write a file that takes an image and returns detections (not torch-export)."""
