@@ -14,6 +14,7 @@ from detrelay.core.data.kept_ids import with_kept_category_ids, with_kept_ids
 from detrelay.core.data.label_map import with_categories
 from detrelay.core.data.readers import (
     coco_folders,
+    createml,
     csv_rows,
     cvat,
     hub,
@@ -61,6 +62,7 @@ FORMATS: Mapping[str, Format] = {
     "hub_xyxy": Format(
         "Hugging Face datasets with corners", hub.recognises, hub.read_corners, True
     ),
+    "createml": Format("CreateML", createml.recognises, createml.read),
     "labelme": Format("LabelMe", labelme.recognises, labelme.read),
     "csv": Format("csv", csv_rows.recognises, csv_rows.read),
     "label_studio": Format("Label Studio", label_studio.recognises, label_studio.read),

@@ -1,0 +1,103 @@
+"""CreateML: a json list of images, with boxes by their centre in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detrelay.core.data.annotations import Annotations
+from detrelay.core.data.readers.table import (
+    ALL,
+    Table,
+    finish,
+    image_files,
+    read_json_list,
+    split_folders,
+    to_number,
+)
+from detrelay.core.data.sample import shown, some
+from detrelay.core.errors import DataError
+
+
+def recognises(place: Path) -> bool:
+    """Whether a place is such a list, a folder with one and no other json, or has splits of it."""
+    return bool(_files(place))
+
+
+def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
+    """The splits of a place: one, or folders named like splits.
+
+    Args:
+        place: the json file, or a folder.
+        images: folder of the images; None looks next to each json file and in `images` next to it.
+
+    Raises:
+        DataError: a file cannot be read or used; the message names it.
+    """
+    return finish({split: _table(file, images) for split, file in _files(place).items()})
+
+
+def _files(place: Path) -> dict[str, Path]:
+    if not place.is_dir():
+        return {ALL: place} if _is_createml(place) else {}
+    folders = {ALL: place}
+    if not any(place.glob("*.json")):
+        folders = split_folders(place)
+    found = {split: sorted(folder.glob("*.json")) for split, folder in folders.items()}
+    return {
+        split: files[0]
+        for split, files in found.items()
+        if len(files) == 1 and _is_createml(files[0])
+    }
+
+
+def _is_createml(file: Path) -> bool:
+    if file.suffix.lower() != ".json" or not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start.startswith(b"[") and b'"image"' in start and b'"coordinates"' in start
+
+
+def _table(file: Path, images: Path | None) -> Table:
+    folders = [Path(images)] if images is not None else [file.parent, file.parent / "images"]
+    files: dict[str, Path] = {}
+    for folder in reversed([folder for folder in folders if folder.is_dir()]):
+        files |= {path.name: path for path in image_files(folder)}
+    table = Table(file, folders[0])
+    missing: list[str] = []
+    for number, entry in enumerate(read_json_list(file)):
+        where = f"{file} [{number}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise DataError(f"{where}: expected an object with an image, found {shown(entry)}")
+        name = entry["image"].replace("\\", "/").rpartition("/")[2]
+        if name not in files:
+            missing.append(name)
+            continue
+        _add_image(table, entry, files[name], where)
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} images are not in {some(list(map(str, folders)))}: "
+            f"{some(missing)}; name the folder that holds the images"
+        )
+    return table
+
+
+def _add_image(table: Table, entry: Mapping[str, Any], path: Path, where: str) -> None:
+    given = entry.get("annotations", [])
+    if not isinstance(given, list):
+        raise DataError(f"{where}: annotations must be a list, found {shown(given)}")
+    image, *_ = table.image(path, None)
+    for number, row in enumerate(given):
+        place = f"{where} annotations[{number}]"
+        if not isinstance(row, dict) or not isinstance(row.get("label"), str):
+            raise DataError(f"{place}: expected an object with a label, found {shown(row)}")
+        sides = row.get("coordinates")
+        if not isinstance(sides, dict):
+            raise DataError(f"{place}: coordinates must be an object, found {shown(sides)}")
+        x, y, width, height = (
+            to_number(sides.get(side), f"{place} {side}") for side in ("x", "y", "width", "height")
+        )
+        corners = ((x - width / 2, y - height / 2), (x + width / 2, y + height / 2))
+        table.box(image, row["label"].strip(), *corners)
