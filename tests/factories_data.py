@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +209,14 @@ def many(folder: Path, sizes: list[tuple[int, int]]) -> Annotations:
         noise_image(width, height, number).save(folder / "images" / f"{number}.png")
     (part,) = open_place(str(folder)).splits.values()
     return part
+
+
+def assert_same_batches(
+    found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]
+) -> None:
+    """Fail unless all batches have the same pixels, image ids and boxes."""
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+        for first, second in zip(one["labels"], other["labels"], strict=True):
+            assert torch.equal(first["image_id"], second["image_id"])
+            assert torch.equal(first["boxes"], second["boxes"])

@@ -15,6 +15,7 @@ from detrelay.core.data.shapes import ShapesDataset
 from detrelay.core.data.transforms import DetectionDataset, Order
 from detrelay.core.engine.batches import train_batches
 from detrelay.core.recipes.recipe import DataConfig
+from factories_data import assert_same_batches
 
 BATCH = 2
 
@@ -45,22 +46,14 @@ def batches(
     return list(found.epoch(epoch, skip))
 
 
-def assert_same(found: list[Mapping[str, Any]], expected: list[Mapping[str, Any]]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one["pixel_values"], other["pixel_values"])
-        for first, second in zip(one["labels"], other["labels"], strict=True):
-            assert torch.equal(first["image_id"], second["image_id"])
-            assert torch.equal(first["boxes"], second["boxes"])
-
-
 @pytest.mark.parametrize("order", ["aspect", "shape", "step", "shape and step"])
 def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_is_taken_up(order: str) -> None:
     whole = batches(0, order=order)
     assert len(whole) == 5
     assert {batch["pixel_values"].dtype for batch in whole} == {torch.uint8}
-    assert_same(batches(0, skip=3, order=order), whole[3:])
+    assert_same_batches(batches(0, skip=3, order=order), whole[3:])
     if order in ("aspect", "shape and step"):
-        assert_same(batches(2, skip=1, order=order), whole[1:])
+        assert_same_batches(batches(2, skip=1, order=order), whole[1:])
 
 
 def short_sides(found: list[Mapping[str, Any]]) -> list[set[int]]:

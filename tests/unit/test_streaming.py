@@ -24,7 +24,7 @@ from detrelay.core.engine.batches import StreamBatches
 from detrelay.core.engine.logging import read_metrics
 from detrelay.core.errors import DataError, RecipeError
 from detrelay.core.recipes.recipe import Recipe, override
-from factories_data import noise_image, write_imagefolder, write_shapes
+from factories_data import assert_same_batches, noise_image, write_imagefolder, write_shapes
 from processes import in_processes
 from tiny_run import final_weights, tiny_run
 
@@ -117,14 +117,6 @@ def ids(found: Iterator[Mapping[str, Any]]) -> list[int]:
     return [int(label["image_id"]) for batch in found for label in batch["labels"]]
 
 
-def assert_same(found: list[Mapping[str, Any]], expected: list[Mapping[str, Any]]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one["pixel_values"], other["pixel_values"])
-        for first, second in zip(one["labels"], other["labels"], strict=True):
-            assert torch.equal(first["image_id"], second["image_id"])
-            assert torch.equal(first["boxes"], second["boxes"])
-
-
 @pytest.mark.parametrize("layout", ["parquet", "imagefolder"])
 def test_a_stream_has_the_samples_of_random_access_and_of_the_coco_file(
     layout: str, tmp_path: Path
@@ -190,7 +182,9 @@ def test_batches_after_a_resume_are_those_of_a_run_that_never_stopped(
     expected = [list(whole.epoch(number)) for number in range(2)]
     assert {batch["pixel_values"].dtype for batch in expected[0]} == {torch.uint8}
     for skip in (1, 3, 5):  # the rows of one worker end in the fourth batch
-        assert_same(list(batches(place, workers=workers).epoch(1, skip=skip)), expected[1][skip:])
+        assert_same_batches(
+            list(batches(place, workers=workers).epoch(1, skip=skip)), expected[1][skip:]
+        )
 
 
 def test_skipped_images_are_not_decoded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,15 @@ from detrelay.core.data.readers.table import (
     ALL,
     Table,
     finish,
-    image_files,
+    images_by,
+    only_json,
     read_json_list,
+    refuse_missing,
     split_folders,
+    start_of_json,
     to_number,
 )
-from detrelay.core.data.sample import shown, some
+from detrelay.core.data.sample import shown
 from detrelay.core.errors import DataError
 
 
@@ -44,27 +47,18 @@ def _files(place: Path) -> dict[str, Path]:
     folders = {ALL: place}
     if not any(place.glob("*.json")):
         folders = split_folders(place)
-    found = {split: sorted(folder.glob("*.json")) for split, folder in folders.items()}
-    return {
-        split: files[0]
-        for split, files in found.items()
-        if len(files) == 1 and _is_createml(files[0])
-    }
+    found = {split: only_json(folder) for split, folder in folders.items()}
+    return {split: file for split, file in found.items() if file and _is_createml(file)}
 
 
 def _is_createml(file: Path) -> bool:
-    if file.suffix.lower() != ".json" or not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = start_of_json(file)
     return start.startswith(b"[") and b'"image"' in start and b'"coordinates"' in start
 
 
 def _table(file: Path, images: Path | None) -> Table:
     folders = [Path(images)] if images is not None else [file.parent, file.parent / "images"]
-    files: dict[str, Path] = {}
-    for folder in reversed([folder for folder in folders if folder.is_dir()]):
-        files |= {path.name: path for path in image_files(folder)}
+    files = images_by("name", folders)
     table = Table(file, folders[0])
     missing: list[str] = []
     for number, entry in enumerate(read_json_list(file)):
@@ -76,11 +70,7 @@ def _table(file: Path, images: Path | None) -> Table:
             missing.append(name)
             continue
         _add_image(table, entry, files[name], where)
-    if missing:
-        raise DataError(
-            f"{file}: {len(missing)} images are not in {some(list(map(str, folders)))}: "
-            f"{some(missing)}; name the folder that holds the images"
-        )
+    refuse_missing(file, missing, folders)
     return table
 
 

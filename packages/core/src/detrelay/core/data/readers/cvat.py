@@ -16,10 +16,11 @@ from detrelay.core.data.readers.table import (
     Table,
     finish,
     iterate_xml,
+    refuse_missing,
     split_name,
     to_number,
 )
-from detrelay.core.data.sample import Category, some
+from detrelay.core.data.sample import Category
 from detrelay.core.errors import DataError
 
 _DRAWN = ("box", "polygon", "polyline", "points", "ellipse", "mask", "cuboid", "tag", "skeleton")
@@ -64,11 +65,7 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
             missing.append(entry.get("name", ""))
             continue
         _add(table, entry, path, f"{file} image {entry.get('name')}")
-    if missing:
-        raise DataError(
-            f"{file}: {len(missing)} images are not in {some(list(map(str, folders)))}: "
-            f"{some(missing)}; name the folder that holds the images"
-        )
+    refuse_missing(file, missing, folders)
     names = list(dict.fromkeys(name for name in names if name))
     used = {label for table in tables.values() for label in table.labels}
     numbered = [Category(number, name) for number, name in enumerate(names, start=1)]

@@ -16,11 +16,14 @@ from detrelay.core.data.readers.table import (
     ALL,
     Table,
     finish,
-    image_files,
+    images_by,
+    only_json,
     read_json_list,
+    refuse_missing,
+    start_of_json,
     to_number,
 )
-from detrelay.core.data.sample import shown, some
+from detrelay.core.data.sample import shown
 from detrelay.core.errors import DataError
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # prefix of the name of an uploaded file
@@ -29,18 +32,12 @@ _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # prefix of the name of an uploaded file
 def recognises(place: Path) -> bool:
     """Whether a place is a json list, or a folder with one and no other json."""
     file = _file_in(place)
-    if file is None or file.suffix.lower() != ".json" or not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = b"" if file is None else start_of_json(file)
     return start.startswith(b"[") and b'"data"' in start
 
 
 def _file_in(place: Path) -> Path | None:
-    if not place.is_dir():
-        return place
-    files = sorted(place.glob("*.json"))
-    return files[0] if len(files) == 1 else None
+    return only_json(place) if place.is_dir() else place
 
 
 def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
@@ -56,9 +53,7 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
     file = _file_in(place)
     assert file is not None
     folders = [Path(images)] if images is not None else [file.parent / "images", file.parent]
-    files: dict[str, Path] = {}
-    for folder in reversed([folder for folder in folders if folder.is_dir()]):
-        files |= {path.name: path for path in image_files(folder)}
+    files = images_by("name", folders)
     table = Table(file, next((folder for folder in folders if folder.is_dir()), file.parent))
     missing: list[str] = []
     annotated = False
@@ -71,11 +66,7 @@ def read(place: Path, images: Path | None = None) -> dict[str, Annotations]:
         _add_task(table, task, f"{file} task {task.get('id', row)}", files, missing)
     if not annotated:
         raise DataError(f"{file}: no task has annotations; expected an export of Label Studio")
-    if missing:
-        raise DataError(
-            f"{file}: {len(missing)} images are not in {some(list(map(str, folders)))}: "
-            f"{some(missing)}; name the folder that holds the images"
-        )
+    refuse_missing(file, missing, folders)
     return finish({ALL: table})
 
 

@@ -12,7 +12,7 @@ from detrelay.core.data.readers.table import (
     ALL,
     Table,
     finish,
-    image_files,
+    images_by,
     read_json,
     split_folders,
     to_number,
@@ -57,9 +57,7 @@ def _is_labelme(folder: Path) -> bool:
 
 def _table(folder: Path, images: Path | None) -> Table:
     places = [Path(images)] if images is not None else [folder, folder / "images"]
-    files: dict[str, Path] = {}
-    for place in reversed([place for place in places if place.is_dir()]):
-        files |= {path.stem: path for path in image_files(place)}
+    files = images_by("stem", places)
     table = Table(folder, folder if images is None else Path(images))
     texts = sorted(folder.glob("*.json"))
     missing = []

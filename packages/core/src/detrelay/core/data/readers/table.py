@@ -7,12 +7,12 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import msgspec
@@ -62,6 +62,41 @@ def image_files(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
+
+
+def images_by(key: Literal["name", "stem"], folders: Iterable[Path]) -> dict[str, Path]:
+    """Image files of several folders by their name or its stem; the first folder wins."""
+    found: dict[str, Path] = {}
+    for folder in reversed([folder for folder in folders if folder.is_dir()]):
+        found |= {getattr(path, key): path for path in image_files(folder)}
+    return found
+
+
+def refuse_missing(file: Path, missing: Sequence[str], folders: Iterable[Path]) -> None:
+    """Refuse a file some of whose images are in none of the folders.
+
+    Raises:
+        DataError: names of images are missing.
+    """
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} images are not in {some(list(map(str, folders)))}: "
+            f"{some(missing)}; name the folder that holds the images"
+        )
+
+
+def only_json(folder: Path) -> Path | None:
+    """The json file of a folder; None if there are several, or none."""
+    files = sorted(folder.glob("*.json"))
+    return files[0] if len(files) == 1 else None
+
+
+def start_of_json(file: Path) -> bytes:
+    """The first bytes of a json file, from its first bracket on; empty for other files."""
+    if file.suffix.lower() != ".json" or not file.is_file():
+        return b""
+    with file.open("rb") as stream:
+        return stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def read_text(path: Path) -> str:

@@ -18,7 +18,7 @@ from detrelay.core.data.readers.table import (
     TRAIN,
     Table,
     finish,
-    image_files,
+    images_by,
     read_text,
     read_xml,
     split_folders,
@@ -148,9 +148,7 @@ def _table(
         raise DataError(f"no image folder {images}; name the folder that holds the images")
     folders = [Path(images)] if images is not None else [place / name for name in _IMAGE_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()]
-    found: dict[str, Path] = {}
-    for folder in reversed(folders):
-        found |= {path.stem: path for path in image_files(folder)}
+    found = images_by("stem", folders)
     missing = [path.stem for path in files if path.stem not in found]
     if missing:
         raise DataError(
