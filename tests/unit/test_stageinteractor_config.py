@@ -19,6 +19,7 @@ from factories import small_config
         ({"num_out_points": 7}, "num_out_points must be even"),
         ({"max_reused_filters": -1}, "max_reused_filters must be >= 0"),
         ({"num_queries": 0}, "num_queries must be at least 1"),
+        ({"initial_boxes": "corner"}, "'image', 'grid'"),
         ({"num_levels": 5}, r"num_levels must lie in 1\.\.4"),
         ({"d_model": 48}, "multiple of 32"),
         ({"backbone_frozen_stages": 9}, r"must lie in 0\.\.4"),

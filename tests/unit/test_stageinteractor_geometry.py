@@ -6,7 +6,12 @@ import math
 
 import torch
 
-from detrelay.heads.stageinteractor.geometry import log_coverage, position_code, sizes_of
+from detrelay.heads.stageinteractor.geometry import (
+    grid_boxes,
+    log_coverage,
+    position_code,
+    sizes_of,
+)
 
 
 def test_sizes_follow_from_scale_and_ratio() -> None:
@@ -33,3 +38,20 @@ def test_coverage_is_the_covered_share_of_the_own_box() -> None:
     )
     expected = torch.tensor([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()
     torch.testing.assert_close(log_coverage(boxes[None])[0], (expected + 1e-7).log())
+
+
+def test_a_grid_of_five_boxes_by_hand() -> None:
+    width, height = 2 / 3, 1.0
+    torch.testing.assert_close(
+        grid_boxes(5, torch.zeros((), dtype=torch.float64)),
+        torch.tensor(
+            [
+                [1 / 6, 0.25, width, height],
+                [0.5, 0.25, width, height],
+                [5 / 6, 0.25, width, height],
+                [0.25, 0.75, width, height],
+                [0.75, 0.75, width, height],
+            ],
+            dtype=torch.float64,
+        ),
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detrelay.core.structures import StageGroup
+from detrelay.heads.stageinteractor.geometry import grid_boxes
 from detrelay.heads.stageinteractor.head import StageInteractorHead
 from detrelay.heads.stageinteractor.mixing import FilterBank
 from factories import make_pyramid, small_config
@@ -44,6 +45,14 @@ def test_group_has_all_stages_and_starts_as_the_whole_image() -> None:
         assert stage.logits.shape == (2, 8, 4)
         whole = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(2, 8, 4)
         torch.testing.assert_close(stage.boxes, whole)
+
+
+def test_queries_may_start_in_a_grid() -> None:
+    head = StageInteractorHead(small_config(initial_boxes="grid"))
+    (group,) = head(make_pyramid(height=64, width=96))
+    grid = grid_boxes(8, torch.zeros(())).expand(2, 8, 4)
+    for stage in group.stages:
+        torch.testing.assert_close(stage.boxes, grid)
 
 
 def test_inference_gives_what_training_gives() -> None:

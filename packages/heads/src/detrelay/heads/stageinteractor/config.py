@@ -77,6 +77,8 @@ class StageInteractorConfig(QuerySetsConfig):
 
     Attributes:
         num_queries: N; 100 (300 in the longer recipes).
+        initial_boxes: where queries start: "image", all at the whole image, as released; or "grid",
+            side by side in rows, each two cells wide and high, which learns sooner.
         d_model: C, width of queries and feature maps.
         num_levels: L, feature maps used, strides 4, 8, 16, 32; with fewer than four the backbone
             ends with the last of them.
@@ -112,6 +114,7 @@ class StageInteractorConfig(QuerySetsConfig):
     model_type = "detrelay_stageinteractor"
 
     num_queries: int = 100
+    initial_boxes: Literal["image", "grid"] = "image"
     d_model: int = 256
     num_levels: int = 4
     num_groups: int = 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,26 @@ def log_coverage(boxes: Tensor) -> Tensor:
     corners = cxcywh_to_xyxy(torch.cat([boxes[..., :2], sizes_of(boxes)], dim=-1))
     covered = intersection(corners[:, :, None], corners[:, None])
     return (covered / area(corners).clamp(min=1e-6)[..., None] + 1e-7).log()
+
+
+def grid_boxes(count: int, like: Tensor) -> Tensor:
+    """Boxes side by side in rows, as many columns as rows or one more, in units of the image.
+
+    Each is as wide as two columns and as high as two rows; the last row may hold fewer.
+
+    Args:
+        count: Q, number of boxes.
+        like: gives dtype and device.
+
+    Returns:
+        [Q, 4], cxcywh.
+    """
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    index = torch.arange(count, device=like.device)
+    row = index.div(columns, rounding_mode="floor")
+    in_row = (count - row * columns).clamp(max=columns)
+    x = (index % columns + 0.5) / in_row
+    y = (row + 0.5) / rows
+    sides = (torch.full_like(x, 2 / columns), torch.full_like(x, 2 / rows))
+    return torch.stack([x, y, *sides], dim=-1).to(like.dtype)

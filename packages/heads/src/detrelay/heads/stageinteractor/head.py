@@ -25,7 +25,7 @@ from detrelay.core.structures import FeaturePyramid, StageGroup, StagePrediction
 from detrelay.heads.query_sets import DECODER, RECOLLECTED
 from detrelay.heads.stageinteractor.attention import OverlapBiasedAttention
 from detrelay.heads.stageinteractor.config import StageInteractorConfig
-from detrelay.heads.stageinteractor.geometry import position_code, sizes_of
+from detrelay.heads.stageinteractor.geometry import grid_boxes, position_code, sizes_of
 from detrelay.heads.stageinteractor.mixing import DynamicMixing, FilterBank
 from detrelay.heads.stageinteractor.sampling import PointGenerator
 
@@ -170,11 +170,12 @@ class _Scene:
 
 
 class StageInteractorHead(nn.Module):
-    """The decoder: queries that start as the whole image and are refined by S stages."""
+    """The decoder: queries that start at the whole image or in a grid, refined by S stages."""
 
     def __init__(self, config: StageInteractorConfig) -> None:
         super().__init__()
         self.num_groups = config.num_groups
+        self.initial_boxes = config.initial_boxes
         self.hidden_sets = tuple(config.hidden_sets)
         self.recollect_queries = config.recollect_queries
         self.content = nn.Embedding(config.num_queries, config.d_model)
@@ -252,13 +253,15 @@ class StageInteractorHead(nn.Module):
         return _Scene(whwh[:, None], filled(level_sizes, whwh))
 
     def _start(self, content: Tensor, scene: _Scene) -> StageState:
-        """Every query starts with its content [Q, C] and the whole unpadded image as its box."""
+        """Every query starts with its content [Q, C] and its initial box."""
         whwh = scene.image_whwh
         content = F.layer_norm(content, content.shape[-1:])
-        width, height = whwh[..., 0:1], whwh[..., 1:2]
-        scale = 0.5 * (width * height).log2()
-        boxes = torch.cat([0.5 * whwh[..., :2], scale, (height / width).log2()], dim=-1)
         batch = whwh.shape[0]
+        on_grid = self.initial_boxes == "grid"
+        start = grid_boxes(len(content), whwh) if on_grid else filled([[0.5, 0.5, 1, 1]], whwh)
+        center, width, height = (start * whwh).split([2, 1, 1], dim=-1)
+        scale = 0.5 * (width * height).log2()
+        boxes = torch.cat([center, scale, (height / width).log2()], dim=-1)
         return StageState(
             queries=content.expand(batch, -1, -1),
             boxes=boxes.expand(-1, len(content), -1),
