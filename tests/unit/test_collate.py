@@ -38,5 +38,13 @@ def test_padding_is_written_whatever_stood_in_memory(monkeypatch: pytest.MonkeyP
     assert ((dirty != 0).any(dim=1) == batch["pixel_mask"]).all()
 
 
+def test_bytes_stay_channels_last_as_they_are_decoded() -> None:
+    image = torch.randint(256, (20, 33, 3), dtype=torch.uint8).permute(2, 0, 1)
+    batch = collate([{**encoded(20, 33), "pixel_values": image}], divisor=16)
+    assert batch["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch["pixel_values"][0, :, :20, :33], image)
+    assert batch["pixel_values"][0].sum() == image.sum()
+
+
 def test_divisor_is_32_by_default() -> None:
     assert collate([encoded(33, 20)])["pixel_values"].shape == (1, 3, 64, 32)

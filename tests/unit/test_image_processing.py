@@ -119,8 +119,10 @@ def test_bytes_normalised_as_a_batch_are_what_images_normalised_alone_are(
     raw = UnnormalizedVisits(data)
     loaded = collate([raw[0], raw[1]])
     assert loaded["pixel_values"].dtype == torch.uint8
+    loaded["pixel_values"] = loaded["pixel_values"].contiguous(memory_format=torch.channels_last)
     batch = processor(**options).normalize_batch(loaded)
     assert torch.equal(batch["pixel_values"], floats["pixel_values"])
+    assert batch["pixel_values"].is_contiguous()
     assert torch.equal(batch["pixel_mask"], floats["pixel_mask"])
     again = processor().normalize_batch(batch)
     assert again["pixel_values"] is batch["pixel_values"]

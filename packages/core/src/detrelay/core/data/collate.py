@@ -43,6 +43,9 @@ class Batch(TypedDict):
 def collate(items: Sequence[EncodedSample], *, divisor: int = DIVISOR) -> Batch:
     """Pad images at the bottom and the right to one size; labels stay as they are.
 
+    The batch keeps the order in memory of its first image: decoded and resized bytes are
+    channels-last, and are copied row by row.
+
     Boxes are in units of the unpadded image, so no label depends on the rest of the batch.
 
     Args:
@@ -52,7 +55,7 @@ def collate(items: Sequence[EncodedSample], *, divisor: int = DIVISOR) -> Batch:
     images = [item["pixel_values"] for item in items]
     height, width = padded_size([(image.shape[-2], image.shape[-1]) for image in images], divisor)
     # each entry is written once; zeroing all of it first would be another pass over memory
-    pixel_values = images[0].new_empty(len(images), images[0].shape[0], height, width)
+    pixel_values = _empty_canvas(images, height, width)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.bool)
     for image, pixels, mask in zip(images, pixel_values, pixel_mask, strict=True):
         bottom, right = image.shape[-2:]
@@ -65,3 +68,10 @@ def collate(items: Sequence[EncodedSample], *, divisor: int = DIVISOR) -> Batch:
         "pixel_mask": pixel_mask,
         "labels": [item["labels"] for item in items],
     }
+
+
+def _empty_canvas(images: Sequence[Tensor], height: int, width: int) -> Tensor:
+    first, channels = images[0], images[0].shape[0]
+    if first.stride(0) == 1:
+        return first.new_empty(len(images), height, width, channels).permute(0, 3, 1, 2)
+    return first.new_empty(len(images), channels, height, width)

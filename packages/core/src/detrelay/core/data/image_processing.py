@@ -204,7 +204,9 @@ class DetrelayImageProcessor(TorchvisionBackend):
         if pixels is None or pixels.dtype != torch.uint8:
             return dict(batch)
         padding = ~batch["pixel_mask"].bool()[:, None]
-        return {**batch, "pixel_values": self._normalized(pixels).masked_fill_(padding, 0)}
+        # bytes arrive channels-last, which trains slower on a CPU (docs/performance.md)
+        values = self._normalized(pixels.contiguous())
+        return {**batch, "pixel_values": values.masked_fill_(padding, 0)}
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         values: Tensor = self.rescale_and_normalize(
