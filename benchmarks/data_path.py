@@ -10,6 +10,7 @@ pipelines: images per second of one loader worker, beside a loader of torchvisio
     and one of plain OpenCV (where `opencv-python-headless` is installed), all to the same size.
 padding: share of real pixels and images per second of training steps of a small detector, images
     of several sizes in any order, in aspect groups, and in batches by shape.
+evaluation: the same of inference, images as stored and in batches of equal padded shape.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from detrelay.apps.build import build_datasets, build_parts, find_recipe
+from detrelay.apps.build import build_datasets, build_parts, eval_data, find_recipe
 from detrelay.core.data.augmentation import Flip, Resize
 from detrelay.core.data.coco import AnnotatedImages, Sample
-from detrelay.core.data.collate import collate
+from detrelay.core.data.collate import DIVISOR, collate
 from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_processing import DetrelayImageProcessor
-from detrelay.core.data.transforms import DetectionDataset
-from detrelay.core.engine.loaders import make_loader
+from detrelay.core.data.transforms import DetectionDataset, UnnormalizedVisits
+from detrelay.core.engine.inference import model_inputs
+from detrelay.core.engine.loaders import make_eval_loader, make_loader
 from detrelay.core.engine.optimizer import build_optimizer
 from detrelay.core.engine.update import Updater
 
-Part = Literal["parts", "pipelines", "padding"]
+Part = Literal["parts", "pipelines", "padding", "evaluation"]
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -53,7 +55,7 @@ class Arguments:
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Data sets."""
-    parts: tuple[Part, ...] = ("parts", "pipelines", "padding")
+    parts: tuple[Part, ...] = ("parts", "pipelines", "padding", "evaluation")
     """What to time."""
     short_side: int = 800
     """Of the images of parts and pipelines, pixels."""
@@ -237,6 +239,45 @@ def time_padding(folder: Path, arguments: Arguments) -> None:
         print(f"  {name:16} real pixels {statistics.mean(shares[name]):.2f}  {rate:6.1f} images/s")
 
 
+def time_evaluation(folder: Path, arguments: Arguments) -> None:
+    """Real pixels and speed of inference at the largest of the sides, both orders in turns."""
+    side, size = max(arguments.sides), arguments.batch_size
+    recipe = find_recipe(
+        "bccd_small",
+        f"data.eval_short_side={side}",
+        f"data.eval_max_size={int(1.67 * side)}",
+        data=[folder],
+    )
+    samples, others = build_datasets(recipe.data)
+    parts = build_parts(recipe, samples, others, None, fresh=True)
+    model, processor = parts.model.eval(), parts.processor
+    data = eval_data(samples, processor)
+    count = min(arguments.images, len(data))
+    raw = torch.utils.data.Subset(UnnormalizedVisits(data), range(count))
+    loaders = {
+        "as stored": DataLoader(raw, size, collate_fn=collate),
+        "equal shape": make_eval_loader(data, size, DIVISOR, images=count),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    shares: dict[str, Tensor] = {}
+    for _ in range(arguments.repeats + 1):
+        for name, loader in loaders.items():
+            pixels, spent = torch.zeros(2), 0.0
+            for batch in loader:
+                start = time.process_time()
+                with torch.no_grad():
+                    model(**model_inputs(processor.normalize_batch(batch)))
+                spent += time.process_time() - start
+                mask = batch["pixel_mask"]
+                pixels += torch.tensor([mask.sum(), mask.numel()])
+            seconds[name].append(spent)
+            shares[name] = pixels[0] / pixels[1]
+    print(f"{folder.name}: {count} images evaluated by {size}, short side {side}")
+    for name, share in shares.items():
+        rate = count / statistics.median(seconds[name][1:])  # the first pass warms up
+        print(f"  {name:16} real pixels {share:.2f}  {rate:6.1f} images/s")
+
+
 def _steps(
     folder: Path, settings: list[str], largest: int, batch_size: int
 ) -> tuple[Any, Callable[[Mapping[str, Any]], object]]:
@@ -262,7 +303,12 @@ def main(arguments: Arguments) -> None:
     """Time what is asked for."""
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
-    timers = {"parts": time_parts, "pipelines": time_pipelines, "padding": time_padding}
+    timers = {
+        "parts": time_parts,
+        "pipelines": time_pipelines,
+        "padding": time_padding,
+        "evaluation": time_evaluation,
+    }
     for part in arguments.parts:
         for folder in arguments.folders:
             timers[part](folder, arguments)
