@@ -298,6 +298,19 @@ def test_flip_mirrors_image_and_boxes() -> None:
     assert torch.equal(never(sample).image, sample.image)
 
 
+def test_vertical_flip_turns_image_and_boxes_upside_down() -> None:
+    sample = make_sample(60, 80)
+    for chance, upside_down in ((1, True), (0, False)):
+        entries = ({"name": "vertical_flip", "probability": chance},)
+        found = build_train_transform(DataConfig(transforms=entries))(sample)
+        assert torch.equal(found.image, sample.image.flip(-2) if upside_down else sample.image)
+        left, top, right, bottom = sample.boxes_xyxy.unbind(-1)
+        turned = torch.stack([left, 60 - bottom, right, 60 - top], -1)
+        assert torch.equal(found.boxes_xyxy, turned if upside_down else sample.boxes_xyxy)
+    with pytest.raises(RecipeError, match=r"vertical_flip.*between 0 and 1, found 2"):
+        build_train_transform(DataConfig(transforms=({"name": "vertical_flip", "probability": 2},)))
+
+
 CROP = DataConfig(
     short_sides=(80, 96, 120),
     max_size=200,

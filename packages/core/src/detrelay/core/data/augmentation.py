@@ -46,6 +46,25 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class VerticalFlip:
+    """Vertical flip, for pictures without an upper side: from above, or through a microscope.
+
+    Attributes:
+        probability: chance of a flip.
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_probability(self.probability)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Flip image and boxes, or return the sample as it is."""
+        due = bool(torch.rand(()) < self.probability)
+        return on_both(tv_functional.vertical_flip, sample) if due else sample
+
+
+@dataclass(frozen=True)
 class Resize:
     """Resize to a random short side.
 
@@ -265,6 +284,7 @@ TRANSFORMS: dict[str, Callable[..., Transform | Mosaic | Mixup]] = {
     "mosaic": Mosaic,
     "mixup": Mixup,
     "flip": Flip,
+    "vertical_flip": VerticalFlip,
     "crop": Crop,
     "resize": Resize,
     "scale_jitter": ScaleJitter,
