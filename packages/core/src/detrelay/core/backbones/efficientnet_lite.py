@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detrelay.core.backbones.base import BackboneSettings
 from detrelay.core.backbones.timm_models import TimmBackbone
@@ -66,6 +66,11 @@ class EfficientNetLiteBackbone(TimmBackbone):
     def timm_name(self) -> str:
         """The network's name in timm."""
         return _TIMM_NAME
+
+    def _maps(self, network: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        if pixel_values.device.type == "cpu":  # its depthwise convolutions take 0.8 of the time
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        return super()._maps(network, pixel_values)
 
     def load_pretrained(self, source: str) -> None:
         """Load pre-trained weights.
