@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from detrelay.core.export.comparison import Difference, Times
+from detrelay.core.export.quantization import Trial
 from detrelay.core.export.report import Bounds, ExportReport, Precision
 
 
@@ -48,6 +49,18 @@ def test_the_page_holds_the_figures() -> None:
     ):
         assert text in page
     assert "AP on" not in report(precision=None).page()
+
+
+def test_parts_that_returned_to_float_are_named() -> None:
+    trials = [
+        Trial("float32", 9, 0.5, 0.2, True),
+        Trial("neck", 3, 0.5, 0.1, True),
+        Trial("decoder", 6, 0.5, 0.1, False, returned=True),
+    ]
+    page = report(trials=trials).page()
+    assert "| neck | 3 | 50.00 | +0.00 | 100 | int8 |" in page
+    assert "| decoder | 6 | 50.00 | +0.00 | 100 | float32 (returned) |" in page
+    assert "lost too much on val.json with it: decoder. AP there was measured 2 times." in page
 
 
 def test_both_files_are_written(tmp_path: Path) -> None:

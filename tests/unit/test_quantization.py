@@ -74,9 +74,42 @@ def test_int8_is_refused_where_every_part_costs_ap(tmp_path: Path) -> None:
     told = iter([0.5, 0.2, 0.3])
     calibration = Calibration(IMAGES, lambda results: next(told))
     with pytest.raises(
-        ValueError, match=r"no part .* 0.15 points .*backbone 20.00, branches 30.00"
+        ValueError,
+        match=r"no part .*backbone 20.00, branches 30.00, and 0.15 points are allowed there; name",
     ):
         quantize_parts(tmp_path / "float32.onnx", tmp_path / "x.onnx", FACTS, calibration, 0.003)
+
+
+def test_parts_return_to_float_until_the_file_is_accepted(tmp_path: Path) -> None:
+    write_layers(tmp_path / "float32.onnx")
+    calibration = Calibration(IMAGES, lambda results: 0.5)
+    asked: list[set[str]] = []
+
+    def accepts(folder: Path) -> bool:
+        nodes = onnx.load(folder / "model.onnx").graph.node
+        asked.append(
+            {node.op_type for node in nodes if "Dequantize" in "".join(node.input)}
+            & {"Conv", "MatMul"}
+        )
+        return len(asked) > most
+
+    most = 1
+    base, target = tmp_path / "float32.onnx", tmp_path / "int8.onnx"
+    trials = quantize_parts(base, target, FACTS, calibration, 0.003, accepts)
+    assert asked == [{"Conv", "MatMul"}, {"Conv"}]
+    assert [(trial.part, trial.kept, trial.returned) for trial in trials] == [
+        ("float32", True, False),
+        ("backbone", True, False),
+        ("branches", False, True),
+    ]
+    kinds = {node.op_type: node for node in onnx.load(target).graph.node}
+    assert kinds["MatMul"].input[0] == "means"
+
+    asked.clear()
+    most = 2
+    with pytest.raises(ValueError, match=r"what passed loses more than 0.3 points on the other"):
+        quantize_parts(base, target, FACTS, calibration, 0.003, accepts)
+    assert len(asked) == 2
 
 
 def test_a_layer_that_does_not_say_where_it_comes_from_is_refused(tmp_path: Path) -> None:
@@ -154,7 +187,7 @@ def test_a_bad_quantisation_is_refused_and_a_good_one_kept(
     assert "| backbone |" in capsys.readouterr().out
     assert (tmp_path / "good/with_processing.onnx").is_file()
 
-    def plant(base: Path, target: Path, facts: Any, calibration: Any, bound: float) -> Any:
+    def plant(base: Path, target: Path, facts: Any, calibration: Any, *_: Any) -> Any:
         names = [name for part in layers_by_part(onnx.load(base)).values() for name in part]
         ranges = target.with_name("ranges.json")
         quantization.quantize(base, target, names, calibration, facts, ranges)

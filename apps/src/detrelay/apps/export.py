@@ -64,14 +64,15 @@ def export(arguments: Arguments) -> int:
 
     source, data = arguments.model, arguments.data
     model, processor = load_saved(source, arguments.head)
-    calibration, measured = None, None
+    calibration, measure_ap = None, None
     if arguments.calibration is not None:
         most = arguments.calibration_images
         calibration = Annotated.read(
             arguments.calibration, arguments.images, model, source, most
         ).calibration()
     if data is not None:
-        measured = Annotated.read(data, arguments.images, model, source)
+        annotated = Annotated.read(data, arguments.images, model, source)
+        measure_ap = ap_of_both(annotated, data.name, model, processor)
     report = export_detector(
         model,
         processor,
@@ -81,9 +82,7 @@ def export(arguments: Arguments) -> int:
         precision=arguments.precision,
         calibration=calibration,
         with_processing=arguments.with_processing,
-        measure_ap=None
-        if data is None or measured is None
-        else lambda exported: ap_of_both(measured, data.name, model, processor, exported),
+        measure_ap=measure_ap,
         keep_refused=arguments.keep_refused,
     )
     output = arguments.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from detrelay.core.data.image_processing import DetrelayImageProcessor
     from detrelay.core.detector.model import DetectorForObjectDetection
     from detrelay.core.export.detector import ExportedDetector
+    from detrelay.core.export.folder import Measure
 
 MAX_DETECTIONS = 100
 _DRAWS = 1000
@@ -111,33 +113,38 @@ def ap_of_both(
     name: str,
     model: DetectorForObjectDetection,
     processor: DetrelayImageProcessor,
-    exported: ExportedDetector,
-) -> Precision:
-    """AP of a model and of its exported file, with the interval of the difference.
+) -> Measure:
+    """Measures AP of a model and of a file exported from it, with the interval of the difference.
 
-    The file is measured as it will be used, with pixels and detections of `ExportedDetector`.
+    The model looks at the images once. The file is measured as it will be used, with pixels and
+    detections of `ExportedDetector`.
 
     Args:
         data: all images of a data set.
         name: of the data set.
         model: in PyTorch.
         processor: the model's.
-        exported: the file.
     """
     from accelerate import Accelerator
 
-    ours = data.select(
-        evaluate.detect_in(
-            Accelerator(cpu=True), model, processor, data.samples, data.ids, MAX_DETECTIONS
+    @cache
+    def ours() -> Detections:
+        return data.select(
+            evaluate.detect_in(
+                Accelerator(cpu=True), model, processor, data.samples, data.ids, MAX_DETECTIONS
+            )
         )
-    )
-    theirs = data.known(
-        [exported(data.pixels(row), 0.0, MAX_DETECTIONS, clip=False)[0] for row in data.rows]
-    )
-    weights = image_weights(len(data.truth.image_ids), _DRAWS)
-    drawn = [
-        resampled_ap(match(data.truth, data.truth.place(found), MAX_DETECTIONS), weights)
-        for found in (ours, theirs)
-    ]
-    low, high = np.percentile(drawn[1] - drawn[0], [2.5, 97.5]).tolist()
-    return Precision(name, len(data.rows), data.ap(ours), data.ap(theirs), (low, high))
+
+    def measure(exported: ExportedDetector) -> Precision:
+        theirs = data.known(
+            [exported(data.pixels(row), 0.0, MAX_DETECTIONS, clip=False)[0] for row in data.rows]
+        )
+        weights = image_weights(len(data.truth.image_ids), _DRAWS)
+        drawn = [
+            resampled_ap(match(data.truth, data.truth.place(found), MAX_DETECTIONS), weights)
+            for found in (ours(), theirs)
+        ]
+        low, high = np.percentile(drawn[1] - drawn[0], [2.5, 97.5]).tolist()
+        return Precision(name, len(data.rows), data.ap(ours()), data.ap(theirs), (low, high))
+
+    return measure

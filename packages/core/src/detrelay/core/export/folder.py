@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,11 @@ def export_detector(
     aside = aside_of(output)
     aside.mkdir(parents=True, exist_ok=True)
     try:
-        particular, trials = _write(model, aside, facts, bounds.ap, precision, calibration, within)
+        check = _Check(measure_ap, bounds.ap)
+        particular, trials = _write(model, aside, facts, check, precision, calibration, within)
         facts.write(aside)
         processor.save_pretrained(aside)
-        report = _report(model, aside, particular, bounds, measure_ap, trials)
+        report = _report(model, aside, particular, bounds, check, trials)
         report.write(aside)
         sync(aside)
         if beyond := "; ".join(report.refusals()):
@@ -94,11 +96,33 @@ def export_detector(
     return report
 
 
+@dataclass
+class _Check:
+    """Whether files lose AP.
+
+    Attributes:
+        measure_ap: see `export_detector`.
+        bound: the largest difference allowed.
+        last: what was measured last.
+    """
+
+    measure_ap: Measure | None
+    bound: float
+    last: Precision | None = None
+
+    def accepts(self, folder: Path) -> bool:
+        """Measure an exported folder, if that is wanted."""
+        if self.measure_ap is None:
+            return True
+        self.last = self.measure_ap(ExportedDetector(folder, threads=1))
+        return abs(self.last.difference) <= self.bound
+
+
 def _write(
     model: DetectorForObjectDetection,
     folder: Path,
     facts: Facts,
-    bound: float,
+    check: _Check,
     precision: str,
     calibration: Calibration | None,
     processing: PixelSettings | None,
@@ -114,7 +138,7 @@ def _write(
     trials: list[Trial] = []
     if precision == "int8":
         assert calibration is not None
-        trials = quantize_parts(between, quantized, facts, calibration, bound)
+        trials = quantize_parts(between, quantized, facts, calibration, check.bound, check.accepts)
         quantized.replace(between)
     write_file(between, facts.format, folder, precision, processing)
     between.unlink()
@@ -126,7 +150,7 @@ def _report(
     folder: Path,
     particular: Mapping[str, Any],
     bounds: Bounds,
-    measure_ap: Measure | None,
+    check: _Check,
     trials: Sequence[Trial],
 ) -> ExportReport:
     """Measure the file in a folder."""
@@ -142,6 +166,6 @@ def _report(
         bounds=bounds,
         differences=compare(model, exported.run, shapes),
         times=measure(model, exported.run, shapes[0]),
-        precision=measure_ap(exported) if measure_ap else None,
+        precision=check.last or (check.measure_ap(exported) if check.measure_ap else None),
         trials=trials,
     )

@@ -11,8 +11,8 @@ import importlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +61,7 @@ class Trial:
         ap: AP as a fraction, with the parts kept before it in 8 bits too.
         seconds: of an image on one thread, pixels and detections included, median.
         kept: whether the part is in 8 bits in the file written.
+        returned: whether it was kept by this AP, but the whole file failed elsewhere with it.
     """
 
     part: str
@@ -68,15 +69,22 @@ class Trial:
     ap: float
     seconds: float
     kept: bool
+    returned: bool = False
 
 
 def quantize_parts(
-    base: Path, target: Path, facts: Facts, calibration: Calibration, bound: float
+    base: Path,
+    target: Path,
+    facts: Facts,
+    calibration: Calibration,
+    bound: float,
+    accepts: Callable[[Path], bool] = lambda folder: True,
 ) -> list[Trial]:
     """Write an ONNX file with as many parts in 8 bits as leave AP alone.
 
     Parts are tried in the order of `PARTS`, each on top of those kept before it. One is kept if AP
-    on the calibration images stays within half the bound of the float file's.
+    on the calibration images stays within half the bound of the float file's. If the file that
+    results is not accepted, its parts return to float32 one by one, the last one first.
 
     Args:
         base: the detector as float ONNX file.
@@ -84,6 +92,7 @@ def quantize_parts(
         facts: of the exported folder; its format is what AP and time are taken in.
         calibration: images for ranges and AP.
         bound: largest difference of AP allowed.
+        accepts: whether an exported folder is as good as the model on other images.
 
     Returns:
         All trials, the float file's first.
@@ -100,27 +109,48 @@ def quantize_parts(
         trials = [Trial("float32", sum(map(len, layers.values())), ap, seconds, True)]
         kept: list[str] = []
         for part, names in layers.items():
-            quantize(base, tried, [*kept, *names], calibration, facts, ranges)
+            quantize(base, tried, [*_nodes(layers, kept), *names], calibration, facts, ranges)
             save(tried, place, facts)
             ap, seconds = _judge(place, calibration)
             keep = abs(ap - trials[0].ap) <= _SHARE_OF_BOUND * bound
             trials.append(Trial(part, len(names), ap, seconds, keep))
             if keep:
-                kept += names
+                kept.append(part)
                 tried.replace(target)
+        while kept:
+            save(target, place, facts)
+            if accepts(place):
+                break
+            trials = [_returned(trial) if trial.part == kept[-1] else trial for trial in trials]
+            if kept := kept[:-1]:
+                quantize(base, target, _nodes(layers, kept), calibration, facts, ranges)
     finally:
         ranges.unlink(missing_ok=True)
         tried.unlink(missing_ok=True)
         if place.exists():
             remove(place)
     if not kept:
-        found = ", ".join(f"{trial.part} {100 * trial.ap:.2f}" for trial in trials)
         raise ValueError(
-            f"no part can be in 8 bits within half of the AP difference allowed, {50 * bound:g} "
-            f"points (AP on the calibration images: {found}); name more images like those that "
-            f"the model is used on, or another --precision"
+            f"no part can be in 8 bits: {_refusal(trials, bound)}; name more calibration images "
+            f"like those that the model is used on, or another --precision"
         )
     return trials
+
+
+def _nodes(layers: Mapping[str, Sequence[str]], parts: Sequence[str]) -> list[str]:
+    return [name for part in parts for name in layers[part]]
+
+
+def _returned(trial: Trial) -> Trial:
+    return replace(trial, kept=False, returned=True)
+
+
+def _refusal(trials: Sequence[Trial], bound: float) -> str:
+    found = ", ".join(f"{trial.part} {100 * trial.ap:.2f}" for trial in trials)
+    reason = f"AP on the calibration images is {found}, and {50 * bound:g} points are allowed there"
+    if any(trial.returned for trial in trials):
+        reason += f"; what passed loses more than {100 * bound:g} points on the other images"
+    return reason
 
 
 def layers_by_part(model: Any) -> dict[str, list[str]]:

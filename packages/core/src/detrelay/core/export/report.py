@@ -49,6 +49,11 @@ class Precision:
     file: float
     interval: tuple[float, float]
 
+    @property
+    def difference(self) -> float:
+        """File - model."""
+        return self.file - self.model
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -102,7 +107,7 @@ class ExportReport:
         return [f"{name} by {value:.2g} ({_bound(bound)})" for name, value, bound in found]
 
     def _ap_difference(self) -> float:
-        return abs(self.precision.file - self.precision.model) if self.precision else 0.0
+        return abs(self.precision.difference) if self.precision else 0.0
 
     def write(self, folder: Path) -> None:
         """Write both files into a folder."""
@@ -147,7 +152,7 @@ class ExportReport:
                 "",
                 f"AP on {found.data} ({found.images} images): {100 * found.model:.2f} in PyTorch, "
                 f"{100 * found.file:.2f} exported, difference "
-                f"{100 * (found.file - found.model):+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] "
+                f"{100 * found.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] "
                 f"(bound {100 * self.bounds.ap:g}).",
             ]
         if self.trials:
@@ -167,9 +172,21 @@ class ExportReport:
             *(
                 f"| {trial.part} | {trial.layers} | {100 * trial.ap:.2f} | "
                 f"{100 * (trial.ap - first.ap):+.2f} | {trial.seconds * 1e3:.0f} | "
-                f"{'int8' if trial.kept and trial is not first else 'float32'} |"
+                f"{'int8' if trial.kept and trial is not first else 'float32'}"
+                f"{' (returned)' if trial.returned else ''} |"
                 for trial in self.trials
             ),
+            *self._note_on_returned(),
+        ]
+
+    def _note_on_returned(self) -> list[str]:
+        parts = [trial.part for trial in self.trials if trial.returned]
+        if not parts or self.precision is None:
+            return []
+        return [
+            "",
+            f"Returned to float32, because the file lost too much on {self.precision.data} with "
+            f"it: {', '.join(parts)}. AP there was measured {len(parts) + 1} times.",
         ]
 
 
