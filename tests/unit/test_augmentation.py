@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv_functional
 
 from detrelay.core.data.augmentation import Crop, build_eval_transform, build_train_transform
 from detrelay.core.data.coco import Sample
-from detrelay.core.data.geometry import on_both, random_crop, resize, scale
+from detrelay.core.data.geometry import on_both, random_crop, resize, scale, turn_left
 from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.recipe import DataConfig, Recipe, override
 from factories_data import assert_boxes_lie_on_bright_pixels, make_sample, marked_sample
@@ -309,6 +310,33 @@ def test_vertical_flip_turns_image_and_boxes_upside_down() -> None:
         assert torch.equal(found.boxes_xyxy, turned if upside_down else sample.boxes_xyxy)
     with pytest.raises(RecipeError, match=r"vertical_flip.*between 0 and 1, found 2"):
         build_train_transform(DataConfig(transforms=({"name": "vertical_flip", "probability": 2},)))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_turn_takes_the_boxes_along(times: int) -> None:
+    sample = make_sample(60, 80, [[10, 20, 30, 50]])
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    image[:, 20:50, 10:30] = 1
+    turned = turn_left(replace(sample, image=image), times)
+    assert turned.image.shape == (3, 80, 60)
+    (box,) = turned.boxes_xyxy.int().tolist()
+    assert box == ([20, 50, 50, 70] if times == 1 else [10, 10, 40, 30])
+    inside = turned.image[:, box[1] : box[3], box[0] : box[2]]
+    assert (inside == 1).all()
+    assert inside.sum() == image.sum()
+
+
+def test_half_of_the_quarter_turns_go_left() -> None:
+    entries = ({"name": "quarter_turn", "probability": 0.5}, {"name": "resize"})
+    turn = build_train_transform(DataConfig(transforms=entries, short_sides=(60,)))
+    sample = make_sample(60, 80)
+    ways = Counter[int]()
+    torch.manual_seed(0)
+    for _ in range(200):
+        found = turn(sample).image
+        ways[next(k for k in (0, 1, 3) if torch.equal(found, sample.image.rot90(k, (1, 2))))] += 1
+    assert 80 < ways[0] < 120
+    assert 35 < ways[1] < 65
 
 
 CROP = DataConfig(

@@ -17,7 +17,15 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv_functional
 
 from detrelay.core.data.coco import Sample
-from detrelay.core.data.geometry import make_mosaic, mix, on_both, random_crop, resize, scale
+from detrelay.core.data.geometry import (
+    make_mosaic,
+    mix,
+    on_both,
+    random_crop,
+    resize,
+    scale,
+    turn_left,
+)
 from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.recipe import DataConfig
 from detrelay.core.registry import find_part, make_part
@@ -62,6 +70,27 @@ class VerticalFlip:
         """Flip image and boxes, or return the sample as it is."""
         due = bool(torch.rand(()) < self.probability)
         return on_both(tv_functional.vertical_flip, sample) if due else sample
+
+
+@dataclass(frozen=True)
+class QuarterTurn:
+    """Rotation by 90 degrees, for pictures that may be taken from any side.
+
+    Attributes:
+        probability: chance of a turn, of which half are to the left.
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_probability(self.probability)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Turn image and boxes, or return the sample as it is."""
+        draw = float(torch.rand(()))
+        if draw >= self.probability:
+            return sample
+        return turn_left(sample, 1 if draw < self.probability / 2 else 3)
 
 
 @dataclass(frozen=True)
@@ -285,6 +314,7 @@ TRANSFORMS: dict[str, Callable[..., Transform | Mosaic | Mixup]] = {
     "mixup": Mixup,
     "flip": Flip,
     "vertical_flip": VerticalFlip,
+    "quarter_turn": QuarterTurn,
     "crop": Crop,
     "resize": Resize,
     "scale_jitter": ScaleJitter,

@@ -92,6 +92,17 @@ def on_both(function: Callable[..., Any], sample: Sample, *arguments: Any) -> Sa
     )
 
 
+def turn_left(sample: Sample, times: int) -> Sample:
+    """Rotate image and boxes by so many times 90 degrees, anticlockwise."""
+    image, boxes = sample.image, sample.boxes_xyxy
+    for _ in range(times):
+        left, top, right, bottom = boxes.unbind(-1)
+        width = image.shape[-1]
+        boxes = torch.stack([top, width - right, bottom, width - left], dim=-1)
+        image = image.rot90(1, (-2, -1))
+    return replace(sample, image=image.contiguous(), boxes_xyxy=boxes)
+
+
 def resize(sample: Sample, short_side: int, max_size: int | None) -> Sample:
     """Resize a sample to `resized_shape`."""
     height, width = sample.image.shape[-2:]
