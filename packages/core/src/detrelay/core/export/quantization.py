@@ -34,8 +34,6 @@ _BRANCHES = ("classify", "refine")  # how the heads' class and box branches are 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _MAX_DETECTIONS = 100
-# a part may use up this share of the bound, so that another data set is likely to stay inside too
-_SHARE_OF_BOUND = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def quantize_parts(
     """Write an ONNX file with as many parts in 8 bits as leave AP alone.
 
     Parts are tried in the order of `PARTS`, each on top of those kept before it. One is kept if AP
-    on the calibration images stays within half the bound of the float file's. If the file that
+    on the calibration images stays within the bound of the float file's. If the file that
     results is not accepted, its parts return to float32 one by one, the last one first.
 
     Args:
@@ -112,7 +110,7 @@ def quantize_parts(
             quantize(base, tried, [*_nodes(layers, kept), *names], calibration, facts, ranges)
             save(tried, place, facts)
             ap, seconds = _judge(place, calibration)
-            keep = abs(ap - trials[0].ap) <= _SHARE_OF_BOUND * bound
+            keep = abs(ap - trials[0].ap) <= bound
             trials.append(Trial(part, len(names), ap, seconds, keep))
             if keep:
                 kept.append(part)
@@ -147,9 +145,9 @@ def _returned(trial: Trial) -> Trial:
 
 def _refusal(trials: Sequence[Trial], bound: float) -> str:
     found = ", ".join(f"{trial.part} {100 * trial.ap:.2f}" for trial in trials)
-    reason = f"AP on the calibration images is {found}, and {50 * bound:g} points are allowed there"
+    reason = f"AP on the calibration images is {found}, and {100 * bound:g} points are allowed"
     if any(trial.returned for trial in trials):
-        reason += f"; what passed loses more than {100 * bound:g} points on the other images"
+        reason += "; what passed loses more than that on the other images"
     return reason
 
 
