@@ -228,7 +228,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
-        hidden = self.dropout(self.widen(x).relu())
+        hidden = self.dropout(self.widen(x).relu_())
         return self.norm(x + self.dropout(self.narrow(hidden)))
 
 
