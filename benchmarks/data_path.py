@@ -34,8 +34,8 @@ from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from detrelay.apps.build import build_datasets, build_parts, eval_data, find_recipe
-from detrelay.core.data.augmentation import Flip, Resize
-from detrelay.core.data.coco import AnnotatedImages, Sample
+from detrelay.core.data.augmentation import Augmentation, Flip, Resize, Step
+from detrelay.core.data.coco import AnnotatedImages
 from detrelay.core.data.collate import DIVISOR, collate
 from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_processing import DetrelayImageProcessor
@@ -167,7 +167,7 @@ def time_pipelines(folder: Path, arguments: Arguments) -> None:
     files = [str(images.annotations.images.open(index)) for index in range(count)]
     data = DetectionDataset(
         torch.utils.data.Subset(images, range(count)),
-        _FlipAndResize(*sides),
+        Augmentation((Step(Flip(1.0)), Step(Resize((sides[0],), sides[1])))),
         DetrelayImageProcessor(),
         seed=0,
     )
@@ -198,15 +198,6 @@ def time_pipelines(folder: Path, arguments: Arguments) -> None:
     print(f"{folder.name}: images/s of one worker, short side {arguments.short_side}")
     for name, found in rates.items():
         print(f"  {name:32}{statistics.median(found):8.1f}")
-
-
-@dataclass(frozen=True)
-class _FlipAndResize:
-    short_side: int
-    max_size: int
-
-    def __call__(self, sample: Sample) -> Sample:
-        return Resize((self.short_side,), self.max_size)(Flip(1.0)(sample))
 
 
 def time_padding(folder: Path, arguments: Arguments) -> None:
