@@ -119,8 +119,8 @@ def quantize_parts(
             save(target, place, facts)
             if accepts(place):
                 break
-            trials = [_returned(trial) if trial.part == kept[-1] else trial for trial in trials]
-            if kept := kept[:-1]:
+            trials = _without(trials, kept.pop())
+            if kept:
                 quantize(base, target, _nodes(layers, kept), calibration, facts, ranges)
     finally:
         ranges.unlink(missing_ok=True)
@@ -128,10 +128,7 @@ def quantize_parts(
         if place.exists():
             remove(place)
     if not kept:
-        raise ValueError(
-            f"no part can be in 8 bits: {_refusal(trials, bound)}; name more calibration images "
-            f"like those that the model is used on, or another --precision"
-        )
+        raise ValueError(_refusal(trials, bound))
     return trials
 
 
@@ -139,16 +136,18 @@ def _nodes(layers: Mapping[str, Sequence[str]], parts: Sequence[str]) -> list[st
     return [name for part in parts for name in layers[part]]
 
 
-def _returned(trial: Trial) -> Trial:
-    return replace(trial, kept=False, returned=True)
+def _without(trials: Sequence[Trial], part: str) -> list[Trial]:
+    return [replace(t, kept=False, returned=True) if t.part == part else t for t in trials]
 
 
 def _refusal(trials: Sequence[Trial], bound: float) -> str:
     found = ", ".join(f"{trial.part} {100 * trial.ap:.2f}" for trial in trials)
-    reason = f"AP on the calibration images is {found}, and {100 * bound:g} points are allowed"
-    if any(trial.returned for trial in trials):
-        reason += "; what passed loses more than that on the other images"
-    return reason
+    lost = "what passed loses more than that on the other images; "
+    return (
+        f"no part can be in 8 bits: AP on the calibration images is {found}, and {100 * bound:g} "
+        f"points are allowed; {lost if any(trial.returned for trial in trials) else ''}name more "
+        f"calibration images like those that the model is used on, or another --precision"
+    )
 
 
 def layers_by_part(model: Any) -> dict[str, list[str]]:
