@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from detrelay.core.ops.reference import sample_by_definition
 from detrelay.core.ops.token_sampling import (
     sample_by_kernel,
     sample_points,
@@ -19,8 +20,8 @@ CELLS = 18
 def test_gradients_of_sampling(sums: int, points: int) -> None:
     torch.manual_seed(1)
     values = torch.randn(2, CELLS, 2, 3, dtype=torch.float64, requires_grad=True)
-    # up to half a level outside, where nothing is
-    locations = 2 * torch.rand(2, 3, 2, sums, 3, points, 2, dtype=torch.float64) - 0.5
+    # up to one and a half levels outside, where nothing is
+    locations = 4 * torch.rand(2, 3, 2, sums, 3, points, 2, dtype=torch.float64) - 1.5
     weights = torch.randn(2, 3, 2, sums, 3, points, dtype=torch.float64, requires_grad=True)
     inputs = (values, locations.requires_grad_(), weights)
     assert torch.autograd.gradcheck(lambda v, at, w: sample_points(v, SHAPES, at, w), inputs)
@@ -34,10 +35,25 @@ def test_sampling_without_gradient_is_the_same() -> None:
     assert torch.equal(sample_points(values.requires_grad_(), SHAPES, locations, weights), plain)
 
 
-def test_nan_location_gives_nan() -> None:
+def test_sums_do_not_depend_on_how_many_are_computed_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(3)
+    values, weights = torch.randn(2, CELLS, 2, 3), torch.randn(2, 7, 2, 1, 3, 2)
+    locations = 2 * torch.rand(2, 7, 2, 1, 3, 2, 2) - 0.5
+    at_once = sample_points(values, SHAPES, locations, weights)
+    expected = sample_by_definition(values, SHAPES, locations, weights)
+    torch.testing.assert_close(at_once, expected)
+    for name in ("_READ_AT_A_TIME", "_POINTS_AT_A_TIME"):
+        monkeypatch.setattr(f"detrelay.core.ops.token_sampling.{name}", 20)
+        assert torch.equal(sample_points(values, SHAPES, locations, weights), at_once)
+
+
+@pytest.mark.parametrize("place", [torch.nan, torch.inf, -torch.inf])
+def test_a_location_that_is_no_number_gives_nan(place: float) -> None:
     values, weights = torch.ones(1, CELLS, 1, 1), torch.ones(1, 2, 1, 1, 3, 1)
     locations = torch.full((1, 2, 1, 1, 3, 1, 2), 0.5)
-    locations[0, 1] = torch.nan
+    locations[0, 1] = place
     sampled = sample_points(values, SHAPES, locations, weights).flatten()
     assert sampled[0] == 3
     assert sampled[1].isnan()

@@ -72,15 +72,22 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(values).masked_fill(~valid[..., None], 0)
         value = value.unflatten(-1, (self.num_heads, -1))  # [B, S, M, D]
         per_point = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(queries).unflatten(-1, (*per_point, 2))
-        offsets = offsets.to(references.dtype)
+        offsets = self.sampling_offsets(queries).unflatten(-1, (self.num_heads, -1))
         weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1))
         weights = weights.to(references.dtype).softmax(-1).unflatten(-1, per_point[1:])
-        around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 or 4]
+        # L, points and (x, y) as one axis: arithmetic along two coordinates alone is slow
+        offsets = offsets.to(references.dtype)  # [B, Q, M, L * K * 2]
+        around = self._per_point(references[..., :2])
         if references.shape[-1] == 2:
             sizes = filled([(width, height) for height, width in shapes], references)
-            locations = around + offsets / sizes[:, None]
+            locations = around + offsets / self._per_point(sizes[None, None])
         else:
-            locations = around[..., :2] + offsets * (around[..., 2:] * (0.5 / self.num_points))
+            halves = references[..., 2:] * (0.5 / self.num_points)
+            locations = around + offsets * self._per_point(halves)
+        locations = locations.unflatten(-1, (*per_point[1:], 2))
         sampled = sample_points(value, shapes, locations[:, :, :, None], weights[:, :, :, None])
         return self.output_proj(sampled.flatten(2))
+
+    def _per_point(self, by_level: Tensor) -> Tensor:
+        """[B, Q, L, 2] as [B, Q, 1, L * K * 2], equal for the points of a level."""
+        return by_level[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1).flatten(3)

@@ -26,7 +26,11 @@ from detrelay.core.ops.traced import sample_by_gather
 
 __all__ = ["Shapes", "flatten_levels", "sample_points", "uses_kernel"]
 
-_CORNERS_AT_A_TIME = 2**17
+# on a CPU, the data read at a time should fit its cache: points whose values are read, and points
+# whose places and shares are computed
+_READ_AT_A_TIME = 2**15
+_POINTS_AT_A_TIME = 2**15
+_BORDER = 2  # cells of zeros on each side of a level: a point outside reads two of them
 
 
 def flatten_levels(levels: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
@@ -78,10 +82,10 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     slot_locations = locations.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # [B * G, Q * N, ...]
     slot_weights = weights.transpose(1, 2).flatten(0, 1).flatten(1, 2)
     step = batch * groups
-    if values.device.type == "cpu":  # the data read at a time should fit a CPU's cache
-        step = min(step, max(1, _CORNERS_AT_A_TIME // max(1, 4 * slot_weights[0].numel())))
+    if values.device.type == "cpu":
+        step = min(step, max(1, _READ_AT_A_TIME // max(1, slot_weights[0].numel())))
     parts = [
-        _sample_slots(v.contiguous(), shapes, at, w)
+        _sample_slots(v, shapes, at, w)
         for v, at, w in zip(
             slot_values.split(step), slot_locations.split(step), slot_weights.split(step),
             strict=True,
@@ -135,61 +139,108 @@ def _sample_slots(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     inputs = (values, locations, weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return _SlotSampling.apply(values, shapes, locations, weights)
-    corners = _Corners(shapes, locations, values.shape[0])
-    return corners.gather(values, corners.share() * weights[..., None])
+    return _weighted_sums(values, shapes, locations, weights)
+
+
+def _weighted_sums(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    rows = _with_border(values, shapes).flatten(0, 1)
+    step = locations.shape[1]
+    if values.device.type == "cpu":
+        step = max(1, _POINTS_AT_A_TIME // max(1, weights[:, 0].numel()))
+    parts = []
+    for at, weight in zip(locations.split(step, 1), weights.split(step, 1), strict=True):
+        corners = _Corners(shapes, at)
+        parts.append(
+            F.embedding_bag(
+                corners.row.flatten(0, 1),
+                rows,
+                per_sample_weights=corners.share(weight).flatten(0, 1).to(values.dtype),
+                mode="sum",
+            ).view(*at.shape[:2], -1)
+        )
+    return torch.cat(parts, dim=1)
+
+
+def _with_border(values: Tensor, shapes: Shapes) -> Tensor:
+    """[X, S, D] with a border of `_BORDER` cells of zeros around each level."""
+    padded = values.new_zeros(values.shape[0], _cells(_bordered(shapes)), values.shape[-1])
+    for inner, level in zip(_inside(padded, shapes), _levels(values, shapes), strict=True):
+        inner.copy_(level)
+    return padded
+
+
+def _without_border(padded: Tensor, shapes: Shapes) -> Tensor:
+    """The cells [X, S, D] of the levels themselves."""
+    return torch.cat([level.flatten(1, 2) for level in _inside(padded, shapes)], dim=1)
+
+
+def _bordered(shapes: Shapes) -> Shapes:
+    return tuple((height + 2 * _BORDER, width + 2 * _BORDER) for height, width in shapes)
+
+
+def _cells(shapes: Shapes) -> int:
+    return sum(height * width for height, width in shapes)
+
+
+def _levels(values: Tensor, shapes: Shapes) -> list[Tensor]:
+    """Views [X, H, W, D] of values [X, S, D]."""
+    parts = values.split([height * width for height, width in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _inside(padded: Tensor, shapes: Shapes) -> list[Tensor]:
+    levels = _levels(padded, _bordered(shapes))
+    return [level[:, _BORDER:-_BORDER, _BORDER:-_BORDER] for level in levels]
 
 
 class _Corners:
-    """The four cells around every point and the share of each.
+    """The four cells around every point, of levels with a border of zeros.
+
+    A point outside moves to the border, where both of its cells are zeros along that axis: so
+    neither shares nor slopes have to know what is outside. Every step runs along L * P points,
+    contiguous, since a step along two coordinates or four corners takes several times as long.
 
     Attributes:
-        row: int32 [X * M, L * P * 4], row of each corner in [X * S, D].
-        row_share, column_share: [X, M, L, P, 2], shares of the upper / lower row and of the left /
-            right column; 0 outside the level.
-        row_slope, column_slope: their derivatives by the point's y and x in cells.
-        size: [L, 1, 2], width and height of the levels.
+        row: int32 [X, M, 4 * L * P], rows in [X * S', D] of the corners; upper left, upper right,
+            lower left and lower right of all points.
+        right, lower: [X, M, L * P], share of the right column and of the lower row.
+        width, height: [L * P], of each point's level.
     """
 
-    def __init__(self, shapes: Shapes, locations: Tensor, slots: int) -> None:
-        self.size = filled([(width, height) for height, width in shapes], locations)[:, None]
-        cells = [height * width for height, width in shapes]
-        total = sum(cells)
-        slot = torch.arange(slots, dtype=torch.int32, device=locations.device) * total
-        first = filled([[sum(cells[:level]) for level in range(len(cells))]], slot)[0]
-        position = locations * self.size - 0.5  # [X, M, L, P, 2]
-        low = position.floor()
-        high_share = position - low
-        inside = torch.stack([(low >= 0) & (low < self.size), (low >= -1) & (low < self.size - 1)])
-        inside = inside.to(locations.dtype)
-        share = torch.stack([1 - high_share, high_share]) * inside
-        slope = torch.stack([-inside[0], inside[1]])
-        # a NaN location keeps its NaN share, which the criterion reports, and reads a valid cell
-        low = low.nan_to_num(0)
-        last = self.size - 1
-        cell = torch.stack([low.clamp(min=0).minimum(last), (low + 1).clamp(min=0).minimum(last)])
-        cell = cell.to(torch.int32)
-        self.column_share, self.row_share = share[..., 0], share[..., 1]  # [2, X, M, L, P]
-        self.column_slope, self.row_slope = slope[..., 0], slope[..., 1]
-        width = self.size[..., 0].to(torch.int32)
-        line = cell[..., 1] * width + first[:, None] + slot.view(-1, 1, 1, 1)
-        row = line[:, None] + cell[None, ..., 0]  # [2, 2, X, M, L, P]
-        self.row = row.flatten(0, 1).movedim(0, -1).flatten(0, 1).flatten(1)
+    def __init__(self, shapes: Shapes, locations: Tensor) -> None:
+        slots, _, _, points = locations.shape[:4]
+        bordered = _bordered(shapes)
+        starts = [_cells(bordered[:level]) for level in range(len(shapes))]
+        slot = torch.arange(slots, dtype=torch.int32, device=locations.device) * _cells(bordered)
+        rows = [(wide, start) for (_, wide), start in zip(bordered, starts, strict=True)]
+        wide, start = filled(rows, slot).repeat_interleave(points, dim=0).t().contiguous()
+        sizes = filled(shapes, locations).repeat_interleave(points, dim=0)
+        self.height, self.width = sizes.t().contiguous()
+        line, self.lower = self._place(locations[..., 1], self.height)
+        column, self.right = self._place(locations[..., 0], self.width)
+        first = line.mul_(wide).add_(column).add_(start).add_(slot.view(-1, 1, 1))
+        below = first + wide
+        self.row = torch.cat([first, first + 1, below, below + 1], dim=-1)
 
-    def share(self) -> Tensor:
-        """Share of every corner, [X, M, L, P, 4]."""
-        return _outer(self.row_share, self.column_share)
+    @staticmethod
+    def _place(location: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """First of a point's two cells along an axis, int32, and the share of the second."""
+        position = location.flatten(2) * size
+        position += _BORDER - 0.5
+        share = position.frac()
+        cell = torch.minimum(position.clamp_(min=0), size + _BORDER)
+        # a NaN location keeps its NaN share, which the criterion reports, and reads a zero
+        return cell.nan_to_num_(0).to(torch.int32), share
 
-    def gather(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Weighted sums [X, M, D] of the corners' rows of `values` [X, S, D]."""
-        weight = weight.flatten(0, 1).flatten(1).to(values.dtype)
-        rows = values.flatten(0, 1)
-        sums = F.embedding_bag(self.row, rows, per_sample_weights=weight, mode="sum")
-        return sums.view(values.shape[0], -1, values.shape[-1])
-
-
-def _outer(rows: Tensor, columns: Tensor) -> Tensor:
-    """Products [X, M, L, P, 4] of two row and two column factors [2, X, M, L, P]."""
-    return (rows[:, None] * columns).flatten(0, 1).movedim(0, -1)
+    def share(self, weights: Tensor) -> Tensor:
+        """Shares of the corners times weights [X, M, L, P]: [X, M, 4 * L * P]."""
+        weight = weights.flatten(2)
+        lower = weight * self.lower
+        upper = weight - lower
+        lower_right = lower * self.right
+        upper_right = upper * self.right
+        corners = [upper - upper_right, upper_right, lower - lower_right, lower_right]
+        return torch.cat(corners, dim=-1)
 
 
 class _SlotSampling(torch.autograd.Function):
@@ -205,27 +256,36 @@ class _SlotSampling(torch.autograd.Function):
     ) -> Tensor:
         ctx.shapes = shapes
         ctx.save_for_backward(values, locations, weights)
-        corners = _Corners(shapes, locations, values.shape[0])
-        return corners.gather(values, corners.share() * weights[..., None])
+        return _weighted_sums(values, shapes, locations, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, locations, weights = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _twice_differentiable(ctx, grad)
-        corners = _Corners(ctx.shapes, locations, values.shape[0])
-        share = corners.share()
+        corners = _Corners(ctx.shapes, locations)
+        padded = _with_border(values, ctx.shapes)
         grad = grad.to(values.dtype).flatten(0, 1)  # [X * M, D]
-        grad_values = _scatter_rows(grad, corners.row, share * weights[..., None], values)
-        # product of every corner's row with the gradient of its sum, [X, M, L, P, 4]
-        products = (
-            _row_products(values.flatten(0, 1), corners.row, grad).view_as(share).to(share.dtype)
+        row = corners.row.flatten(0, 1)
+        grad_padded = _scatter_rows(grad, row, corners.share(weights), padded)
+        # product of every corner's row with the gradient of its sum
+        products = _row_products(padded.flatten(0, 1), row, grad).to(weights.dtype)
+        products = products.view(*weights.shape[:2], 4, -1)
+        upper_left, upper_right, lower_left, lower_right = products.unbind(2)  # [X, M, L * P]
+        upper = torch.lerp(upper_left, upper_right, corners.right)
+        lower = torch.lerp(lower_left, lower_right, corners.right)
+        slope_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, corners.lower)
+        weight = weights.flatten(2)
+        grad_locations = torch.stack(
+            [slope_x * weight * corners.width, (lower - upper) * weight * corners.height], dim=-1
         )
-        grad_weights = (share * products).sum(-1)
-        grad_x = (_outer(corners.row_share, corners.column_slope) * products).sum(-1)
-        grad_y = (_outer(corners.row_slope, corners.column_share) * products).sum(-1)
-        grad_locations = torch.stack([grad_x, grad_y], -1) * weights[..., None] * corners.size
-        return grad_values, None, grad_locations, grad_weights
+        grad_weights = torch.lerp(upper, lower, corners.lower)
+        return (
+            _without_border(grad_padded, ctx.shapes),
+            None,
+            grad_locations.view_as(locations),
+            grad_weights.view_as(weights),
+        )
 
 
 def _twice_differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
