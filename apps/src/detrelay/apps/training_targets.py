@@ -55,7 +55,7 @@ def build_criterion(recipe: Recipe) -> Criterion:
             combination; says which key and why.
     """
     entry = head_entry(recipe.head)
-    facts = model_config(recipe, entry).stage_groups()
+    facts = model_config(recipe, entry).training_groups()
     if facts is not None:
         recipe = replace(recipe, groups=_by_group(recipe.groups, facts))
         _check_groups(recipe, facts)

@@ -274,6 +274,9 @@ class GroupFacts:
         return self.slots or self.name
 
 
+REGIONS = GroupFacts("regions", known_pairs=True)  # annotated boxes, see `RegionClassifier`
+
+
 @dataclass(frozen=True, slots=True)
 class FeaturePyramid:
     """Feature maps of a batch, finest level first.

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from detrelay.core.backbones import RESNETS, SWINS, find_backbone_class
 from detrelay.core.errors import nearest
-from detrelay.core.structures import GroupFacts
+from detrelay.core.structures import REGIONS, GroupFacts
 
 # Keys that transformers itself writes into or reads from config.json without a typed field.
 _LIBRARY_KEYS = frozenset(
@@ -52,6 +52,8 @@ class DetectorConfig(PreTrainedConfig):
         backbone_frozen_stages: how many stages are frozen, including the stem; 0 trains everything.
         backbone_drop_path: stochastic depth: chance in training that a Swin transformer's last
             block is skipped, rising linearly from 0 at its first; ResNets have none.
+        classify_regions: in training, also classify each annotated box from the backbone's maps,
+            stage group "regions"; see `RegionClassifier`.
         category_ids: the dataset's own id of each class index, restored when results are written;
             None if unknown.
 
@@ -69,6 +71,7 @@ class DetectorConfig(PreTrainedConfig):
     backbone_norm: Literal["frozen", "eval", "train"] = "eval"
     backbone_frozen_stages: int = 1
     backbone_drop_path: float | int = 0.0
+    classify_regions: bool = False
     category_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -102,6 +105,13 @@ class DetectorConfig(PreTrainedConfig):
         assigned.
         """
         return None
+
+    def training_groups(self) -> tuple[GroupFacts, ...] | None:
+        """The stage groups of head and detector in training; None if the head declares none."""
+        groups = self.stage_groups()
+        if groups is None or not self.classify_regions:
+            return groups
+        return (*groups, REGIONS)
 
     def _check_types(self) -> None:
         # `strict` skips annotations that are stored as text, as they are in these modules

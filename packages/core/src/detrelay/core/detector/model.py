@@ -20,6 +20,7 @@ from detrelay.core.detector.checks import check_input, check_targets
 from detrelay.core.detector.config import DetectorConfig
 from detrelay.core.detector.loss import LossFunction, published_criterion
 from detrelay.core.detector.pyramid import build_pyramid, pad_to
+from detrelay.core.detector.regions import RegionClassifier
 from detrelay.core.losses import LossConfig
 from detrelay.core.structures import StageGroup, Targets
 
@@ -75,6 +76,7 @@ class DetectorForObjectDetection(PreTrainedModel):
     backbone: Backbone
     neck: nn.Module
     head: nn.Module
+    regions: RegionClassifier | None
     _criterion: LossFunction | None = None
 
     @property
@@ -102,6 +104,13 @@ class DetectorForObjectDetection(PreTrainedModel):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def post_init(self) -> None:
+        """Add what all detectors may have besides backbone, neck and head, and draw the weights."""
+        self.regions = None
+        if self.config.classify_regions:
+            self.regions = RegionClassifier(self.backbone.channels, self.config.num_labels or 0)
+        super().post_init()
 
     def build_backbone(self, num_stages: int = 4, num_maps: int | None = None) -> Backbone:
         """The backbone that the config names, with random weights, see `build_backbone`."""
@@ -226,6 +235,9 @@ class DetectorForObjectDetection(PreTrainedModel):
         pixel_mask = pad_to(self.backbone.divisor, pixel_mask)
         pyramid = build_pyramid(levels, self.level_strides, pixel_mask)
         groups = self.head(pyramid, targets if self.training else None)
+        if self.regions is not None and self.training and targets is not None:
+            strides, sizes = self.backbone.strides, pyramid.image_sizes
+            groups = (*groups, self.regions(feature_maps, strides, targets, sizes))
         *before, last = groups[0].stages
         loss, losses = None, None
         if labels is not None:
