@@ -236,6 +236,9 @@ def test_what_a_stream_cannot_do_is_refused(place: Path) -> None:
         key = change.partition("=")[0]
         with pytest.raises(RecipeError, match=f"in turn, which excludes {key}; leave out one"):
             override(Recipe(), settings(place, change))
+    pasted = settings(place, 'data.transforms=[{"name"="paste"}]')
+    with pytest.raises(RecipeError, match=r"data\.transforms \(mosaic, mixup, paste\)"):
+        override(Recipe(), pasted)
     with pytest.raises(RecipeError, match=r"data\.stream needs data\.train_annotations"):
         override(Recipe(), ["data.stream=true"])
 

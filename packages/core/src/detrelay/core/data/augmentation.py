@@ -26,6 +26,7 @@ from detrelay.core.data.geometry import (
     scale,
     turn_left,
 )
+from detrelay.core.data.paste import Paste
 from detrelay.core.errors import RecipeError
 from detrelay.core.recipes.recipe import DataConfig
 from detrelay.core.registry import find_part, make_part
@@ -265,6 +266,9 @@ class Mixup:
         return mix(sample, another()) if torch.rand(()) < self.probability else sample
 
 
+Joining = Mosaic | Mixup | Paste  # what takes other images
+
+
 @dataclass(frozen=True)
 class Step:
     """An entry of the list of transforms.
@@ -275,7 +279,7 @@ class Step:
         late: what replaces it then; None for nothing.
     """
 
-    transform: Transform | Mosaic | Mixup
+    transform: Transform | Joining
     epochs: int = 0
     late: Transform | None = None
 
@@ -296,12 +300,12 @@ class Augmentation:
         Args:
             sample: an image with its objects.
             epoch: number of the epoch, from 0.
-            another: reads another sample at random, untransformed; needed by mosaic and mixup.
+            another: reads another sample at random, untransformed; needed by mosaic, mixup, paste.
         """
         for step in self.steps:
             ended = step.epochs and epoch >= step.epochs
             transform = step.late if ended else step.transform
-            if isinstance(transform, Mosaic | Mixup):
+            if isinstance(transform, Joining):
                 assert another is not None
                 sample = transform.join(sample, another)
             elif transform is not None:
@@ -309,9 +313,10 @@ class Augmentation:
         return sample
 
 
-TRANSFORMS: dict[str, Callable[..., Transform | Mosaic | Mixup]] = {
+TRANSFORMS: dict[str, Callable[..., Transform | Joining]] = {
     "mosaic": Mosaic,
     "mixup": Mixup,
+    "paste": Paste,
     "flip": Flip,
     "vertical_flip": VerticalFlip,
     "quarter_turn": QuarterTurn,
@@ -461,7 +466,7 @@ def with_and_without_flip(
     return flip, (never, always)
 
 
-def _name_of(part: Transform | Mosaic | Mixup) -> str:
+def _name_of(part: Transform | Joining) -> str:
     names = {kind: name for name, kind in TRANSFORMS.items()}
     return names.get(type(part), type(part).__name__)
 

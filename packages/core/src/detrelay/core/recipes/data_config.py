@@ -204,8 +204,8 @@ def _check_stream(data: DataConfig, source: str) -> None:
         *("aspect_group", "batch_by_shape", "multi_scale_by_step", "keep_empty", "on_bad_image"),
     )
     asked = [key for key in needs_access if getattr(data, key) != getattr(default, key)]
-    if {"mosaic", "mixup"} & {str(entry.get("name")) for entry in data.transforms}:
-        asked.append("transforms (mosaic, mixup)")
+    if {"mosaic", "mixup", "paste"} & {str(entry.get("name")) for entry in data.transforms}:
+        asked.append("transforms (mosaic, mixup, paste)")
     if asked:
         raise RecipeError(
             f"{source}: data.stream reads each row once, in turn, which excludes "
