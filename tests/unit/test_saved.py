@@ -37,6 +37,17 @@ def test_settings_sizes_and_padding_are_those_of_the_model(tmp_path: Path) -> No
     assert (named.data.eval_short_side, named.train.epochs) == (800, 12)
 
 
+def test_a_recipe_adds_what_exists_in_training_only(tmp_path: Path) -> None:
+    folder = save_small_head("dn_detr", tmp_path / "saved", torch.float32)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'head = "dn_detr"\n[model]\nclassify_regions = true\nhybrid_queries = 6\nnum_queries = 50\n'
+    )
+    model = resolve(Arguments(str(recipe), init=folder)).model
+    assert (model["classify_regions"], model["hybrid_queries"]) == (True, 6)
+    assert model.get("num_queries") != 50
+
+
 def refusals(folder: Path) -> Iterator[tuple[Arguments, str]]:
     yield Arguments("dino_r50_4scale_12e", init=folder), "is a dn_detr, but --recipe dino"
     yield Arguments(init=folder, head="dino"), "its head is dn_detr; omit --head dino"

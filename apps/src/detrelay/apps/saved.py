@@ -87,6 +87,8 @@ def saved_head(init: Path, head: str | None = None) -> str:
 def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Recipe:
     """A recipe with what a saved model determines: settings of the head, and its preprocessing.
 
+    Of the recipe's own settings of the head those stay that matter in training only.
+
     Args:
         recipe: for the head of the model.
         init: folder or name on the Hub.
@@ -112,6 +114,7 @@ def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Reci
             )
     before = _settings(default)
     model = {name: value for name, value in _settings(config).items() if value != before[name]}
+    model |= {name: recipe.model[name] for name in kind.only_in_training & recipe.model.keys()}
     data = replace(recipe.data, pad_size_divisor=processor.pad_size_divisor)
     if with_sizes:
         data = _with_sizes(data, processor)

@@ -29,6 +29,9 @@ class QuerySetsConfig(DetectorConfig):
     """
 
     model_type = "detrelay_query_sets"
+    only_in_training = DetectorConfig.only_in_training | {
+        *("hybrid_queries", "query_groups", "recollect_queries")
+    }
 
     num_queries: int = 100
     hybrid_queries: int = 0

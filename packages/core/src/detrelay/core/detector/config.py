@@ -65,6 +65,8 @@ class DetectorConfig(PreTrainedConfig):
     model_type = "detrelay_detector"
     # transformers' trainer gathers the other outputs, which have one row per image
     keys_to_ignore_at_inference = ["loss_dict", "auxiliary_outputs"]  # noqa: RUF012 - as the base
+    # settings of tasks that a saved model no longer has to do: a recipe may add them to it
+    only_in_training = frozenset({"classify_regions"})
 
     backbone_name: str = "resnet50"
     backbone_options: dict[str, Any] | None = None
