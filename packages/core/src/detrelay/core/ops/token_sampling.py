@@ -145,7 +145,7 @@ def _sample_slots(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 def _weighted_sums(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     rows = _with_border(values, shapes).flatten(0, 1)
     step = locations.shape[1]
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():  # it fuses the steps
         step = max(1, _POINTS_AT_A_TIME // max(1, weights[:, 0].numel()))
     parts = []
     for at, weight in zip(locations.split(step, 1), weights.split(step, 1), strict=True):
