@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,3 +54,17 @@ def test_no_parameter_is_lost(case: str) -> None:
     assert parts["backbone"] == sum(p.numel() for p in model.backbone.parameters())
     head = {"deformable_detr_two_stage": "encoder", "dino": "encoder"}
     assert head.get(case, "generating filters") in parts
+
+
+@pytest.mark.parametrize(
+    "case", ["deformable_detr", "deformable_detr_two_stage", "dn_detr", "dino"]
+)
+def test_the_encoder_of_every_head_is_counted_as_by_hand(case: str) -> None:
+    config: Any = small_head_config(case)
+    model = HEADS[case.removesuffix("_two_stage")].model(config).eval()
+    found = operations_by_part(model, torch.rand(1, 3, 2 * SIDE, 2 * SIDE))
+    points = config.num_attention_heads * config.num_levels * config.num_points
+    dim, tokens = config.d_model, sum((2 * SIDE // stride) ** 2 for stride in (8, 16, 32, 64))
+    by_layer = 2 * dim**2 + 3 * dim * points + 2 * dim * config.ffn_dim
+    assert found["encoder"] == 2 * tokens * config.encoder_layers * by_layer
+    assert all(parameter.requires_grad for parameter in model.parameters())
