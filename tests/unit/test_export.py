@@ -40,10 +40,12 @@ def test_options_that_do_not_fit_are_refused_first(
 def test_bounds_follow_the_precision(tmp_path: Path) -> None:
     arguments = {"model": tmp_path, "format": "onnx", "output": tmp_path}
     exact = export_app.bounds_of(export_app.Arguments(**arguments))
-    assert (exact.logits, exact.boxes, exact.ap) == (1e-3, 1e-4, 0.001)
+    assert (exact.logits, exact.boxes, exact.ap, exact.roundings) == (1e-3, 1e-4, 0.001, 2)
+    strict = export_app.bounds_of(export_app.Arguments(**arguments, max_box_difference=1e-5))
+    assert (strict.logits, strict.boxes, strict.roundings) == (1e-3, 1e-5, 0)
     named = export_app.Arguments(**arguments, precision="int8", max_box_difference=0.5)
     smaller = export_app.bounds_of(named)
-    assert (smaller.logits, smaller.boxes, smaller.ap) == (None, 0.5, 0.003)
+    assert (smaller.logits, smaller.boxes, smaller.ap, smaller.roundings) == (None, 0.5, 0.003, 0)
 
 
 @pytest.mark.slow

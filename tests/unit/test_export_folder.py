@@ -20,7 +20,13 @@ from detrelay.core.data.decode import ImageError
 from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.errors import NonFiniteOutput
 from detrelay.core.export import folder as export_folder
-from detrelay.core.export.comparison import compare, measure, shapes_of
+from detrelay.core.export.comparison import (
+    Difference,
+    compare,
+    measure,
+    rounding_of,
+    shapes_of,
+)
 from detrelay.core.export.detections import detections_of
 from detrelay.core.export.detector import ExportedDetector
 from detrelay.core.export.folder import ExportRefused, export_detector
@@ -208,6 +214,34 @@ def test_a_file_that_does_something_else_is_not_written(
     assert json.loads((kept / "report.json").read_text())["beyond_bounds"]
     assert "Beyond its bounds" in (kept / "report.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["exported.refused"]
+
+
+def test_a_file_as_exact_as_its_model_is_written(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = rounding_of(small, [(64, 96)])
+    assert 0 < own.logits < 1e-4
+    assert 0 < own.boxes < 1e-5
+    assert small.dtype == torch.float32
+    processor = DetrelayImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})  # type: ignore[arg-type]
+    monkeypatch.setattr(export_folder, "trace", lambda model: model)
+
+    def plant(model: Any, place: Path, *others: Any) -> Any:
+        write_constant(place)
+        return {}, []
+
+    monkeypatch.setattr(export_folder, "_write", plant)
+    found = [Difference(1, 64, 64, 1.5 * own.logits, 1.5 * own.boxes)]
+    monkeypatch.setattr(export_folder, "compare", lambda *a: found)
+    monkeypatch.setattr(export_folder, "shapes_of", lambda edge: [(64, 96)])
+    monkeypatch.setattr(export_folder, "measure", lambda *a: measure(small, wrong, (64, 64), 1))
+    none = Bounds(0.0, 0.0, 0.001)
+    with pytest.raises(ExportRefused, match="not written"):
+        export_detector(small, processor, "onnx", tmp_path / "exported", none)
+    wider = Bounds(0.0, 0.0, 0.001, roundings=2.0)
+    report = export_detector(small, processor, "onnx", tmp_path / "exported", wider)
+    assert report.rounding == own
+    assert "2 times as much is allowed" in (tmp_path / "exported" / "report.md").read_text()
 
 
 def wrong(pixels: NDArray[Any], mask: NDArray[Any]) -> Any:

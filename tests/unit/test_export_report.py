@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from detrelay.core.export.comparison import Difference, Times
+from detrelay.core.export.comparison import Difference, Rounding, Times
 from detrelay.core.export.quantization import Trial
 from detrelay.core.export.report import Bounds, ExportReport, Precision
 
@@ -36,6 +37,21 @@ def test_what_is_beyond_its_bound_is_said() -> None:
     assert "AP by 0.1" in report(precision=worse).refusals()[-1]
     broken = [Difference(1, 64, 96, float("nan"), 0.0)]
     assert report(differences=broken).refusals()[0].startswith("logits by nan")
+
+
+def test_what_rounding_explains_is_allowed() -> None:
+    bounds = Bounds(1e-3, 1e-4, 0.001, roundings=2.0)
+    assert report(bounds=bounds).refusals() == ["boxes by 0.0002 (bound 0.0001)"]
+    explained = report(bounds=bounds, rounding=Rounding(1e-6, 1.1e-4))
+    assert explained.refusals() == []
+    assert "by 1.0e-06 and 1.1e-04; 2 times as much is allowed" in explained.page()
+    less = report(bounds=bounds, rounding=Rounding(1e-6, 0.9e-4))
+    assert less.refusals() == ["boxes by 0.0002 (bound 0.00018)"]
+    assert report(bounds=bounds, rounding=Rounding(0.0, 0.0)).refusals() == [
+        "boxes by 0.0002 (bound 0.0001)"
+    ]
+    broken = report(bounds=bounds, rounding=Rounding(math.inf, math.inf))
+    assert broken.refusals() == ["boxes by 0.0002 (bound 0.0001)"]
 
 
 def test_the_page_holds_the_figures() -> None:

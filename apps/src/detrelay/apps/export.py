@@ -134,13 +134,13 @@ def bounds_of(arguments: Arguments) -> Bounds:
         arguments.max_box_difference,
         arguments.max_ap_difference,
     )
-    # a trained detector in float32 is up to 6e-5 and 2e-5 away from itself in float64, on noise
     usual = (1e-3, 1e-4, 0.001) if exact else (None, None, 0.003)
     logits, boxes, ap = (
         default if bound is None else bound for bound, default in zip(named, usual, strict=True)
     )
     assert ap is not None
-    return Bounds(logits, boxes, ap)
+    named_none = arguments.max_logit_difference is None and arguments.max_box_difference is None
+    return Bounds(logits, boxes, ap, roundings=2.0 if exact and named_none else 0.0)
 
 
 def _beside(output: Path, file: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -63,6 +64,19 @@ class Times:
     load: float | None
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """The largest differences of a model in float32 from itself in float64.
+
+    Attributes:
+        logits: of class scores before the sigmoid.
+        boxes: of boxes in units of the image.
+    """
+
+    logits: float
+    boxes: float
+
+
 def shapes_of(shortest_edge: int | None) -> list[tuple[int, int]]:
     """Five (height, width) up to the size at which a model is used, pixels.
 
@@ -92,6 +106,22 @@ def compare(
             logits, boxes = (_largest(ours, theirs) for ours, theirs in pairs)
             found.append(Difference(batch, height, width, logits, boxes))
     return found
+
+
+def rounding_of(model: DetectorForObjectDetection, shapes: Sequence[tuple[int, int]]) -> Rounding:
+    """How far the model in float32 is from itself in float64, on the images of `compare`.
+
+    Args:
+        model: on the CPU.
+        shapes: (height, width) of batches, pixels.
+    """
+    exact = copy.deepcopy(model).double()
+
+    def run(pixels: NDArray[np.float32], mask: NDArray[np.int64]) -> Arrays:
+        return _original(exact, pixels, mask)
+
+    found = compare(model, run, shapes)
+    return Rounding(max(one.logits for one in found), max(one.boxes for one in found))
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from detrelay.core.data.image_processing import DetrelayImageProcessor
 from detrelay.core.detector.model import DetectorForObjectDetection
 from detrelay.core.engine.atomic_folder import aside_of, remove, replace, sync
 from detrelay.core.export import runtimes
-from detrelay.core.export.comparison import compare, measure, shapes_of
+from detrelay.core.export.comparison import compare, measure, rounding_of, shapes_of
 from detrelay.core.export.detector import ExportedDetector, Facts
 from detrelay.core.export.pixels import PixelSettings
 from detrelay.core.export.processing import check_processing
@@ -157,7 +158,7 @@ def _report(
     exported = ExportedDetector(folder, threads=1)
     name = exported.format
     shapes = shapes_of(exported.pixels.shortest_edge)
-    return ExportReport(
+    report = ExportReport(
         format=name,
         file=runtimes.find_format(name).file,
         bytes=sum(path.stat().st_size for path in folder.glob("model.*")),
@@ -169,3 +170,6 @@ def _report(
         precision=check.last or (check.measure_ap(exported) if check.measure_ap else None),
         trials=trials,
     )
+    if report.refusals() and bounds.roundings:
+        report = dataclasses.replace(report, rounding=rounding_of(model, shapes))
+    return report

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from detrelay.core.export.comparison import Difference, Times
+from detrelay.core.export.comparison import Difference, Rounding, Times
 from detrelay.core.export.quantization import Trial
 
 JSON, PAGE = "report.json", "report.md"
@@ -23,11 +24,14 @@ class Bounds:
         logits: of class scores before the sigmoid; None for any that is finite.
         boxes: of boxes in units of the image; None for any that is finite.
         ap: of AP as a fraction.
+        roundings: scores and boxes may also differ by so many times what the model in float32
+            differs from itself in float64. A file as exact as the model needs up to 2.
     """
 
     logits: float | None
     boxes: float | None
     ap: float
+    roundings: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class ExportReport:
         times: of the model and the file.
         precision: of both on a dataset; None if none was given.
         trials: which parts are in 8 bits, and the effect of each; empty if none is.
+        rounding: of the model itself; None if nothing depends on it.
     """
 
     format: str
@@ -82,6 +87,7 @@ class ExportReport:
     times: Times
     precision: Precision | None
     trials: Sequence[Trial] = ()
+    rounding: Rounding | None = None
 
     @property
     def logits(self) -> float:
@@ -95,16 +101,30 @@ class ExportReport:
 
     def refusals(self) -> list[str]:
         """What exceeds its bound, in words; empty if nothing does."""
+        logits, boxes = self._allowed()
         found = [
             (name, value, bound)
             for name, value, bound in (
-                ("logits", self.logits, self.bounds.logits),
-                ("boxes", self.boxes, self.bounds.boxes),
+                ("logits", self.logits, logits),
+                ("boxes", self.boxes, boxes),
                 ("AP", self._ap_difference(), self.bounds.ap),
             )
             if not value <= (sys.float_info.max if bound is None else bound)
         ]
         return [f"{name} by {value:.2g} ({_bound(bound)})" for name, value, bound in found]
+
+    def _allowed(self) -> tuple[float | None, float | None]:
+        """The bounds of scores and boxes, wider where rounding alone goes that far."""
+        logits, boxes, own = self.bounds.logits, self.bounds.boxes, self.rounding
+        if own is None:
+            return logits, boxes
+
+        def wider(bound: float | None, rounding: float) -> float | None:
+            if bound is None or not math.isfinite(rounding):
+                return bound
+            return max(bound, self.bounds.roundings * rounding)
+
+        return wider(logits, own.logits), wider(boxes, own.boxes)
 
     def _ap_difference(self) -> float:
         return abs(self.precision.difference) if self.precision else 0.0
@@ -131,6 +151,7 @@ class ExportReport:
             f"Largest differences from PyTorch: logits {self.logits:.1e} "
             f"({_bound(self.bounds.logits)}), boxes {self.boxes:.1e} "
             f"({_bound(self.bounds.boxes)}).",
+            *self._note_on_rounding(),
             "",
             "| batch | height | width | logits | boxes |",
             "|---|---|---|---|---|",
@@ -160,6 +181,16 @@ class ExportReport:
         if self.refusals():
             lines += ["", f"**Beyond its bounds: {'; '.join(self.refusals())}.**"]
         return "\n".join(lines) + "\n"
+
+    def _note_on_rounding(self) -> list[str]:
+        if self.rounding is None:
+            return []
+        return [
+            "",
+            f"The model itself in float32 differs from float64 on these images by "
+            f"{self.rounding.logits:.1e} and {self.rounding.boxes:.1e}; {self.bounds.roundings:g} "
+            f"times as much is allowed.",
+        ]
 
     def _table_of_trials(self) -> list[str]:
         first = self.trials[0]
