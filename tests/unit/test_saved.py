@@ -37,7 +37,9 @@ def test_settings_sizes_and_padding_are_those_of_the_model(tmp_path: Path) -> No
     assert (named.data.eval_short_side, named.train.epochs) == (800, 12)
 
 
-def test_a_recipe_adds_what_exists_in_training_only(tmp_path: Path) -> None:
+def test_a_recipe_adds_what_exists_in_training_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save_small_head("dn_detr", tmp_path / "saved", torch.float32)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
@@ -45,7 +47,9 @@ def test_a_recipe_adds_what_exists_in_training_only(tmp_path: Path) -> None:
     )
     model = resolve(Arguments(str(recipe), init=folder)).model
     assert (model["classify_regions"], model["hybrid_queries"]) == (True, 6)
-    assert model.get("num_queries") != 50
+    assert model["num_queries"] == 8
+    line = capsys.readouterr().out
+    assert line == f"--init {folder} decides, not the recipe: num_queries = 8 (recipe: 50)\n"
 
 
 def refusals(folder: Path) -> Iterator[tuple[Arguments, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,21 @@ def with_saved_settings(recipe: Recipe, init: Path, *, with_sizes: bool) -> Reci
     before = _settings(default)
     model = {name: value for name, value in _settings(config).items() if value != before[name]}
     model |= {name: recipe.model[name] for name in kind.only_in_training & recipe.model.keys()}
+    _say_what_is_not_used(init, recipe.model, {**before, **model})
     data = replace(recipe.data, pad_size_divisor=processor.pad_size_divisor)
     if with_sizes:
         data = _with_sizes(data, processor)
     return replace(recipe, model=model, data=data)
+
+
+def _say_what_is_not_used(init: Path, asked: Mapping[str, Any], used: Mapping[str, Any]) -> None:
+    differing = [
+        f"{name} = {used[name]} (recipe: {value})"
+        for name, value in asked.items()
+        if name in used and used[name] != value
+    ]
+    if differing and os.environ.get("RANK", "0") == "0":
+        print(f"--init {init} decides, not the recipe: {', '.join(differing)}")
 
 
 def _processor_of_training(config: DetectorConfig) -> DetrelayImageProcessor:
