@@ -44,8 +44,8 @@ def test_sums_do_not_depend_on_how_many_are_computed_at_a_time(
     at_once = sample_points(values, SHAPES, locations, weights)
     expected = sample_by_definition(values, SHAPES, locations, weights)
     torch.testing.assert_close(at_once, expected)
-    for name in ("_READ_AT_A_TIME", "_POINTS_AT_A_TIME"):
-        monkeypatch.setattr(f"detrelay.core.ops.token_sampling.{name}", 20)
+    for points in (20, 100):  # some sums of a slot, and some slots
+        monkeypatch.setattr("detrelay.core.ops.token_sampling._POINTS_AT_A_TIME", points)
         assert torch.equal(sample_points(values, SHAPES, locations, weights), at_once)
 
 

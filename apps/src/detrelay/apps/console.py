@@ -61,6 +61,11 @@ def require_positive(arguments: object, *options: str) -> None:
             raise ValueError(f"--{option.replace('_', '-')} must be at least 1, found {value}")
 
 
+def is_first_process() -> bool:
+    """Whether this is the process of its launch that prints and writes; torch is not asked."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Exit the process with the code that `main` returns; no exception escapes.
 

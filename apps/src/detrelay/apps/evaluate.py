@@ -7,7 +7,6 @@ detrelay evaluate --predictions detections.json --data val.json
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import tyro
 
-from detrelay.apps.console import Debug, read_arguments, require_positive, run
+from detrelay.apps.console import (
+    Debug,
+    is_first_process,
+    read_arguments,
+    require_positive,
+    run,
+)
 from detrelay.core.data.formats import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -77,7 +82,7 @@ def evaluate(arguments: Arguments) -> int:
     if arguments.predictions is not None:
         if arguments.detections is not None:
             raise ValueError("--detections writes what a model finds; it needs --model")
-        if _is_idle_process():
+        if not is_first_process():
             return 0
         content, detections = read_lists(arguments.data, arguments.predictions)
     else:
@@ -165,11 +170,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write numbers to six decimals."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rounded(content), indent=1) + "\n", encoding="utf-8")
-
-
-def _is_idle_process() -> bool:
-    """Whether another process of this launch scores the files; torch is not asked."""
-    return os.environ.get("RANK", "0") != "0"
 
 
 def read_lists(data: Path, predictions: Path) -> tuple[dict[str, Any], Detections]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from detrelay.apps.console import is_first_process
 from detrelay.apps.training_targets import head_entry
 from detrelay.core.backbones import build_backbone
 from detrelay.core.data.image_processing import DetrelayImageProcessor
@@ -129,7 +129,7 @@ def _say_what_is_not_used(init: Path, asked: Mapping[str, Any], used: Mapping[st
         for name, value in asked.items()
         if name in used and used[name] != value
     ]
-    if differing and os.environ.get("RANK", "0") == "0":
+    if differing and is_first_process():
         print(f"--init {init} decides, not the recipe: {', '.join(differing)}")
 
 
@@ -165,7 +165,7 @@ def start_from_saved(
     old = load_model(folder, str(folder), entry.model, dtype=torch.float32)
     model = entry.model(config)
     found = transfer_weights(old, model)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print("\n".join(_summary(init, old.config, config, found)))
     return model
 

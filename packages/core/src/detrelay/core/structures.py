@@ -111,7 +111,8 @@ class Targets:
         )
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same numbers in float32; float64 stays float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -138,9 +139,9 @@ class StagePrediction:
         """The prediction in at least float32, with gradient; float64 stays float64."""
         return replace(
             self,
-            logits=_at_least_float32(self.logits),
-            boxes=_at_least_float32(self.boxes),
-            references=None if self.references is None else _at_least_float32(self.references),
+            logits=at_least_float32(self.logits),
+            boxes=at_least_float32(self.boxes),
+            references=None if self.references is None else at_least_float32(self.references),
         )
 
     def detach(self) -> StagePrediction:

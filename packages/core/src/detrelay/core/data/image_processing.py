@@ -28,6 +28,7 @@ from detrelay.core.data.geometry import resized_shape
 from detrelay.core.data.image_sources import pixels_of_any
 from detrelay.core.errors import NonFiniteOutput
 from detrelay.core.export.detections import NMS_CANDIDATES
+from detrelay.core.structures import at_least_float32
 
 
 class DetrelayImageProcessorKwargs(ImagesKwargs, total=False):
@@ -251,7 +252,7 @@ class DetrelayImageProcessor(TorchvisionBackend):
             NonFiniteOutput: a score or a box is NaN or infinite.
             ValueError: `target_sizes` and the batch differ in length.
         """
-        logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
+        logits = at_least_float32(outputs.logits)
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.to(logits.dtype))
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise NonFiniteOutput("the model's scores or boxes are not finite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections import Counter
@@ -49,22 +50,13 @@ def operations_by_part(model: nn.Module, pixels: Tensor) -> dict[str, int]:
         model: in evaluation mode.
         pixels: images [B, 3, H, W].
     """
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # the counter refuses a parameter that a module gets as its input while gradients are off
+    frozen = copy.deepcopy(model).requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the switch warns about GPUs of other vendors
-        # The counter does not support oneDNN's fused convolutions: count those of the modules. Nor
-        # does it support a parameter that a module gets as its input while gradients are off.
-        for parameter in learned:
-            parameter.requires_grad_(False)
-        try:
-            with (
-                torch.backends.mkldnn.flags(enabled=False),
-                FlopCounterMode(display=False) as counter,
-            ):
-                model(pixel_values=pixels)
-        finally:
-            for parameter in learned:
-                parameter.requires_grad_(True)
+        # the counter does not support oneDNN's fused convolutions: count those of the modules
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+            frozen(pixel_values=pixels)
     return _by_part(counter.get_flop_counts(), type(model).__name__)
 
 

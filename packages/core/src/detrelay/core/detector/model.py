@@ -22,7 +22,7 @@ from detrelay.core.detector.loss import LossFunction, published_criterion
 from detrelay.core.detector.pyramid import build_pyramid, pad_to
 from detrelay.core.detector.regions import RegionClassifier
 from detrelay.core.losses import LossConfig
-from detrelay.core.structures import StageGroup, Targets
+from detrelay.core.structures import FeaturePyramid, StageGroup, Targets
 
 
 @dataclass
@@ -234,10 +234,9 @@ class DetectorForObjectDetection(PreTrainedModel):
         levels = self.neck(feature_maps)
         pixel_mask = pad_to(self.backbone.divisor, pixel_mask)
         pyramid = build_pyramid(levels, self.level_strides, pixel_mask)
-        groups = self.head(pyramid, targets if self.training else None)
-        if self.regions is not None and self.training and targets is not None:
-            strides, sizes = self.backbone.strides, pyramid.image_sizes
-            groups = (*groups, self.regions(feature_maps, strides, targets, sizes))
+        learned = targets if self.training else None
+        regions = self._regions(feature_maps, pyramid, learned)
+        groups = (*self.head(pyramid, learned), *regions)
         *before, last = groups[0].stages
         loss, losses = None, None
         if labels is not None:
@@ -254,6 +253,14 @@ class DetectorForObjectDetection(PreTrainedModel):
             else None,
             groups=groups if self.training and labels is None else None,
         )
+
+    def _regions(
+        self, maps: Sequence[Tensor], pyramid: FeaturePyramid, targets: Targets | None
+    ) -> tuple[StageGroup, ...]:
+        """The group of annotated boxes, where there are objects to learn and they are wanted."""
+        if self.regions is None or targets is None:
+            return ()
+        return (self.regions(maps, self.backbone.strides, targets, pyramid.image_sizes),)
 
     def _loss(
         self,

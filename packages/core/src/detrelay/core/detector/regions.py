@@ -10,7 +10,14 @@ from torchvision.ops import roi_align
 
 from detrelay.core.boxes import cxcywh_to_xyxy
 from detrelay.core.losses import CLASS_PRIOR_BIAS
-from detrelay.core.structures import REGIONS, Pairs, StageGroup, StagePrediction, Targets
+from detrelay.core.structures import (
+    REGIONS,
+    Pairs,
+    StageGroup,
+    StagePrediction,
+    Targets,
+    at_least_float32,
+)
 
 _SAMPLES = 7  # per side of a region, of which the mean is taken
 
@@ -62,13 +69,12 @@ class RegionClassifier(nn.Module):
         """
         sizes = image_sizes.flip(-1).repeat(1, 2)[targets.image]
         corners = cxcywh_to_xyxy(targets.boxes) * sizes
-        pooled = []
-        for level, stride in zip(maps, strides, strict=True):
-            exact = level.to(torch.promote_types(level.dtype, torch.float32))
-            rois = torch.cat([targets.image[:, None], corners], dim=1).to(exact)
-            mean = roi_align(exact, rois, 1, 1 / stride, _SAMPLES, aligned=True)
-            pooled.append(mean.flatten(1))
-        scores = self.classify(torch.cat(pooled, dim=1).to(self.classify.weight.dtype))
+        rois = torch.cat([targets.image[:, None], corners], dim=1)
+        means = [
+            roi_align(level, rois.to(level), 1, 1 / stride, _SAMPLES, aligned=True).flatten(1)
+            for level, stride in zip(map(at_least_float32, maps), strides, strict=True)
+        ]
+        scores = self.classify(torch.cat(means, dim=1).to(self.classify.weight.dtype))
         shape = (len(image_sizes), len(targets))
         query = torch.arange(len(targets), device=targets.image.device)
         logits = scores.new_full((*shape, scores.shape[-1]), CLASS_PRIOR_BIAS)

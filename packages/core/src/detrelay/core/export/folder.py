@@ -81,20 +81,26 @@ def export_detector(
         report = _report(model, aside, particular, bounds, check, trials)
         report.write(aside)
         sync(aside)
-        if beyond := "; ".join(report.refusals()):
-            end = "--keep-refused keeps it for inspection"
-            if keep_refused:
-                kept = output.with_name(f"{output.name}.refused")
-                replace(aside, kept)
-                end = f"kept as {kept}"
-            raise ExportRefused(
-                f"{output}: not written, since {kind.file} differs from its model: {beyond}; {end}"
-            )
+        _refuse_beyond(report, aside, output, keep_refused)
         replace(aside, output)
     finally:
         if aside.exists():
             remove(aside)
     return report
+
+
+def _refuse_beyond(report: ExportReport, aside: Path, output: Path, keep_refused: bool) -> None:
+    beyond = "; ".join(report.refusals())
+    if not beyond:
+        return
+    end = "--keep-refused keeps it for inspection"
+    if keep_refused:
+        kept = output.with_name(f"{output.name}.refused")
+        replace(aside, kept)
+        end = f"kept as {kept}"
+    raise ExportRefused(
+        f"{output}: not written, since {report.file} differs from its model: {beyond}; {end}"
+    )
 
 
 @dataclass

@@ -6,9 +6,22 @@ It also serves second derivatives and the transforms of `torch.func`, which the 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Shapes = tuple[tuple[int, int], ...]
+
+
+def split_levels(values: Tensor, shapes: Shapes) -> list[Tensor]:
+    """The levels [B, H_l, W_l, ...] of values [B, S, ...]."""
+    parts = values.split([height * width for height, width in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def with_border(values: Tensor, shapes: Shapes, before: int, after: int) -> Tensor:
+    """Values [B, S, C] with rows and columns of zeros before and after each level: [B, S', C]."""
+    border = (0, 0, before, after, before, after)
+    return torch.cat([F.pad(x, border).flatten(1, 2) for x in split_levels(values, shapes)], dim=1)
 
 
 def sample_by_definition(
@@ -25,9 +38,10 @@ def sample_by_definition(
     Returns:
         [B, Q, G, N, D].
     """
-    levels = values.split([height * width for height, width in shapes], dim=1)
     parts = []
-    for index, (level, (height, width)) in enumerate(zip(levels, shapes, strict=True)):
+    for index, level in enumerate(split_levels(values, shapes)):
+        height, width = shapes[index]
+        cells = level.flatten(1, 2)
         size = locations.new_tensor([width, height])
         position = locations[..., index, :, :] * size - 0.5  # [B, Q, G, N, P, 2]
         low = position.detach().floor()
@@ -41,7 +55,7 @@ def sample_by_definition(
                 inside = (cell == corner).all(-1).to(low.dtype)
                 share = share_x * share_y * inside * weights[..., index, :]
                 row = (cell[..., 1] * width + cell[..., 0]).long()
-                parts.append((_read(level, row) * share[..., None].to(level.dtype)).sum(-2))
+                parts.append((_read(cells, row) * share[..., None].to(cells.dtype)).sum(-2))
     return torch.stack(parts).sum(0)
 
 

@@ -21,15 +21,14 @@ from detrelay.core.ops.reference import (
     empty_sums,
     in_transform,
     sample_by_definition,
+    split_levels,
+    with_border,
 )
 from detrelay.core.ops.traced import sample_by_gather
 
 __all__ = ["Shapes", "flatten_levels", "sample_points", "uses_kernel"]
 
-# on a CPU, the data read at a time should fit its cache: points whose values are read, and points
-# whose places and shares are computed
-_READ_AT_A_TIME = 2**15
-_POINTS_AT_A_TIME = 2**15
+_POINTS_AT_A_TIME = 2**15  # on a CPU, whose cache should hold what is read and computed for them
 _BORDER = 2  # cells of zeros on each side of a level: a point outside reads two of them
 
 
@@ -83,7 +82,7 @@ def sample_points(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     slot_weights = weights.transpose(1, 2).flatten(0, 1).flatten(1, 2)
     step = batch * groups
     if values.device.type == "cpu":
-        step = min(step, max(1, _READ_AT_A_TIME // max(1, slot_weights[0].numel())))
+        step = min(step, max(1, _POINTS_AT_A_TIME // max(1, slot_weights[0].numel())))
     parts = [
         _sample_slots(v, shapes, at, w)
         for v, at, w in zip(
@@ -143,7 +142,7 @@ def _sample_slots(values: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 
 
 def _weighted_sums(values: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    rows = _with_border(values, shapes).flatten(0, 1)
+    rows = with_border(values, shapes, _BORDER, _BORDER).flatten(0, 1)
     step = locations.shape[1]
     if values.device.type == "cpu" and not torch.compiler.is_compiling():  # it fuses the steps
         step = max(1, _POINTS_AT_A_TIME // max(1, weights[:, 0].numel()))
@@ -161,17 +160,11 @@ def _weighted_sums(values: Tensor, shapes: Shapes, locations: Tensor, weights: T
     return torch.cat(parts, dim=1)
 
 
-def _with_border(values: Tensor, shapes: Shapes) -> Tensor:
-    """[X, S, D] with a border of `_BORDER` cells of zeros around each level."""
-    padded = values.new_zeros(values.shape[0], _cells(_bordered(shapes)), values.shape[-1])
-    for inner, level in zip(_inside(padded, shapes), _levels(values, shapes), strict=True):
-        inner.copy_(level)
-    return padded
-
-
 def _without_border(padded: Tensor, shapes: Shapes) -> Tensor:
     """The cells [X, S, D] of the levels themselves."""
-    return torch.cat([level.flatten(1, 2) for level in _inside(padded, shapes)], dim=1)
+    inner = slice(_BORDER, -_BORDER)
+    levels = split_levels(padded, _bordered(shapes))
+    return torch.cat([level[:, inner, inner].flatten(1, 2) for level in levels], dim=1)
 
 
 def _bordered(shapes: Shapes) -> Shapes:
@@ -180,17 +173,6 @@ def _bordered(shapes: Shapes) -> Shapes:
 
 def _cells(shapes: Shapes) -> int:
     return sum(height * width for height, width in shapes)
-
-
-def _levels(values: Tensor, shapes: Shapes) -> list[Tensor]:
-    """Views [X, H, W, D] of values [X, S, D]."""
-    parts = values.split([height * width for height, width in shapes], dim=1)
-    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _inside(padded: Tensor, shapes: Shapes) -> list[Tensor]:
-    levels = _levels(padded, _bordered(shapes))
-    return [level[:, _BORDER:-_BORDER, _BORDER:-_BORDER] for level in levels]
 
 
 class _Corners:
@@ -264,7 +246,7 @@ class _SlotSampling(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _twice_differentiable(ctx, grad)
         corners = _Corners(ctx.shapes, locations)
-        padded = _with_border(values, ctx.shapes)
+        padded = with_border(values, ctx.shapes, _BORDER, _BORDER)
         grad = grad.to(values.dtype).flatten(0, 1)  # [X * M, D]
         row = corners.row.flatten(0, 1)
         grad_padded = _scatter_rows(grad, row, corners.share(weights), padded)

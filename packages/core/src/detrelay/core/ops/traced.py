@@ -9,11 +9,10 @@ together, and a border of zeros around each level replaces masks for what lies o
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from detrelay.core.ops.numbers import filled
-from detrelay.core.ops.reference import Shapes
+from detrelay.core.ops.reference import Shapes, with_border
 
 # cells of zeros before and after a level: a sample may lie half a cell before it or beyond it, and
 # its upper cell one further
@@ -33,11 +32,6 @@ def sample_by_gather(values: Tensor, shapes: Shapes, locations: Tensor, weights:
         [B, Q, G, N, D].
     """
     batch, _, groups, dim = values.shape
-    levels = values.flatten(2).split([height * width for height, width in shapes], dim=1)
-    padded = [
-        F.pad(level.unflatten(1, shape), (0, 0, _BEFORE, _AFTER, _BEFORE, _AFTER)).flatten(1, 2)
-        for level, shape in zip(levels, shapes, strict=True)
-    ]
     lines = [width + _BEFORE + _AFTER for _, width in shapes]
     cells = [
         (height + _BEFORE + _AFTER) * line for (height, _), line in zip(shapes, lines, strict=True)
@@ -57,7 +51,7 @@ def sample_by_gather(values: Tensor, shapes: Shapes, locations: Tensor, weights:
     above, below = (1 - by_y) * weights, by_y * weights
     left = 1 - by_x
     shares = torch.cat([above * left, above * by_x, below * left, below * by_x], -1).flatten(-2)
-    table = torch.cat(padded, dim=1).view(-1, dim)
+    table = with_border(values.flatten(2), shapes, _BEFORE, _AFTER).view(-1, dim)
     read = table.index_select(0, rows.flatten()).view(-1, shares.shape[-1], dim)
     sums = shares.reshape(-1, 1, shares.shape[-1]).to(values.dtype) @ read
     return sums.view(*shares.shape[:-1], dim)

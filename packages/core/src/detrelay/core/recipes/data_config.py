@@ -194,6 +194,9 @@ def check_data(data: DataConfig, source: str) -> None:
         _check_stream(data, source)
 
 
+_JOINING = ("mosaic", "mixup", "paste")  # transforms that take other images
+
+
 def _check_stream(data: DataConfig, source: str) -> None:
     """Reject what needs access to any image at any time."""
     if data.train_annotations is None:
@@ -204,8 +207,8 @@ def _check_stream(data: DataConfig, source: str) -> None:
         *("aspect_group", "batch_by_shape", "multi_scale_by_step", "keep_empty", "on_bad_image"),
     )
     asked = [key for key in needs_access if getattr(data, key) != getattr(default, key)]
-    if {"mosaic", "mixup", "paste"} & {str(entry.get("name")) for entry in data.transforms}:
-        asked.append("transforms (mosaic, mixup, paste)")
+    if {str(entry.get("name")) for entry in data.transforms}.intersection(_JOINING):
+        asked.append(f"transforms ({', '.join(_JOINING)})")
     if asked:
         raise RecipeError(
             f"{source}: data.stream reads each row once, in turn, which excludes "

@@ -23,13 +23,13 @@ from detrelay.core.structures import (
     StageGroup,
     StagePrediction,
     Targets,
+    at_least_float32,
 )
 from detrelay.heads.deformable.layers import (
     DeformableEncoder,
     DeformableForObjectDetection,
     Mlp,
     TokenGrid,
-    at_least_float32,
     box_code,
     move_boxes,
     reset_box_head,

@@ -22,13 +22,13 @@ from detrelay.core.structures import (
     StageGroup,
     StagePrediction,
     Targets,
+    at_least_float32,
 )
 from detrelay.heads.deformable.denoising import Denoising, DenoisingConfig, no_targets
 from detrelay.heads.deformable.layers import (
     DeformableEncoder,
     DeformableForObjectDetection,
     Mlp,
-    at_least_float32,
     box_code,
     move_boxes,
     reset_box_head,

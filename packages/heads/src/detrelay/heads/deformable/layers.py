@@ -26,7 +26,7 @@ from detrelay.core.ops.attention import attend
 from detrelay.core.ops.deformable_attention import DeformableAttention
 from detrelay.core.ops.position_encoding import grid_position_code, sine_code
 from detrelay.core.ops.token_sampling import Shapes, flatten_levels
-from detrelay.core.structures import FeaturePyramid
+from detrelay.core.structures import FeaturePyramid, at_least_float32
 from detrelay.heads.query_sets import QuerySetsConfig
 
 _BOX_TEMPERATURE = 10000.0
@@ -114,11 +114,6 @@ def inverse_sigmoid(x: Tensor, epsilon: float) -> Tensor:
     """Logits of probabilities [...], clamped `epsilon` away from 0 and 1."""
     x = x.clamp(min=0, max=1)
     return (x.clamp(min=epsilon) / (1 - x).clamp(min=epsilon)).log()
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """The same numbers in float32; float64 stays float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def move_boxes(steps: Tensor, references: Tensor, epsilon: float) -> Tensor:
